@@ -1,0 +1,1 @@
+"""Multi-GPU diagnostic inference for AI weather forecasts."""
