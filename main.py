@@ -1,0 +1,172 @@
+"""Start a recipe: config name -> recipe function, inside a session.
+
+python main.py                                          # cfg/shallow_water.yaml, own ranks
+torchrun --standalone --nnodes=1 --nproc-per-node=3 main.py --config-name=shallow_water
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import NoReturn
+
+# Here, so that errors reach this file instead of being printed by Hydra, on every rank.
+os.environ["HYDRA_FULL_ERROR"] = "1"
+# TensorPipe warns of every connection that ends, also at a normal end.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from distinf.errors import ConfigError, DistinfError, Interrupted
+from distinf.launch import default_nproc, find_place
+from distinf.session import session
+
+HERE = Path(__file__).parent
+# Only the driver logs, and only it has a run directory.
+QUIET = [
+    "hydra.run.dir=.",
+    "hydra.sweep.dir=.",
+    "hydra.sweep.subdir=.",
+    "hydra.output_subdir=null",
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+]
+
+
+@hydra.main(version_base="1.3", config_path="cfg", config_name="shallow_water")
+def run(cfg: DictConfig) -> None:
+    """Run one job of Hydra's."""
+    with explained():  # inside, too: Hydra would announce the error first, on every rank
+        start(cfg)
+
+
+def start(cfg: DictConfig) -> None:
+    """Check the config, open the session, run the recipe on the driver."""
+    from recipes.checks import check_structure
+
+    runtime = check_structure(cfg)
+    recipe = find_recipe(cfg)
+    place = find_place()
+    if place is None:
+        recipe.check(cfg)
+    with session(runtime, nproc=runtime.nproc or default_nproc()) as rank:
+        if rank == 0:
+            if place is not None:  # inside the session, so that the other ranks hear of an error
+                recipe.check(cfg)
+            getattr(recipe, cfg.recipe)(cfg)
+
+
+def find_recipe(cfg: DictConfig) -> ModuleType:
+    """Import the module of the recipe that the config names."""
+    names = sorted(
+        path.stem
+        for path in (HERE / "recipes").glob("*.py")
+        if f"\ndef {path.stem}(" in path.read_text(encoding="utf-8")
+    )
+    if cfg.recipe not in names:
+        raise ConfigError(f"recipe={cfg.recipe} does not exist; the recipes are {', '.join(names)}")
+    return importlib.import_module(f"recipes.{cfg.recipe}")
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say once what went wrong in the block, and end the process with a status."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        fail(". ".join(["interrupted", *notes(error)]), 130)
+    except Interrupted as error:
+        fail(". ".join([str(error), *notes(error)]), 143)
+    except DistinfError as error:
+        fail("\n".join([f"error: {error}", *notes(error)]))
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(f"error: {explain(error)}")
+    except Exception as error:
+        fail("".join(["error:\n", *traceback.format_exception(error)]))
+
+
+def explain(error: Exception) -> str:
+    """Say what is wrong in one paragraph that lists what would be right."""
+    text = str(error)
+    if match := re.match(r"Cannot find primary config '(.+?)'", text):
+        names = sorted(path.stem for path in (HERE / "cfg").glob("*.yaml"))
+        return f"--config-name={match[1]} does not exist; the configs are {', '.join(names)}"
+    if match := re.match(r"Could not override '(.+?)'", text):
+        return explain_key(match[1])
+    return text.split("\nConfig search path")[0].strip()
+
+
+def explain_key(key: str) -> str:
+    """List the keys beside which a misspelt one would stand."""
+    from omegaconf import OmegaConf
+
+    from distinf.options import check_keys
+
+    name = next((a.split("=", 1)[1] for a in sys.argv if a.startswith("--config-name=")), None)
+    choices = [
+        arg for arg in sys.argv[1:] if (HERE / "cfg" / arg.split("=")[0]).is_dir() and "=" in arg
+    ]
+    with hydra.initialize_config_dir(str(HERE / "cfg"), version_base="1.3"):
+        base = hydra.compose(name or "shallow_water", choices)
+    *parents, last = key.split(".")
+    where: list[str] = []
+    node = base
+    for part in (*parents, last):
+        keys = [str(k) for k in node] if OmegaConf.is_dict(node) else []
+        try:
+            check_keys([part], keys, ".".join(where))
+        except ConfigError as error:
+            return str(error)
+        where.append(part)
+        node = node._get_node(part)
+    return f"{key} cannot be set"
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """Print one error for all ranks, and end with a status."""
+    place = find_place()
+    if place is None or place.rank == 0:
+        sys.stdout.flush()
+        print(f"distinf: {message}", file=sys.stderr, flush=True)
+    else:
+        # A launcher ends all ranks when the first one ends: let the driver speak first.
+        time.sleep(5)
+    sys.exit(status)
+
+
+def terminated(number: int, frame: FrameType | None) -> None:
+    """Turn a batch system's SIGTERM into an exception, so that what was written is kept."""
+    raise Interrupted(f"ended by {signal.Signals(number).name}")
+
+
+def main() -> None:
+    """Run, and say what went wrong once."""
+    place = find_place()
+    if place is not None and place.rank != 0:
+        sys.argv += QUIET
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    else:
+        signal.signal(signal.SIGTERM, terminated)
+    with explained():
+        run()
+
+
+def notes(error: BaseException) -> list[str]:
+    """Return what was added to an error on its way."""
+    return list(getattr(error, "__notes__", []))
+
+
+if __name__ == "__main__":
+    main()

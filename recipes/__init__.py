@@ -1,0 +1,1 @@
+"""The recipes: one file each, with a function of the same name."""

@@ -1,0 +1,70 @@
+"""Checks of a config that recipes share; each ends with one clear error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from distinf.errors import ConfigError
+from distinf.options import Output, check_keys, check_target, from_mapping, parse_times
+from distinf.session import Runtime
+
+_SECTIONS = ("recipe", "parameters", "prognostic", "diagnostic", "data", "output", "runtime")
+_PARAMETERS = ("time", "nsteps", "output_path")
+
+
+def check_structure(cfg: DictConfig) -> Runtime:
+    """Refuse keys that do not exist and options out of range; the same on every rank.
+
+    Returns
+    -------
+    Runtime
+        The session's options.
+    """
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    check_keys(plain, _SECTIONS, "")
+    check_keys(plain["parameters"], _PARAMETERS, "parameters")
+    for name in _PARAMETERS:
+        if name not in plain["parameters"]:
+            raise ConfigError(f"parameters.{name} is missing")
+    parse_times(plain["parameters"]["time"])
+    nsteps = plain["parameters"]["nsteps"]
+    if not isinstance(nsteps, int) or isinstance(nsteps, bool) or nsteps < 1:
+        raise ConfigError(f"parameters.nsteps={nsteps}: must be a whole number, at least 1")
+    from_mapping(Output, plain["output"], "output")
+    return from_mapping(Runtime, plain["runtime"], "runtime")
+
+
+def check_models(cfg: DictConfig) -> None:
+    """Refuse settings that a target does not take, and models that do not fit together.
+
+    Models without weights cost nothing to make, so they are made and asked here; of the others
+    it is known once they are loaded.
+    """
+    from distinf.forecast import step_coords
+    from distinf.selection import plan
+
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    if not plain["diagnostic"]:
+        raise ConfigError("diagnostic is empty: choose at least one of its group")
+    check_target(plain["prognostic"], "prognostic")
+    check_target(plain["data"], "data")
+    for name, settings in plain["diagnostic"].items():
+        check_target(settings, f"diagnostic.{name}")
+    if _is_free(plain["data"]):
+        instantiate(plain["data"])
+    if not _is_free(plain["prognostic"]):
+        return
+    state = step_coords(
+        instantiate(plain["prognostic"]), parse_times(plain["parameters"]["time"])[0]
+    )
+    for name, settings in plain["diagnostic"].items():
+        if _is_free(settings):
+            plan(state, instantiate(settings).input_coords(), f"diagnostic {name}")
+
+
+def _is_free(settings: dict[str, Any]) -> bool:
+    target = settings["_target_"]
+    return target.startswith("distinf.") and getattr(get_class(target), "weight_free", False)

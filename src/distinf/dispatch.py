@@ -1,0 +1,219 @@
+"""Who gets which task next.
+
+A pure state machine: no torch, no threads, no clock. Whoever drives it tells it what happened
+(a task was submitted, a call ended, a worker was lost) and carries out the decisions that it
+returns. The same code can therefore be driven by a session, by a simulation with a virtual
+clock, and by a property test.
+
+A worker computes one task at a time; ``depth`` tasks may be on it at once, so that the input
+of the next one travels while the present one computes. There is no queue of new tasks: with
+every slot taken, :meth:`Dispatcher.has_room` is false and the submitter waits. Memory is
+bounded by the number of workers. Only tasks of lost workers wait here, and they are as many
+as those workers had slots.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ["Decision", "Dispatcher", "GiveUp", "Start"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Send this task to this worker now.
+
+    Parameters
+    ----------
+    task : int
+        Number of the task.
+    worker : int
+        Rank of the worker.
+    attempt : int
+        1 for the first attempt.
+    """
+
+    task: int
+    worker: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """Do not try this task again.
+
+    Parameters
+    ----------
+    task : int
+        Number of the task.
+    attempts : int
+        How many workers were lost while they computed it.
+    no_workers : bool
+        True when no worker that may run it is left; False when it used up its attempts.
+    """
+
+    task: int
+    attempts: int
+    no_workers: bool
+
+
+Decision = Start | GiveUp
+
+
+@dataclass
+class _Task:
+    workers: frozenset[int] | None
+    losses: int = 0
+
+
+class Dispatcher:
+    """Assign tasks to workers.
+
+    Parameters
+    ----------
+    workers : Iterable[int]
+        Ranks of the workers.
+    depth : int, optional
+        Tasks that may be on one worker at once: the one it computes and those whose input is
+        on its way, by default 2.
+    max_attempts : int, optional
+        Workers that may be lost while computing one and the same task before it is given
+        up, by default 3. A task that was merely waiting on a lost worker loses no attempt.
+
+    Raises
+    ------
+    ValueError
+        If ``depth`` or ``max_attempts`` is below 1.
+    """
+
+    def __init__(self, workers: Iterable[int], depth: int = 2, max_attempts: int = 3) -> None:
+        if depth < 1 or max_attempts < 1:
+            raise ValueError("depth and max_attempts must be at least 1")
+        # Insertion order is the order of preference among equally loaded workers: the one that
+        # was used longest ago comes first.
+        self._on: OrderedDict[int, deque[int]] = OrderedDict((w, deque()) for w in workers)
+        self._tasks: dict[int, _Task] = {}
+        self._retry: deque[int] = deque()
+        self._depth = depth
+        self._max_attempts = max_attempts
+
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """Ranks of the workers that are left, ascending."""
+        return tuple(sorted(self._on))
+
+    @property
+    def unfinished(self) -> int:
+        """Number of tasks that were submitted and neither finished nor given up."""
+        return len(self._tasks)
+
+    def on(self, worker: int) -> tuple[int, ...]:
+        """Tasks on a worker, the one it computes first; empty for a lost one."""
+        return tuple(self._on.get(worker, ()))
+
+    def has_room(self, workers: frozenset[int] | None = None) -> bool:
+        """Whether a new task for any of ``workers`` (None: all) can start at once."""
+        return self._pick(workers) is not None
+
+    def can_ever_run(self, workers: frozenset[int] | None = None) -> bool:
+        """Whether any of ``workers`` (None: all) is left."""
+        return any(workers is None or w in workers for w in self._on)
+
+    def submit(self, task: int, workers: frozenset[int] | None = None) -> Start:
+        """Start a new task on the least loaded of its workers.
+
+        Parameters
+        ----------
+        task : int
+            A number that is not in use.
+        workers : frozenset[int] | None, optional
+            The workers that may run it, by default None: all.
+
+        Returns
+        -------
+        Start
+            What to send where.
+
+        Raises
+        ------
+        ValueError
+            If the number is in use, or no slot is free: ask :meth:`has_room` first.
+        """
+        if task in self._tasks:
+            raise ValueError(f"task {task} is already submitted")
+        worker = self._pick(workers)
+        if worker is None:
+            raise ValueError(f"no free slot for task {task}")
+        self._tasks[task] = _Task(workers)
+        return self._start(task, worker)
+
+    def finish(self, task: int, worker: int) -> list[Decision]:
+        """Take note that a worker ended a task, with a value or with its model's error.
+
+        A late answer of a worker that was given up is ignored, since the task may be
+        elsewhere by now.
+
+        Returns
+        -------
+        list[Decision]
+            Tasks of lost workers that can start in the free slot.
+        """
+        if task not in self._on.get(worker, ()):
+            return []
+        self._on[worker].remove(task)
+        del self._tasks[task]
+        return self._start_waiting()
+
+    def lose(self, worker: int) -> list[Decision]:
+        """Take note that a worker is gone; its tasks go to the others, oldest first.
+
+        Only the task that it was computing loses an attempt.
+
+        Returns
+        -------
+        list[Decision]
+            What starts elsewhere at once, and what is given up.
+        """
+        tasks = self._on.pop(worker, None)
+        if tasks is None:
+            return []
+        if tasks:
+            self._tasks[tasks[0]].losses += 1
+        # In front, so that the oldest steps stay the first to be finished.
+        self._retry.extendleft(reversed(tasks))
+        return self._give_up() + self._start_waiting()
+
+    def _start(self, task: int, worker: int) -> Start:
+        self._on[worker].append(task)
+        self._on.move_to_end(worker)
+        return Start(task, worker, self._tasks[task].losses + 1)
+
+    def _pick(self, workers: frozenset[int] | None) -> int | None:
+        free = [
+            (len(tasks), order, worker)
+            for order, (worker, tasks) in enumerate(self._on.items())
+            if len(tasks) < self._depth and (workers is None or worker in workers)
+        ]
+        return min(free)[2] if free else None
+
+    def _start_waiting(self) -> list[Decision]:
+        started: list[Decision] = []
+        for task in list(self._retry):
+            worker = self._pick(self._tasks[task].workers)
+            if worker is not None:
+                self._retry.remove(task)
+                started.append(self._start(task, worker))
+        return started
+
+    def _give_up(self) -> list[Decision]:
+        given_up: list[Decision] = []
+        for task in list(self._retry):
+            state = self._tasks[task]
+            no_workers = not self.can_ever_run(state.workers)
+            if no_workers or state.losses >= self._max_attempts:
+                self._retry.remove(task)
+                del self._tasks[task]
+                given_up.append(GiveUp(task, state.losses, no_workers))
+        return given_up

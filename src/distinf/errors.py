@@ -1,0 +1,102 @@
+"""What can go wrong, in the words in which a user is told."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CallTimeout",
+    "ConfigError",
+    "DistinfError",
+    "Interrupted",
+    "SessionError",
+    "StoreError",
+    "TaskError",
+    "WorkerLost",
+]
+
+
+class DistinfError(Exception):
+    """Base class of every error that distinf raises on purpose."""
+
+
+class ConfigError(DistinfError, ValueError):
+    """A setting, an input file or a combination of models that cannot work."""
+
+
+class StoreError(DistinfError):
+    """The output store cannot be created, resumed or written."""
+
+
+class SessionError(DistinfError, RuntimeError):
+    """The ranks did not find each other, or the session is closed or broken."""
+
+
+class Interrupted(SessionError):
+    """The run was ended by a signal or by Ctrl-C."""
+
+
+class WorkerLost(SessionError):
+    """A worker's process ended or no longer answers.
+
+    Parameters
+    ----------
+    rank : int
+        The rank that was lost.
+    reason : str
+        What is known about it, in words.
+    """
+
+    def __init__(self, rank: int, reason: str) -> None:
+        super().__init__(f"rank {rank} was lost: {reason}")
+        self.rank = rank
+        self.reason = reason
+
+
+class CallTimeout(SessionError):
+    """A call did not answer within its deadline."""
+
+
+class TaskError(DistinfError, RuntimeError):
+    """A model raised on the rank that ran it.
+
+    The message names the call, the task, the rank, the host and the attempt; the traceback
+    of the remote process is kept in ``remote_traceback`` and shown below the local one.
+
+    Parameters
+    ----------
+    what : str
+        The call that failed, such as ``"WindDecomposition.forward"``.
+    task : str
+        The task, as (diagnostic, time, lead_time) or as its running number.
+    rank, host : int, str
+        Where it ran.
+    attempt : int
+        1 for the first attempt.
+    kind, message : str
+        Class name and text of the original exception.
+    remote_traceback : str
+        The formatted traceback of the remote process.
+    """
+
+    def __init__(
+        self,
+        *,
+        what: str,
+        task: str,
+        rank: int,
+        host: str,
+        attempt: int,
+        kind: str,
+        message: str,
+        remote_traceback: str,
+    ) -> None:
+        where = f"on rank {rank} ({host}), attempt {attempt}"
+        super().__init__(f"{what} failed for {task} {where}: {kind}: {message}")
+        self.what = what
+        self.task = task
+        self.rank = rank
+        self.host = host
+        self.attempt = attempt
+        self.kind = kind
+        self.remote_message = message
+        self.remote_traceback = remote_traceback
+        self.add_note(f"Traceback on rank {rank} ({host}):\n{remote_traceback.rstrip()}")

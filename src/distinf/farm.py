@@ -1,0 +1,297 @@
+"""The session's one dispatcher, driven over its one transport.
+
+Every `DistributedInference` of a session submits here, so they share the workers. One lock
+owns all state; nothing slow happens under it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from typing import Any
+
+from distinf.dispatch import Decision, Dispatcher, GiveUp, Start
+from distinf.errors import CallTimeout, SessionError, TaskError, WorkerLost
+from distinf.progress import Event, Events
+from distinf.transport import Call, Reply, Transport
+from distinf.transport.contract import tensor_bytes
+
+__all__ = ["Farm"]
+
+# A waiting submitter looks up this often, so that no lost wake-up can make it wait for ever.
+_LOOK_UP_SECONDS = 5.0
+
+
+@dataclass
+class _Task:
+    call: Call
+    future: Future[Any]
+    nbytes: int
+    attempt: int = 0
+    why: str = field(default="", compare=False)
+
+
+class Farm:
+    """Hand tasks to workers and their results to futures.
+
+    The first error of a model breaks the session: what is in flight comes to its end, nothing
+    new starts, and whoever waits to submit wakes with that error, so that no error is lost
+    with a future that nobody reads.
+
+    Parameters
+    ----------
+    transport : Transport
+        Carries the calls.
+    depth : int, optional
+        Tasks that may be on a worker at once, by default 2.
+    max_attempts : int, optional
+        Workers that one task may outlive, by default 3.
+    call_timeout : float | None, optional
+        Deadline of one attempt of a task in seconds, by default None: as long as its worker
+        lives.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        depth: int = 2,
+        max_attempts: int = 3,
+        call_timeout: float | None = None,
+    ) -> None:
+        self.events = Events()
+        self.transport = transport
+        self._dispatcher = Dispatcher(transport.workers, depth, max_attempts)
+        self._call_timeout = call_timeout
+        self._tasks: dict[int, _Task] = {}
+        self._numbers = itertools.count()
+        self._models = itertools.count()
+        self._changed = threading.Condition()
+        self._broken: BaseException | None = None
+        self._on_broken: list[Callable[[BaseException], None]] = []
+
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """Ranks of the workers that are left."""
+        with self._changed:
+            return self._dispatcher.workers
+
+    def busy(self) -> tuple[int, int]:
+        """How many workers have a task, and how many there are."""
+        with self._changed:
+            workers = self._dispatcher.workers
+            return sum(bool(self._dispatcher.on(rank)) for rank in workers), len(workers)
+
+    def new_model(self) -> int:
+        """Return a number for one more resident model."""
+        return next(self._models)
+
+    def submit(self, call: Call, nbytes: int, workers: frozenset[int] | None) -> Future[Any]:
+        """Queue a task on the next free worker; blocks while all are full.
+
+        Parameters
+        ----------
+        call : Call
+            The task's; its tensors belong to it.
+        nbytes : int
+            Their size, for the summary.
+        workers : frozenset[int] | None
+            Ranks that may run it; None: all.
+
+        Returns
+        -------
+        Future
+            Resolves to the call's value; raises `TaskError` when the model raised, or
+            `WorkerLost` when no worker could finish it.
+
+        Raises
+        ------
+        SessionError
+            If the session is broken or closed, or none of the workers is left.
+        """
+        future: Future[Any] = Future()
+        with self._changed:
+            while not self._dispatcher.has_room(workers):
+                self._check(workers)
+                self._changed.wait(_LOOK_UP_SECONDS)
+            self._check(workers)
+            number = next(self._numbers)
+            self._tasks[number] = _Task(call, future, nbytes)
+            start = self._dispatcher.submit(number, workers)
+        self._carry_out([start])
+        return future
+
+    def call(self, rank: int, call: Call) -> Future[Any]:
+        """Call a method of a resident model on one rank, outside the dispatch.
+
+        Returns
+        -------
+        Future
+            Resolves to the value; raises as that of :meth:`submit`.
+        """
+        with self._changed:
+            self._check(None)
+        future: Future[Any] = Future()
+
+        def deliver(answer: Future[Reply]) -> None:
+            error = answer.exception()
+            if isinstance(error, WorkerLost):
+                self.lose(rank, error.reason)
+            if error is not None:
+                _fail(future, error)
+                return
+            reply = answer.result()
+            if reply.failure is None:
+                _resolve(future, reply.value)
+            else:
+                _fail(future, _task_error(reply, call, attempt=1))
+
+        self.transport.send(rank, call, None).add_done_callback(deliver)
+        return future
+
+    def lose(self, rank: int, reason: str) -> None:
+        """Take note that a worker is gone and give its tasks to the others."""
+        with self._changed:
+            for number in self._dispatcher.on(rank):
+                self._tasks[number].why = reason
+            decisions = self._dispatcher.lose(rank)
+            self._changed.notify_all()
+        self._carry_out(decisions)
+
+    def fail(self, error: BaseException, abandon: bool = True) -> None:
+        """Break the session: every waiting and every further submitter gets this error.
+
+        Parameters
+        ----------
+        error : BaseException
+            The first one counts.
+        abandon : bool, optional
+            Whether open futures get the error too, by default True; False lets what is in
+            flight come to its end.
+        """
+        with self._changed:
+            self._broken = self._broken or error
+            tasks: list[_Task] = []
+            if abandon:
+                tasks, self._tasks = list(self._tasks.values()), {}
+            observers, self._on_broken = self._on_broken, []
+            self._changed.notify_all()
+        for task in tasks:
+            _fail(task.future, error)
+        for observer in observers:
+            observer(error)
+
+    def when_broken(self, observer: Callable[[BaseException], None]) -> None:
+        """Call ``observer`` with the error that breaks the session, at once if it has."""
+        with self._changed:
+            error = self._broken
+            if error is None:
+                self._on_broken.append(observer)
+        if error is not None:
+            observer(error)
+
+    def check(self) -> None:
+        """Raise the error that broke the session, if one did."""
+        with self._changed:
+            self._check(None)
+
+    def _check(self, workers: frozenset[int] | None) -> None:
+        if self._broken is not None:
+            raise self._broken
+        if not self._dispatcher.can_ever_run(workers):
+            raise SessionError("no worker is left to run this task")
+
+    def _carry_out(self, decisions: list[Decision]) -> None:
+        for decision in decisions:
+            with self._changed:
+                task = self._tasks.get(decision.task)
+            if task is None:  # the session broke meanwhile
+                continue
+            if isinstance(decision, GiveUp):
+                self._give_up(decision, task)
+            else:
+                self._send(decision, task)
+
+    def _send(self, start: Start, task: _Task) -> None:
+        task.attempt = start.attempt
+        answer = self.transport.send(start.worker, task.call, self._call_timeout)
+        answer.add_done_callback(lambda done: self._deliver(start, task, done))
+
+    def _deliver(self, start: Start, task: _Task, answer: Future[Reply]) -> None:
+        error = answer.exception()
+        if isinstance(error, WorkerLost | CallTimeout):
+            # A worker that missed its deadline may answer late or never: it gets no more tasks.
+            self.lose(start.worker, str(error))
+            return
+        with self._changed:
+            current = start.task in self._dispatcher.on(start.worker)
+            decisions = self._dispatcher.finish(start.task, start.worker)
+            if current:
+                self._tasks.pop(start.task, None)
+            self._changed.notify_all()
+        self._carry_out(decisions)
+        if not current:
+            return
+        if error is not None:
+            _fail(task.future, error)
+            return
+        reply = answer.result()
+        if reply.failure is None:
+            self.events.record(
+                Event(
+                    "diagnose",
+                    task.call.task,
+                    reply.rank,
+                    reply.started,
+                    reply.ended,
+                    task.nbytes,
+                    tensor_bytes(reply.value),
+                )
+            )
+            _resolve(task.future, reply.value)
+        else:
+            failure = _task_error(reply, task.call, start.attempt)
+            self.fail(failure, abandon=False)
+            _fail(task.future, failure)
+
+    def _give_up(self, decision: GiveUp, task: _Task) -> None:
+        with self._changed:
+            self._tasks.pop(decision.task, None)
+            self._changed.notify_all()
+        reason = "no worker is left" if decision.no_workers else "it will not be tried again"
+        _fail(
+            task.future,
+            SessionError(
+                f"{task.call.task} was lost with its worker on attempt {task.attempt}, "
+                f"and {reason}: {task.why}"
+            ),
+        )
+
+
+def _task_error(reply: Reply, call: Call, attempt: int) -> TaskError:
+    failure = reply.failure
+    assert failure is not None
+    return TaskError(
+        what=failure.what,
+        task=call.task or f"model {call.model}",
+        rank=reply.rank,
+        host=reply.host,
+        attempt=attempt,
+        kind=failure.kind,
+        message=failure.message,
+        remote_traceback=failure.traceback,
+    )
+
+
+# A future may be done already: cancelled by its owner, or failed when the session broke.
+def _resolve(future: Future[Any], value: Any) -> None:
+    with contextlib.suppress(InvalidStateError):
+        future.set_result(value)
+
+
+def _fail(future: Future[Any], error: BaseException) -> None:
+    with contextlib.suppress(InvalidStateError):
+        future.set_exception(error)

@@ -1,0 +1,160 @@
+"""The forecast store's schema: its metadata from coordinates, and what must match to resume."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from distinf.errors import ConfigError
+
+__all__ = ["check_clashes", "create", "differences", "mark", "shape", "vocabulary"]
+
+Coords = OrderedDict[str, np.ndarray]
+
+_COORD_ATTRIBUTES = {
+    "lat": {"units": "degrees_north", "standard_name": "latitude", "long_name": "latitude"},
+    "lon": {"units": "degrees_east", "standard_name": "longitude", "long_name": "longitude"},
+    "time": {"standard_name": "forecast_reference_time", "long_name": "initial time"},
+    "lead_time": {"standard_name": "forecast_period", "long_name": "lead time"},
+}
+
+
+def create(
+    path: Path,
+    times: np.ndarray,
+    lead_times: np.ndarray,
+    diagnostics: Mapping[str, Coords],
+    attributes: Mapping[str, Mapping[str, str]],
+    config: Mapping[str, Any],
+    versions: Mapping[str, str],
+) -> None:
+    """Create the store's metadata, with nothing complete; arguments as `ForecastStore`."""
+    from earth2studio.utils.coords import convert_multidim_to_singledim
+
+    template = xr.Dataset(
+        coords={
+            "time": ("time", times, _COORD_ATTRIBUTES["time"]),
+            "lead_time": ("lead_time", lead_times, _COORD_ATTRIBUTES["lead_time"]),
+        },
+        attrs={
+            "Conventions": "CF-1.11",
+            "title": "Diagnosed forecast",
+            "history": f"{datetime.now(UTC).isoformat(timespec='seconds')} created by distinf",
+            "config": json.dumps(config, default=str),
+            "versions": json.dumps(dict(versions)),
+        },
+    )
+    dims: dict[str, list[str]] = {}
+    for name, coords in diagnostics.items():
+        grid = OrderedDict(
+            (k, v) for k, v in coords.items() if k not in ("time", "lead_time", "variable")
+        )
+        flat, mapping = convert_multidim_to_singledim(grid)
+        dims[name] = ["time", "lead_time", *flat]
+        for key, values in flat.items():
+            template = template.assign_coords({key: (key, values, _COORD_ATTRIBUTES.get(key, {}))})
+        for key, own in mapping.items():
+            template = template.assign_coords(
+                {key: (own, grid[key], _COORD_ATTRIBUTES.get(key, {}))}
+            )
+    encoding = {
+        "time": {"units": "seconds since 1970-01-01", "dtype": "int64"},
+        "lead_time": {"units": "seconds", "dtype": "int64"},
+    }
+    with _consolidated_is_not_in_the_specification():
+        template.to_zarr(path, mode="a", zarr_format=3, consolidated=False, encoding=encoding)
+        group = zarr.open_group(path, mode="r+", use_consolidated=False)
+        for name, coords in diagnostics.items():
+            shape = [template.sizes[dim] for dim in dims[name]]
+            for variable in coords["variable"]:
+                group.create_array(
+                    str(variable),
+                    shape=shape,
+                    chunks=[1, 1, *shape[2:]],
+                    dtype="float32",
+                    fill_value=np.nan,
+                    dimension_names=dims[name],
+                    attributes={"diagnostic": name, **attributes.get(str(variable), {})},
+                )
+            group.create_array(
+                mark(name),
+                shape=shape[:2],
+                chunks=[1, 1],
+                dtype="bool",
+                fill_value=False,
+                dimension_names=["time", "lead_time"],
+                attributes={"long_name": f"whether this step of {name} is complete"},
+            )
+        zarr.consolidate_metadata(path)
+
+
+def vocabulary(variable: str) -> dict[str, str]:
+    """``units`` and ``long_name`` of a variable of Earth2Studio's vocabulary; empty if unknown."""
+    from earth2studio.lexicon.base import E2STUDIO_VOCAB
+
+    described = re.fullmatch(r"(.*) \(([^()]*)\)", E2STUDIO_VOCAB.get(variable, ""))
+    return {"long_name": described[1], "units": described[2]} if described else {}
+
+
+def mark(diagnostic: str) -> str:
+    """Name of the array that says which steps of a diagnostic are complete."""
+    return f"{diagnostic}_complete"
+
+
+def shape(coords: Coords) -> tuple[int, ...]:
+    """Shape of a tensor with these coords; an n-dimensional grid stands n times."""
+    return tuple(v.shape[i] if v.ndim > 1 else len(v) for i, v in _axes(coords))
+
+
+def _axes(coords: Coords) -> Iterator[tuple[int, np.ndarray]]:
+    axis = 0
+    for values in coords.values():
+        yield axis, values
+        axis = (axis + 1) % values.ndim if values.ndim > 1 else 0
+
+
+def check_clashes(diagnostics: Mapping[str, Coords]) -> None:
+    """Refuse diagnostics that make the same variable."""
+    seen: dict[str, str] = {}
+    for name, coords in diagnostics.items():
+        for variable in map(str, coords["variable"]):
+            if variable in seen:
+                raise ConfigError(
+                    f"diagnostics {seen[variable]} and {name} both make the variable {variable}"
+                )
+            seen[variable] = name
+
+
+def differences(
+    was: Mapping[str, Any], now: Mapping[str, Any], where: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Keys that decide the bytes and differ."""
+    free = {"runtime", "slurm", "output", "recipe", "parameters.output_path"}
+    for key in sorted({*was, *now}):
+        path = f"{where}{key}"
+        if path in free:
+            continue
+        a, b = was.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from differences(a, b, f"{path}.")
+        elif json.dumps(a, default=str) != json.dumps(b, default=str):
+            yield path, a, b
+
+
+@contextmanager
+def _consolidated_is_not_in_the_specification() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        warnings.filterwarnings("ignore", message="Object at .distinf.lock")
+        yield

@@ -1,0 +1,296 @@
+"""Ranks find each other, and part again."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from distinf import launch
+from distinf.errors import ConfigError, SessionError
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+    from distinf.farm import Farm
+
+__all__ = ["Runtime", "close_session", "current_session", "open_session", "session"]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Options of a session; ``runtime.*`` of the config.
+
+    Parameters
+    ----------
+    nproc : int | None
+        Ranks that ``python main.py`` starts by itself when no launcher did, by default None: as
+        many as GPUs, at least 2; 3 on a machine without. 1: everything in this process.
+    carrier : str
+        How tensors travel: ``"cuda"`` (device to device), ``"host"`` (through host memory),
+        ``"auto"``, by default ``"auto"``.
+    threads : int
+        Compute threads of each rank on the CPU, by default 1. Set here because launchers
+        differ in it, and some operations' last bits depend on it.
+    start_timeout : float
+        Seconds within which all ranks must have found each other, by default 120.
+    call_timeout : float | None
+        Seconds that one attempt of a diagnostic call may take before its worker is given up,
+        by default 3600; None: as long as the worker's process lives.
+    max_attempts : int
+        Workers that may be lost while computing one and the same task before the run fails,
+        by default 3.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of its range.
+    """
+
+    nproc: int | None = None
+    carrier: str = "auto"
+    threads: int = 1
+    start_timeout: float = 120.0
+    call_timeout: float | None = 3600.0
+    max_attempts: int = 3
+
+    def __post_init__(self) -> None:
+        if self.carrier not in ("auto", "cuda", "host"):
+            raise ConfigError(f"runtime.carrier={self.carrier}: choose auto, cuda or host")
+        for name, least in (("nproc", 1), ("threads", 1), ("max_attempts", 1)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ConfigError(
+                    f"runtime.{name}={value}: must be a whole number, at least {least}"
+                )
+        for name in ("start_timeout", "call_timeout"):
+            value = getattr(self, name)
+            if value is None and name == "call_timeout":
+                continue
+            if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+                raise ConfigError(f"runtime.{name}={value}: must be a number of seconds above 0")
+
+
+class Session:
+    """The time between the ranks finding each other and parting; made by `open_session`."""
+
+    def __init__(self, runtime: Runtime, nproc: int | None) -> None:
+        place = launch.find_place()
+        self._own: launch.OwnRanks | None = None
+        self._store: dist.Store | None = None
+        self._transport: Any = None
+        self._socket: socket.socket | None = None
+        self.runtime = runtime
+        if place is None and nproc is not None and nproc > 1:
+            # Workers import while the driver does.
+            self._socket = launch.listen_on_loopback()
+            port = self._socket.getsockname()[1]
+            self._own = launch.OwnRanks(nproc, port, _serve, (runtime,))
+            place = launch.Place("distinf", 0, nproc, 0, nproc)
+            self._address = ("127.0.0.1", port)
+        elif place is not None:
+            self._address = (
+                os.environ.get("MASTER_ADDR", "127.0.0.1"),
+                int(os.environ.get("MASTER_PORT", "0")),
+            )
+        self.place = place or launch.Place("none", 0, 1, 0, 1)
+        self.rank = self.place.rank
+        self._farm: Farm | None = None
+        try:
+            self._open()
+        except BaseException:
+            self._end_own(patience=0.0)
+            raise
+
+    @property
+    def farm(self) -> Farm:
+        """The session's dispatcher; only the driver has it."""
+        if self._farm is None:
+            raise SessionError(f"rank {self.rank} is a worker: only rank 0 hands out tasks")
+        return self._farm
+
+    def _open(self) -> None:
+        import torch
+
+        from distinf import rendezvous
+        from distinf.worker import Worker
+
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(self.runtime.threads)
+        self.device = rendezvous.device_of(self.place)
+        worker = Worker(self.rank, self.device)
+        if self.place.world_size == 1:
+            from distinf.transport.in_process import InProcess
+
+            rendezvous.initialize_manager(self.place, self.device, None)
+            self._transport = InProcess(worker)
+        else:
+            from distinf.transport import tensorpipe
+
+            on_one_node = self.place.local_world_size == self.place.world_size
+            if on_one_node:
+                for name in ("TP_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+                    os.environ[name] = "lo"
+            timeout = self.runtime.start_timeout
+            store = rendezvous.meet(self.place, self._address, self._socket, timeout)
+            self._socket = None
+            died = self._own.died if self._own is not None else dict
+            peers = rendezvous.gather(store, self.place, self.device, timeout, died)
+            on_device = rendezvous.choose_carrier(self.runtime.carrier, peers, on_one_node)
+            maps = rendezvous.device_maps(self.rank, peers) if on_device else {}
+            rendezvous.initialize_manager(self.place, self.device, store, timeout)
+            tensorpipe.join(worker, self.place.world_size, store, maps, self.runtime.start_timeout)
+            self._store = store
+            if self.rank == 0:
+                self._transport = tensorpipe.TensorPipe(
+                    worker, self.place.world_size, store, on_device
+                )
+        if self.rank == 0:
+            from distinf.farm import Farm
+
+            self._farm = Farm(
+                self._transport,
+                # A worker on its own device can take its next input while it computes; this
+                # process cannot.
+                depth=1 if self.place.world_size == 1 else 2,
+                max_attempts=self.runtime.max_attempts,
+                call_timeout=self.runtime.call_timeout,
+            )
+            if self._own is not None:
+                self._own.watch(self._lose)
+
+    def _lose(self, rank: int, reason: str) -> None:
+        self._transport.lose(rank)
+        self.farm.lose(rank, reason)
+
+    def serve(self) -> None:
+        """Serve calls until the driver parts; workers only."""
+        from distinf.transport import tensorpipe
+
+        if self._store is not None:
+            store, self._store = self._store, None
+            tensorpipe.serve(self.rank, store)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Part: the driver lets the workers go, a worker serves until it is let go."""
+        import torch
+
+        from distinf import rendezvous
+
+        try:
+            if self.rank != 0:
+                self.serve()
+            elif self._transport is not None:
+                if self._own is not None:
+                    self._own.expect_end()
+                self.farm.fail(error or SessionError("the session is closed"))
+                self._transport.close()
+        finally:
+            self._end_own(patience=1.0 if error is not None else 5.0)
+            rendezvous.end_manager()
+            torch.set_num_threads(self._threads_before)
+
+    def _end_own(self, patience: float) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        if self._own is not None:
+            self._own.stop(patience)
+
+
+_current: Session | None = None
+
+
+def open_session(runtime: Runtime | None = None, nproc: int | None = None) -> Session:
+    """Open a session on this rank; every rank calls it at the same time.
+
+    Parameters
+    ----------
+    runtime : Runtime | None, optional
+        Options, by default `Runtime()`.
+    nproc : int | None, optional
+        Ranks to start on this machine when no launcher started any, by default None: none.
+
+    Returns
+    -------
+    Session
+        The open session.
+
+    Raises
+    ------
+    SessionError
+        If one is open already, or the ranks did not find each other in time.
+    """
+    global _current
+    if _current is not None:
+        raise SessionError("a session is open already on this rank")
+    _current = Session(runtime or Runtime(), nproc)
+    return _current
+
+
+def current_session() -> Session:
+    """Return the session that is open on this rank.
+
+    Raises
+    ------
+    SessionError
+        If none is.
+    """
+    if _current is None:
+        raise SessionError(
+            "no session is open: use `with session() as rank:` or DistributedInference.initialize()"
+        )
+    return _current
+
+
+def close_session(error: BaseException | None = None) -> None:
+    """Close this rank's session, if one is open."""
+    global _current
+    if _current is None:
+        return
+    try:
+        _current.close(error)
+    finally:
+        _current = None
+
+
+@contextmanager
+def session(runtime: Runtime | None = None, nproc: int | None = None) -> Iterator[int]:
+    """Open a session; workers serve inside until the driver's block ends.
+
+    Parameters
+    ----------
+    runtime : Runtime | None, optional
+        Options, by default `Runtime()`.
+    nproc : int | None, optional
+        Ranks to start on this machine when no launcher started any, by default None: none, so
+        that everything runs in this process. Those ranks import the calling script afresh,
+        which therefore needs ``if __name__ == "__main__":``.
+
+    Yields
+    ------
+    int
+        This process's rank. On a worker the block begins when the driver's has ended.
+
+    Raises
+    ------
+    SessionError
+        If the ranks did not find each other in time, or the driver is gone.
+    """
+    opened = open_session(runtime, nproc)
+    try:
+        if opened.rank != 0:
+            opened.serve()
+        yield opened.rank
+    except BaseException as error:
+        close_session(error)
+        raise
+    close_session()
+
+
+def _serve(runtime: Runtime) -> None:
+    """Do what a rank that the driver started does."""
+    with session(runtime):
+        pass

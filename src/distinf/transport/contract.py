@@ -1,0 +1,154 @@
+"""What every carrier promises.
+
+A carrier takes a :class:`Call` to a rank and brings back a :class:`Reply`. It knows tensors
+and processes, but nothing of weather, and nothing of who gets which task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+__all__ = ["Call", "Failure", "Reply", "Transport", "map_tensors", "tensor_bytes"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One thing to do on a rank.
+
+    Parameters
+    ----------
+    model : int
+        Number of the resident model.
+    method : str
+        ``"__build__"`` makes the model from ``args[0](*args[1:], **kwargs)``, ``"__drop__"``
+        forgets it, ``"__forward__"`` is one diagnostic call; anything else is the name of one
+        of its methods.
+    task : str
+        Which task it is, in words, for messages.
+    args, kwargs : tuple, dict
+        Arguments; the tensors among them belong to the call alone.
+    """
+
+    model: int
+    method: str
+    task: str = ""
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong in a model, in types that every process can read."""
+
+    what: str
+    kind: str
+    message: str
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The envelope of an answer: a value, or what went wrong.
+
+    Parameters
+    ----------
+    value : Any
+        What the call returned; tensors are on the host, owned by nobody else.
+    failure : Failure | None
+        Set when the model raised.
+    rank, host : int, str
+        Where it ran.
+    started, ended : float
+        Seconds since the epoch on that host's clock.
+    """
+
+    value: Any
+    failure: Failure | None
+    rank: int
+    host: str
+    started: float
+    ended: float
+
+
+class Transport(Protocol):
+    """A carrier.
+
+    Attributes
+    ----------
+    workers : tuple[int, ...]
+        The ranks that take calls.
+    carrier : str
+        Its name, as told in the log.
+    """
+
+    workers: tuple[int, ...]
+    carrier: str
+
+    def send(self, rank: int, call: Call, timeout: float | None) -> Future[Reply]:
+        """Carry a call to a rank; returns at once unless the carrier is this process.
+
+        Parameters
+        ----------
+        rank : int
+            One of ``workers``.
+        call : Call
+            Its tensors must not be changed until the future is done.
+        timeout : float | None
+            Deadline in seconds; None waits as long as the rank lives.
+
+        Returns
+        -------
+        Future[Reply]
+            Raises `WorkerLost` when the rank is gone and `CallTimeout` when the deadline has
+            passed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Tell every worker that is left to part; idempotent, never waits for ever."""
+        ...
+
+
+def map_tensors(tree: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Change every tensor in nested tuples, lists and dicts, leaving all else as it is.
+
+    Parameters
+    ----------
+    tree : Any
+        Arguments or a result.
+    change : Callable[[torch.Tensor], torch.Tensor]
+        Applied to each tensor.
+
+    Returns
+    -------
+    Any
+        The same structure; containers are new, and of the same type.
+    """
+    if isinstance(tree, torch.Tensor):
+        return change(tree)
+    if isinstance(tree, tuple):
+        items = [map_tensors(item, change) for item in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+    if isinstance(tree, list):
+        return [map_tensors(item, change) for item in tree]
+    if isinstance(tree, dict):
+        return type(tree)((key, map_tensors(item, change)) for key, item in tree.items())
+    return tree
+
+
+def tensor_bytes(tree: Any) -> int:
+    """Bytes of all tensors in nested tuples, lists and dicts."""
+    total = 0
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal total
+        total += tensor.numel() * tensor.element_size()
+        return tensor
+
+    map_tensors(tree, count)
+    return total

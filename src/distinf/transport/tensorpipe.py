@@ -1,0 +1,282 @@
+"""The carrier of a run with several processes: TensorPipe RPC of torch.distributed.
+
+The only module that knows torch.distributed.rpc. Messages are pickled, so whoever can reach a
+rank's port can run code there: the session binds them to loopback on one node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import rpc
+
+from distinf.errors import CallTimeout, SessionError, WorkerLost
+from distinf.transport.contract import Call, Reply, map_tensors
+from distinf.worker import Worker
+
+__all__ = ["TensorPipe", "join", "serve"]
+
+_SCHEME = "distinf"
+_FOREVER = 0.0  # torch.distributed.rpc's word for no timeout
+_THREADS = 16
+_PART_SECONDS = 5.0
+# What TensorPipe says of a peer that is no longer there.
+_GONE = ("eof", "connection reset", "broken pipe", "connection refused", "econn", "epipe")
+
+_store: dist.Store | None = None
+_worker: Worker | None = None
+_stops: dict[int, torch.futures.Future[bool]] = {}
+_stops_lock = threading.Lock()
+
+
+def _name(rank: int) -> str:
+    return f"rank{rank}"
+
+
+def _farewell(rank: int) -> str:
+    return f"left/{rank}"
+
+
+def _rendezvous(url: str, **query: Any) -> Iterator[tuple[dist.Store, int, int]]:
+    rank, world_size = url.split("//")[1].split("?")[0].split("/")
+    assert _store is not None
+    yield _store, int(rank), int(world_size)
+    raise RuntimeError(f"{url}: a session is joined once")
+
+
+with contextlib.suppress(RuntimeError):  # registered already, by an earlier import
+    dist.register_rendezvous_handler(_SCHEME, _rendezvous)
+
+
+def join(
+    worker: Worker,
+    world_size: int,
+    store: dist.Store,
+    device_maps: dict[int, dict[torch.device, torch.device]],
+    timeout: float,
+) -> None:
+    """Join the RPC group of a session; every rank calls this at the same time.
+
+    Parameters
+    ----------
+    worker : Worker
+        Runs the calls that arrive here.
+    world_size : int
+        Number of ranks.
+    store : torch.distributed.Store
+        Where the ranks find each other's addresses; used for this session alone.
+    device_maps : dict[int, dict[torch.device, torch.device]]
+        For each peer, which of its devices takes the tensors of which of ours; empty: tensors
+        travel through host memory.
+    timeout : float
+        Deadline in seconds for the peers to answer.
+
+    Raises
+    ------
+    SessionError
+        If the group could not be formed.
+    """
+    global _store, _worker
+    _store, _worker = store, worker
+    options = rpc.TensorPipeRpcBackendOptions(
+        num_worker_threads=max(_THREADS, 2 * world_size),
+        rpc_timeout=timeout,
+        init_method=f"{_SCHEME}://{worker.rank}/{world_size}",
+        # The default transports poll a whole core while idle and need thousands of file
+        # descriptors; device-to-device channels need them, host memory does not.
+        _transports=None if device_maps else ["uv"],
+    )
+    for peer, devices in device_maps.items():
+        options.set_device_map(_name(peer), devices)
+    _forget_earlier_groups()
+    # All ranks are here, but init_rpc itself would wait for days for one that ends now.
+    guard = _end_process_after(timeout, f"rank {worker.rank}: no RPC group within {timeout:g} s")
+    try:
+        with warnings.catch_warnings():
+            # torch's own use of its deprecated Backend API in init_rpc.
+            warnings.filterwarnings("ignore", message="You are using a Backend")
+            rpc.init_rpc(
+                _name(worker.rank),
+                rank=worker.rank,
+                world_size=world_size,
+                rpc_backend_options=options,
+            )
+    except Exception as error:
+        raise SessionError(f"rank {worker.rank} could not join the RPC group: {error}") from error
+    finally:
+        guard.cancel()
+        _store = None
+
+
+def _forget_earlier_groups() -> None:
+    """Let torch's RPC begin to count anew.
+
+    It numbers the groups that a process has joined, and their collectives, and ranks meet under
+    these numbers. A worker that was started for this session counts from zero, a driver at its
+    second session does not. The store is this session's alone, so equal numbers do no harm.
+    """
+    rpc._init_counter = 0
+    rpc.api._all_gather_sequence_id.clear()
+    rpc.api._all_gather_sequence_id_to_states.clear()
+
+
+def serve(rank: int, store: dist.Store) -> None:
+    """Serve calls until the driver says stop.
+
+    Parameters
+    ----------
+    rank : int
+        This process's rank.
+    store : torch.distributed.Store
+        The session's store, for the farewell.
+
+    The wait is one call to the driver that it answers at the end, so the driver's death ends
+    it within milliseconds.
+
+    Raises
+    ------
+    SessionError
+        If the driver is gone.
+    """
+    try:
+        rpc.rpc_sync(_name(0), _until_stop, args=(rank,), timeout=_FOREVER)
+        store.set(_farewell(rank), "")
+    except RuntimeError as error:
+        raise SessionError(f"the driver (rank 0) is gone: {error}") from error
+    finally:
+        _leave()
+
+
+def _leave() -> None:
+    """Shut RPC down without asking peers, who may be gone."""
+    # A thread that is inside a model cannot be stopped; its process can.
+    guard = _end_process_after(_PART_SECONDS, "")
+    rpc.shutdown(graceful=False)
+    guard.cancel()
+
+
+def _end_process_after(seconds: float, message: str) -> threading.Timer:
+    def end() -> None:
+        if message:
+            print(f"distinf: {message}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    guard = threading.Timer(seconds, end)
+    guard.daemon = True
+    guard.start()
+    return guard
+
+
+@rpc.functions.async_execution  # type: ignore[untyped-decorator]
+def _until_stop(rank: int) -> torch.futures.Future[bool]:
+    with _stops_lock:
+        return _stops.setdefault(rank, torch.futures.Future())
+
+
+def _run(call: Call) -> Reply:
+    assert _worker is not None
+    return _worker.run(call)
+
+
+class TensorPipe:
+    """The driver's end: carries calls to the workers.
+
+    Parameters
+    ----------
+    worker : Worker
+        The driver's own, for its rank and device.
+    world_size : int
+        Number of ranks.
+    store : torch.distributed.Store
+        The session's store; a worker leaves its farewell there.
+    on_device : bool
+        Tensors travel from device to device; False: through host memory.
+    """
+
+    def __init__(self, worker: Worker, world_size: int, store: dist.Store, on_device: bool) -> None:
+        self.workers = tuple(range(1, world_size))
+        self.carrier = "cuda" if on_device else "host"
+        self._store = store
+        self._on_device = on_device
+        self._lost: set[int] = set()
+        self._closed = False
+
+    def send(self, rank: int, call: Call, timeout: float | None) -> Future[Reply]:
+        """Carry a call to a worker."""
+        answer: Future[Reply] = Future()
+        if rank in self._lost or self._closed:
+            answer.set_exception(WorkerLost(rank, "it left the session"))
+            return answer
+        if not self._on_device:
+            args, kwargs = map_tensors((call.args, call.kwargs), lambda tensor: tensor.cpu())
+            call = Call(call.model, call.method, call.task, args, kwargs)
+        try:
+            reply = rpc.rpc_async(
+                _name(rank), _run, args=(call,), timeout=_FOREVER if timeout is None else timeout
+            )
+        except RuntimeError as error:
+            answer.set_exception(self._translate(rank, call, error, timeout))
+            return answer
+        reply.add_done_callback(functools.partial(self._deliver, answer, rank, call, timeout))
+        return answer
+
+    def lose(self, rank: int) -> None:
+        """Take note that a rank's process has ended."""
+        self._lost.add(rank)
+
+    def close(self) -> None:
+        """Tell every worker to part, wait for those that live, then part."""
+        if self._closed:
+            return
+        self._closed = True
+        with _stops_lock:
+            for rank in self.workers:
+                stop = _stops.setdefault(rank, torch.futures.Future())
+                if not stop.done():
+                    stop.set_result(True)
+        deadline = time.monotonic() + _PART_SECONDS
+        while time.monotonic() < deadline:
+            living = [_farewell(rank) for rank in self.workers if rank not in self._lost]
+            if not living or self._store.check(living):
+                break
+            time.sleep(0.01)
+        _leave()
+        with _stops_lock:
+            _stops.clear()
+
+    def _deliver(
+        self,
+        answer: Future[Reply],
+        rank: int,
+        call: Call,
+        timeout: float | None,
+        reply: torch.futures.Future[Reply],
+    ) -> None:
+        try:
+            value = reply.wait()
+        except Exception as error:
+            answer.set_exception(self._translate(rank, call, error, timeout))
+        else:
+            answer.set_result(value)
+
+    def _translate(
+        self, rank: int, call: Call, error: Exception, timeout: float | None
+    ) -> Exception:
+        text = str(error)
+        what = f"{call.task or call.method} on rank {rank}"
+        if "timeout" in text.lower() or "timed out" in text.lower():
+            return CallTimeout(f"{what}: no answer in {timeout:g} s")
+        if any(word in text.lower() for word in _GONE):
+            return WorkerLost(rank, f"its connection ended ({text.splitlines()[0]})")
+        return SessionError(f"{what} could not be carried: {text}")

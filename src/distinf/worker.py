@@ -1,0 +1,116 @@
+"""The worker's side: resident models, one call at a time, an envelope for the answer."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from distinf.transport.contract import Call, Failure, Reply, map_tensors
+
+__all__ = ["Worker"]
+
+# Optional methods of a model that the driver asks for.
+_ASKED = ("input_coords", "output_coords", "variable_attributes")
+
+
+class Worker:
+    """Holds the resident models of one rank and runs calls on them.
+
+    Parameters
+    ----------
+    rank : int
+        This process's rank.
+    device : torch.device
+        Where models and the tensors of their calls live.
+    """
+
+    def __init__(self, rank: int, device: torch.device) -> None:
+        self.rank = rank
+        self.device = device
+        self.host = socket.gethostname()
+        self._models: dict[int, Any] = {}
+        # Calls arrive on several threads, so that the next input can travel; they compute in turn.
+        self._turn = threading.Lock()
+
+    def run(self, call: Call) -> Reply:
+        """Run one call and put its outcome into an envelope; never raises.
+
+        Parameters
+        ----------
+        call : Call
+            Tensors among its arguments may be on any device.
+
+        Returns
+        -------
+        Reply
+            Its tensors are on the host.
+        """
+        value, failure = None, None
+        with self._turn:
+            started = time.time()
+            try:
+                with torch.inference_mode():
+                    value = map_tensors(self._do(call), self._to_host)
+            # Even SystemExit: a model must not take its rank away.
+            except BaseException as error:
+                failure = Failure(
+                    what=self._describe(call),
+                    kind=type(error).__name__,
+                    message=str(error),
+                    traceback="".join(traceback.format_exception(error)),
+                )
+            ended = time.time()
+        return Reply(value, failure, self.rank, self.host, started, ended)
+
+    def _do(self, call: Call) -> Any:
+        if call.method == "__build__":
+            factory, *args = call.args
+            model = factory(*args, **call.kwargs)
+            if isinstance(model, torch.nn.Module):
+                model.eval()
+            if callable(getattr(model, "to", None)):
+                model = model.to(self.device)
+            self._models[call.model] = model
+            return {name for name in _ASKED if callable(getattr(model, name, None))}
+        if call.method == "__drop__":
+            self._models.pop(call.model, None)
+            return None
+        model = self._models[call.model]
+        function = _forward_of(model) if call.method == "__forward__" else None
+        args, kwargs = map_tensors((call.args, call.kwargs), self._to_device)
+        return (function or getattr(model, call.method))(*args, **kwargs)
+
+    def _describe(self, call: Call) -> str:
+        if call.method == "__build__":
+            factory = call.args[0]
+            return f"constructing {getattr(factory, '__qualname__', repr(factory))}"
+        name = type(self._models.get(call.model)).__name__
+        return f"{name}.{call.method.strip('_')}"
+
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device)
+
+    def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        host = tensor.detach().cpu()
+        # A view would take the whole of its storage with it.
+        whole = host.untyped_storage().nbytes() == host.numel() * host.element_size()
+        return host if whole and host.is_contiguous() else host.contiguous().clone()
+
+
+def _forward_of(model: Any) -> Callable[..., Any]:
+    """Tell what a diagnostic call calls.
+
+    Earth2Studio's diagnostics are called (``__call__`` with their batching around it); every
+    other class has ``forward``. A ``torch.nn.Module`` inherits a ``__call__`` and a ``forward``
+    that say nothing about which of the two is meant.
+    """
+    own_call = callable(model) and type(model).__call__ is not torch.nn.Module.__call__
+    function: Callable[..., Any]
+    function = model if own_call and hasattr(model, "output_coords") else model.forward
+    return function
