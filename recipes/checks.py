@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -53,16 +54,27 @@ def check_models(cfg: DictConfig) -> None:
     check_target(plain["data"], "data")
     for name, settings in plain["diagnostic"].items():
         check_target(settings, f"diagnostic.{name}")
+    times = parse_times(plain["parameters"]["time"])
     if _is_free(plain["data"]):
-        instantiate(plain["data"])
+        data = _make(plain["data"], "data")
+        for time in times if hasattr(data, "check_time") else ():
+            data.check_time(time)
     if not _is_free(plain["prognostic"]):
         return
-    state = step_coords(
-        instantiate(plain["prognostic"]), parse_times(plain["parameters"]["time"])[0]
-    )
+    state = step_coords(_make(plain["prognostic"], "prognostic"), times[0])
     for name, settings in plain["diagnostic"].items():
         if _is_free(settings):
-            plan(state, instantiate(settings).input_coords(), f"diagnostic {name}")
+            where = f"diagnostic.{name}"
+            plan(state, _make(settings, where).input_coords(), where)
+
+
+def _make(settings: dict[str, Any], where: str) -> Any:
+    try:
+        return instantiate(settings)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError | TypeError | OSError):
+            raise ConfigError(f"{where}: {error.__cause__}") from None
+        raise
 
 
 def _is_free(settings: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from contextlib import ExitStack
 from pathlib import Path
@@ -44,11 +45,9 @@ def diagnostic(cfg: DictConfig) -> None:
     with ExitStack() as stack:
         diagnostics: dict[str, DistributedInference] = {}
         for name, settings in cfg.diagnostic.items():
-            infer = DistributedInference(
-                instantiate, OmegaConf.to_container(settings, resolve=True)
-            )
-            infer.name = str(name)
-            diagnostics[str(name)] = stack.enter_context(infer)
+            make = functools.partial(instantiate, OmegaConf.to_container(settings, resolve=True))
+            make.__name__ = str(name)  # what errors call it
+            diagnostics[str(name)] = stack.enter_context(DistributedInference(make))
         prognostic = instantiate(cfg.prognostic).to(device)
         data = instantiate(cfg.data)
 

@@ -88,10 +88,8 @@ class Worker:
 
     def _describe(self, call: Call) -> str:
         if call.method == "__build__":
-            factory = call.args[0]
-            return f"constructing {getattr(factory, '__qualname__', repr(factory))}"
-        name = type(self._models.get(call.model)).__name__
-        return f"{name}.{call.method.strip('_')}"
+            return "construction"
+        return f"{type(self._models.get(call.model)).__name__}.{call.method.strip('_')}"
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device)
