@@ -47,7 +47,8 @@ class Output:
     def __post_init__(self) -> None:
         if self.mode not in _MODES:
             raise ConfigError(f"output.mode={self.mode}: choose one of {', '.join(_MODES)}")
-        if not isinstance(self.writers, int) or self.writers < 1:
+        # YAML's `true` is an int to Python.
+        if type(self.writers) is not int or self.writers < 1:
             raise ConfigError(f"output.writers={self.writers}: must be a whole number, at least 1")
 
 

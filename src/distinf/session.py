@@ -62,7 +62,9 @@ class Runtime:
             raise ConfigError(f"runtime.carrier={self.carrier}: choose auto, cuda or host")
         for name, least in (("nproc", 1), ("threads", 1), ("max_attempts", 1)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
+            if value is None and name == "nproc":
+                continue
+            if type(value) is not int or value < least:
                 raise ConfigError(
                     f"runtime.{name}={value}: must be a whole number, at least {least}"
                 )
@@ -70,7 +72,7 @@ class Runtime:
             value = getattr(self, name)
             if value is None and name == "call_timeout":
                 continue
-            if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
                 raise ConfigError(f"runtime.{name}={value}: must be a number of seconds above 0")
 
 
