@@ -188,7 +188,9 @@ class ForecastStore:
         """
         while not self._slots.acquire(timeout=0.2):
             self.check()
-        self.check()
+        if self._error is not None:
+            self._slots.release()
+            raise self._error
         future.add_done_callback(lambda done: self._take(diagnostic, done))
 
     def check(self) -> None:
