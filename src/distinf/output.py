@@ -24,14 +24,13 @@ from typing import Any
 import filelock
 import numpy as np
 import torch
-import xarray as xr
 import zarr
 
 from distinf.durable import DurableStore
 from distinf.errors import DistinfError, Interrupted, StoreError
 from distinf.options import Output
 from distinf.progress import Events
-from distinf.schema import check_clashes, create, differences, mark, shape
+from distinf.schema import check_clashes, create, mark, mismatches, shape
 
 __all__ = ["ForecastStore", "check_output"]
 
@@ -319,17 +318,7 @@ class ForecastStore:
                 entry.unlink()
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
-        with xr.open_zarr(self.path) as there:
-            problems = [
-                f"{key}: the store has {was}, this run {now}"
-                for key, was, now in differences(json.loads(there.attrs["config"]), config)
-            ]
-            for key, mine in (("time", self._times), ("lead_time", self._lead_times)):
-                if not problems and not np.array_equal(there[key].values, mine):
-                    problems.append(f"{key}: the store has {there[key].values}, this run {mine}")
-            names = {str(v) for coords in self._diagnostics.values() for v in coords["variable"]}
-            if not problems and not names <= set(there):
-                problems.append(f"variables: the store has {sorted(map(str, there))}")
+        problems = mismatches(self.path, self._times, self._lead_times, self._diagnostics, config)
         if problems:
             raise StoreError(
                 f"{self.path} cannot be resumed by this run, which would make other results. "
