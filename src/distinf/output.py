@@ -24,14 +24,13 @@ from typing import Any
 import filelock
 import numpy as np
 import torch
-import xarray as xr
 import zarr
 
 from distinf.durable import DurableStore
 from distinf.errors import DistinfError, Interrupted, StoreError
 from distinf.options import Output
 from distinf.progress import Events
-from distinf.schema import check_clashes, create, differences, mark, shape
+from distinf.schema import check_clashes, create, mark, mismatches, shape
 
 __all__ = ["ForecastStore", "check_output"]
 
@@ -264,28 +263,32 @@ class ForecastStore:
     def _put(self, diagnostic: str, x: torch.Tensor, coords: Coords) -> None:
         """Write one result [time=1, lead_time=1, ...] and mark it complete."""
         expected = self._diagnostics[diagnostic]
-        time, lead_time = coords["time"][0], coords["lead_time"][0]
-        where = self._where(time, lead_time)
-        hours = lead_time / np.timedelta64(1, "h")
-        task = f"{diagnostic} {np.datetime_as_string(time, 'm')} +{hours:g} h"
-        if list(coords) != list(expected) or tuple(x.shape[2:]) != shape(expected)[2:]:
+        task = f"{diagnostic}{_step(coords)}"
+        sizes = (1, 1, *shape(expected)[2:])
+        if list(coords) != list(expected) or tuple(x.shape) != sizes:
             raise StoreError(
                 f"{task}: the result has dimensions {dict(zip(coords, x.shape, strict=False))}, "
-                f"the store {dict(zip(expected, shape(expected), strict=False))}"
+                f"the store {dict(zip(expected, sizes, strict=False))}"
             )
-        data = x.to("cpu", torch.float32).numpy()
-        axis = list(expected).index("variable")
-        with _timed(self._events, task, data.nbytes):
-            for i, name in enumerate(expected["variable"]):
-                self._group[str(name)][where] = data.take(i, axis=axis)[0, 0]
-            self._group[mark(diagnostic)][where] = True
+        try:
+            where = self._where(coords["time"][0], coords["lead_time"][0])
+            data = x.to("cpu", torch.float32).numpy()
+            axis = list(expected).index("variable")
+            with _timed(self._events, task, data.nbytes):
+                for i, name in enumerate(expected["variable"]):
+                    self._group[str(name)][where] = data.take(i, axis=axis)[0, 0]
+                self._group[mark(diagnostic)][where] = True
+        except Exception as error:
+            raise StoreError(
+                f"{task} could not be written to {self.path}: {type(error).__name__}: {error}"
+            ) from error
         self._complete[diagnostic][where] = True
 
     def _where(self, time: np.datetime64, lead_time: np.timedelta64) -> tuple[int, int]:
         i = np.flatnonzero(self._times == time)
         j = np.flatnonzero(self._lead_times == lead_time)
         if i.size != 1 or j.size != 1:
-            raise StoreError(f"{self.path} has no place for time {time}, lead time {lead_time}")
+            raise StoreError(f"no place for time {time}, lead time {lead_time} in {self.path}")
         return int(i[0]), int(j[0])
 
     def _hold(self) -> None:
@@ -315,22 +318,22 @@ class ForecastStore:
                 entry.unlink()
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
-        with xr.open_zarr(self.path) as there:
-            problems = [
-                f"{key}: the store has {was}, this run {now}"
-                for key, was, now in differences(json.loads(there.attrs["config"]), config)
-            ]
-            for key, mine in (("time", self._times), ("lead_time", self._lead_times)):
-                if not problems and not np.array_equal(there[key].values, mine):
-                    problems.append(f"{key}: the store has {there[key].values}, this run {mine}")
-            names = {str(v) for coords in self._diagnostics.values() for v in coords["variable"]}
-            if not problems and not names <= set(there):
-                problems.append(f"variables: the store has {sorted(map(str, there))}")
+        problems = mismatches(self.path, self._times, self._lead_times, self._diagnostics, config)
         if problems:
             raise StoreError(
                 f"{self.path} cannot be resumed by this run, which would make other results. "
                 + "; ".join(problems)
             )
+
+
+def _step(coords: Coords) -> str:
+    """Say which step a result is of, as far as it tells."""
+    words = [""]
+    for time in coords.get("time", ())[:1]:
+        words.append(str(np.datetime_as_string(time, "m")))
+    for lead_time in coords.get("lead_time", ())[:1]:
+        words.append(f"+{lead_time / np.timedelta64(1, 'h'):g} h")
+    return " ".join(words)
 
 
 @contextmanager

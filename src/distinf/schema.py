@@ -18,7 +18,7 @@ import zarr
 
 from distinf.errors import ConfigError
 
-__all__ = ["check_clashes", "create", "differences", "mark", "shape", "vocabulary"]
+__all__ = ["check_clashes", "create", "differences", "mark", "mismatches", "shape", "vocabulary"]
 
 Coords = OrderedDict[str, np.ndarray]
 
@@ -125,15 +125,58 @@ def _axes(coords: Coords) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def check_clashes(diagnostics: Mapping[str, Coords]) -> None:
-    """Refuse diagnostics that make the same variable."""
+    """Refuse diagnostics that make the same variable, or that have different grids."""
     seen: dict[str, str] = {}
+    grids: dict[str, tuple[str, np.ndarray]] = {}
     for name, coords in diagnostics.items():
+        for key, values in coords.items():
+            if key in ("time", "lead_time", "variable"):
+                continue
+            first, others = grids.setdefault(key, (name, values))
+            if not np.array_equal(others, values):
+                raise ConfigError(
+                    f"diagnostics {first} and {name} have different grids ({key} of shape "
+                    f"{others.shape} and {values.shape}): they need an output each"
+                )
         for variable in map(str, coords["variable"]):
             if variable in seen:
                 raise ConfigError(
                     f"diagnostics {seen[variable]} and {name} both make the variable {variable}"
                 )
             seen[variable] = name
+
+
+def mismatches(
+    path: Path,
+    times: np.ndarray,
+    lead_times: np.ndarray,
+    diagnostics: Mapping[str, Coords],
+    config: Mapping[str, Any],
+) -> list[str]:
+    """Why an existing store cannot be resumed; empty if it can. Arguments as `ForecastStore`."""
+    written = zarr.open_group(path, mode="r").attrs.get("config")
+    if not isinstance(written, str):
+        return ["it was not made by distinf"]
+    problems = [
+        f"{key}: the store has {was}, this run {now}"
+        for key, was, now in differences(json.loads(written), config)
+    ]
+    if problems:
+        return problems
+    with xr.open_zarr(path) as there:
+        wanted: dict[str, np.ndarray] = {"time": times, "lead_time": lead_times}
+        names: set[str] = set()
+        for name, coords in diagnostics.items():
+            wanted.update((k, v) for k, v in coords.items() if k not in (*wanted, "variable"))
+            names |= {mark(name), *map(str, coords["variable"])}
+        for key, mine in wanted.items():
+            if key not in there.coords or not np.array_equal(there[key].values, mine):
+                has = there[key].values if key in there.coords else "none"
+                problems.append(f"{key}: the store has {has}, this run {mine}")
+        if not names <= set(there):
+            has = ", ".join(sorted(map(str, there)))
+            problems.append(f"variables: the store has {has}, this run {', '.join(sorted(names))}")
+    return problems
 
 
 def differences(
