@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from distinf.errors import ConfigError
 from distinf.options import Output, check_keys, check_target, from_mapping, parse_times
 from distinf.session import Runtime
+from recipes.models import make
 
 _SECTIONS = ("recipe", "parameters", "prognostic", "diagnostic", "data", "output", "runtime")
 _PARAMETERS = ("time", "nsteps", "output_path")
@@ -54,17 +55,17 @@ def check_models(cfg: DictConfig) -> None:
     for name, settings in plain["diagnostic"].items():
         check_target(settings, f"diagnostic.{name}")
     if _is_free(plain["data"]):
-        instantiate(plain["data"])
+        make(plain["data"], "data")
     if not _is_free(plain["prognostic"]):
         return
-    state = step_coords(
-        instantiate(plain["prognostic"]), parse_times(plain["parameters"]["time"])[0]
-    )
+    prognostic = make(plain["prognostic"], "prognostic")
+    state = step_coords(prognostic, parse_times(plain["parameters"]["time"])[0])
     for name, settings in plain["diagnostic"].items():
         if _is_free(settings):
-            plan(state, instantiate(settings).input_coords(), f"diagnostic {name}")
+            where = f"diagnostic.{name}"
+            plan(state, make(settings, where).input_coords(), where)
 
 
 def _is_free(settings: dict[str, Any]) -> bool:
     target = settings["_target_"]
-    return target.startswith("distinf.") and getattr(get_class(target), "weight_free", False)
+    return target.startswith("distinf.") and getattr(get_object(target), "weight_free", False)

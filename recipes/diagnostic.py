@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from distinf.errors import ConfigError, TaskError
 from distinf.forecast import lead_times, rollout, step_coords
 from distinf.inference import DistributedInference
 from distinf.options import Output, parse_times
@@ -19,6 +19,7 @@ from distinf.progress import Progress, summarize, versions
 from distinf.schema import vocabulary
 from distinf.session import current_session
 from recipes.checks import check_models
+from recipes.models import make
 
 log = logging.getLogger("distinf")
 
@@ -44,13 +45,12 @@ def diagnostic(cfg: DictConfig) -> None:
     with ExitStack() as stack:
         diagnostics: dict[str, DistributedInference] = {}
         for name, settings in cfg.diagnostic.items():
-            infer = DistributedInference(
-                instantiate, OmegaConf.to_container(settings, resolve=True)
-            )
+            plain = OmegaConf.to_container(settings, resolve=True)
+            infer = _construct(plain, f"diagnostic.{name}")
             infer.name = str(name)
             diagnostics[str(name)] = stack.enter_context(infer)
-        prognostic = instantiate(cfg.prognostic).to(device)
-        data = instantiate(cfg.data)
+        prognostic = make(cfg.prognostic, "prognostic").to(device)
+        data = make(cfg.data, "data")
 
         state = step_coords(prognostic, times[0])
         outputs = {name: infer.output_coords(state) for name, infer in diagnostics.items()}
@@ -90,6 +90,16 @@ def diagnostic(cfg: DictConfig) -> None:
     wall = max(event.end for event in events) - min(event.start for event in events)
     print(summarize(events, wall, farm.transport.workers))
     print(f"Results: {cfg.parameters.output_path}")
+
+
+def _construct(settings: Any, where: str) -> DistributedInference:
+    """Load a diagnostic on all workers; what is wrong with its settings is told once, as such."""
+    try:
+        return DistributedInference(make, settings, where)
+    except TaskError as error:
+        if error.kind == ConfigError.__name__:
+            raise ConfigError(error.remote_message) from None
+        raise
 
 
 def _attributes(

@@ -108,7 +108,8 @@ def from_mapping(kind: type[T], given: Mapping[str, Any], where: str) -> T:
 def check_target(given: Mapping[str, Any], where: str) -> None:
     """Refuse settings of a ``_target_`` that it does not take.
 
-    Only targets of this package are looked at: importing Earth2Studio's models takes seconds.
+    Targets of this package are imported. Of Earth2Studio, whose models take seconds to import,
+    the source text is read. Others are taken as they are.
 
     Parameters
     ----------
@@ -127,7 +128,20 @@ def check_target(given: Mapping[str, Any], where: str) -> None:
         raise ConfigError(
             f"{where} has no _target_: choose one of its group, or set {where}._target_"
         )
+    if target.startswith("earth2studio."):
+        from distinf.declared import find_class
+
+        declared = find_class(target, f"{where}._target_")
+        taken = declared.parameters("__init__") if declared is not None else None
+        if taken is not None:
+            check_keys([key for key in given if not key.startswith("_")], taken, where)
+        return
     if not target.startswith("distinf."):
+        return
+    if target.startswith("distinf.loading.load_"):
+        from distinf.loading import check_loader
+
+        check_loader(given, target.removeprefix("distinf.loading."), where)
         return
     module, _, name = target.rpartition(".")
     try:

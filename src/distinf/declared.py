@@ -1,0 +1,141 @@
+"""What a class of Earth2Studio declares, read from its source text.
+
+Importing its prognostics takes ten seconds, reading one file some milliseconds: so a misspelt
+model or setting is answered before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from distinf.errors import ConfigError
+from distinf.options import check_keys
+
+__all__ = ["Declared", "find_class"]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A class in a source file.
+
+    Parameters
+    ----------
+    node : ast.ClassDef
+        Its definition.
+    path : Path
+        The file.
+    module : str
+        The module's dotted name.
+    """
+
+    node: ast.ClassDef
+    path: Path
+    module: str
+
+    def method(self, name: str) -> ast.FunctionDef | None:
+        """Find a method here or in a base class of Earth2Studio."""
+        for item in self.node.body:
+            if isinstance(item, ast.FunctionDef) and item.name == name:
+                return item
+        for base in self.node.bases:
+            if isinstance(base, ast.Name):
+                found = _find_in(self.path, self.module, base.id)
+                if found is not None and (method := found.method(name)) is not None:
+                    return method
+        return None
+
+    def parameters(self, method: str) -> list[str] | None:
+        """Names of a method's parameters but the first; None if it takes any, or is not known."""
+        found = self.method(method)
+        if found is None or found.args.kwarg is not None:
+            return None
+        names = [arg.arg for arg in (*found.args.posonlyargs, *found.args.args)]
+        return names[1:] + [arg.arg for arg in found.args.kwonlyargs]
+
+
+def find_class(target: str, where: str) -> Declared | None:
+    """Find the definition of a class without importing it.
+
+    Parameters
+    ----------
+    target : str
+        Its dotted name, such as ``"earth2studio.models.px.FCN"``.
+    where : str
+        The key of the config that names it, for errors.
+
+    Returns
+    -------
+    Declared | None
+        None if it is defined in a way that only importing shows.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such module, or no such name in it; names what is similar.
+    """
+    module, _, name = target.rpartition(".")
+    path = _source_of(module)
+    if path is None:
+        raise ConfigError(f"{where}={target}: there is no module {module!r}")
+    names = _names_in(path)
+    if name not in names:
+        check_keys([name], [n for n in names if n[:1].isupper()], f"{where}={module}")
+    return _find_in(path, module, name)
+
+
+def _source_of(module: str) -> Path | None:
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin)
+    for part in rest:
+        folder = path.parent
+        inside = [folder / part / "__init__.py", folder / f"{part}.py"]
+        found = next((p for p in inside if p.is_file()), None)
+        if path.name != "__init__.py" or found is None:
+            return None
+        path = found
+    return path
+
+
+@lru_cache(maxsize=64)
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _names_in(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(_parse(path)):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names.update(alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Assign):
+            names.update(t.id for t in node.targets if isinstance(t, ast.Name))
+    return names
+
+
+def _find_in(path: Path, module: str, name: str) -> Declared | None:
+    for node in ast.walk(_parse(path)):
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return Declared(node, path, module)
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    origin = _absolute(node, module, path.name == "__init__.py")
+                    source = _source_of(origin) if origin.startswith("earth2studio") else None
+                    return _find_in(source, origin, alias.name) if source else None
+    return None
+
+
+def _absolute(node: ast.ImportFrom, module: str, is_package: bool) -> str:
+    if node.level == 0:
+        return node.module or ""
+    parts = module.split(".")
+    parts = parts[: len(parts) - node.level + is_package]
+    return ".".join([*parts, *([node.module] if node.module else [])])

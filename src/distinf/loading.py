@@ -1,0 +1,207 @@
+"""Models and data sources of Earth2Studio by name, with one clear error where one cannot be had.
+
+``_target_: distinf.loading.load_model`` in a config loads a model with a package,
+``_target_: distinf.loading.load_data`` makes a data source.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from distinf.declared import find_class
+from distinf.errors import ConfigError
+from distinf.options import check_keys
+
+__all__ = ["check_loader", "load_data", "load_model", "unreachable"]
+
+# Key that names the class, and the method that takes the other settings.
+_LOADERS = {"load_model": ("model", "load_model"), "load_data": ("source", "__init__")}
+# Their errors are no subclasses of ConnectionError.
+_NETWORK = ("aiohttp", "botocore", "httpcore", "httpx", "obstore", "requests", "urllib3")
+
+
+def load_model(model: str, package: str | None = None, **settings: Any) -> Any:
+    """Load a model with its package.
+
+    Parameters
+    ----------
+    model : str
+        Its class, such as ``"earth2studio.models.px.FCN"``.
+    package : str | None, optional
+        A local folder or a URL, by default None: the model's own default package.
+    **settings : Any
+        Further arguments of its ``load_model``.
+
+    Returns
+    -------
+    PrognosticModel | DiagnosticModel
+        The model, on the CPU.
+
+    Raises
+    ------
+    ConfigError
+        If the class, its extra, its package or a setting is missing, or its package cannot be
+        reached.
+    """
+    check_loader({"model": model, "package": package, **settings}, "load_model", "")
+    found = _import(model)
+    name = found.__name__
+    if not hasattr(found, "load_model"):
+        raise ConfigError(f"{name} needs no package: use _target_: {model}")
+    root = package or f"default package of {name}"
+    try:
+        files = _open_package(found, package)
+        root = files.root
+        return found.load_model(files, **settings)
+    except ConfigError:
+        raise
+    except FileNotFoundError as error:
+        raise ConfigError(f"package {root} is not one of {name}: {error}") from error
+    except Exception as error:
+        if (why := unreachable(error)) is None:
+            raise
+        raise ConfigError(
+            f"package {root} of {name} could not be fetched ({why}). Run once where there is a "
+            f"network, so that it is cached, or name a local copy: package=/path/to/folder"
+        ) from error
+
+
+def load_data(source: str, **settings: Any) -> Any:
+    """Make a data source.
+
+    Parameters
+    ----------
+    source : str
+        Its class, such as ``"earth2studio.data.GFS"``.
+    **settings : Any
+        Arguments of its constructor.
+
+    Returns
+    -------
+    DataSource | ForecastSource
+        The data source.
+
+    Raises
+    ------
+    ConfigError
+        If the class, its extra or a setting is missing, or it cannot be reached.
+    """
+    check_loader({"source": source, **settings}, "load_data", "")
+    found = _import(source)
+    try:
+        return found(**settings)
+    except Exception as error:
+        if (why := unreachable(error)) is None:
+            raise
+        raise ConfigError(f"{found.__name__} cannot be reached ({why})") from error
+
+
+def check_loader(given: Mapping[str, Any], loader: str, where: str) -> None:
+    """Refuse a class that does not exist and settings that it does not take.
+
+    Parameters
+    ----------
+    given : Mapping[str, Any]
+        Arguments of one of the loaders.
+    loader : str
+        ``"load_model"`` or ``"load_data"``.
+    where : str
+        The section of the config, for errors.
+
+    Raises
+    ------
+    ConfigError
+        Lists the valid ones.
+    """
+    key, method = _LOADERS[loader]
+    dotted = f"{where}.{key}" if where else key
+    target = given.get(key)
+    if not isinstance(target, str) or "." not in target:
+        raise ConfigError(f"{dotted}={target}: name a class, such as earth2studio.models.px.FCN")
+    declared = find_class(target, dotted)
+    taken = declared.parameters(method) if declared is not None else None
+    if taken is not None:
+        own = ["model", "package"] if loader == "load_model" else ["source"]
+        check_keys([k for k in given if not k.startswith("_")], {*own, *taken}, where)
+
+
+def unreachable(error: BaseException) -> str | None:
+    """Tell why the network could not be used, if that is what an error is about.
+
+    Parameters
+    ----------
+    error : BaseException
+        What was raised; its causes are looked at, too.
+
+    Returns
+    -------
+    str | None
+        The reason in a line; None if the error is about something else.
+    """
+    for cause in _chain(error):
+        library = type(cause).__module__.split(".")[0]
+        if isinstance(cause, ConnectionError | TimeoutError) or library.startswith(_NETWORK):
+            text = str(cause).split("\n")[0].strip() or type(cause).__name__
+            return text if len(text) <= 300 else text[:300] + "..."
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _import(target: str) -> Any:
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{target} cannot be imported: {error}") from error
+    _check_extra(found)
+    return found
+
+
+def _check_extra(found: Any) -> None:
+    """Ask Earth2Studio which extra a class lacks; using it would print a page on every rank."""
+    from earth2studio.utils.imports import OptionalDependencyFailure
+
+    source = getattr(sys.modules.get(found.__module__), "__file__", None)
+    failure = OptionalDependencyFailure.failures.get(source or "")
+    if failure is not None and failure.import_exception is not None:
+        raise ConfigError(
+            f"{found.__name__} needs Earth2Studio's extra {failure.group_name!r} "
+            f"({failure.import_exception}): pip install 'earth2studio[{failure.group_name}]'"
+        )
+
+
+def _open_package(found: Any, package: str | None) -> Any:
+    from earth2studio.models.auto import Package
+
+    from distinf.packages import NodePackage
+
+    if package is None:
+        try:
+            return NodePackage(found.load_default_package())
+        except NotImplementedError:
+            raise ConfigError(
+                f"{found.__name__} has no default package: name one, package=/path/to/folder"
+            ) from None
+    if "://" not in package:
+        folder = Path(os.path.expanduser(package)).absolute()
+        if not folder.is_dir():
+            raise ConfigError(f"package={package}: the folder {folder} does not exist")
+        return NodePackage(Package(str(folder)))
+    # Files keep their names in the cache, so each URL needs a folder of its own there.
+    folder = Path(Package.default_cache("packages")) / "".join(
+        c if c.isalnum() or c in "._-@" else "_" for c in package
+    )
+    options = {"cache_storage": str(folder), "same_names": True}
+    return NodePackage(Package(package, cache_options=options))
