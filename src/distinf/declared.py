@@ -56,6 +56,32 @@ class Declared:
         names = [arg.arg for arg in (*found.args.posonlyargs, *found.args.args)]
         return names[1:] + [arg.arg for arg in found.args.kwonlyargs]
 
+    def missing_extra(self) -> tuple[str, str] | None:
+        """Extra that its file needs and the first module of it that is not installed."""
+        for node in _parse(self.path).body:
+            if not isinstance(node, ast.Try):
+                continue
+            groups = [
+                call.args[0].value
+                for handler in node.handlers
+                for call in ast.walk(handler)
+                if isinstance(call, ast.Call)
+                and isinstance(call.func, ast.Name)
+                and call.func.id == "OptionalDependencyFailure"
+                and call.args
+                and isinstance(call.args[0], ast.Constant)
+            ]
+            for module in _imported(node.body):
+                if groups and importlib.util.find_spec(module) is None:
+                    return str(groups[0]), module
+        return None
+
+    def strings(self, method: str) -> list[str]:
+        """Return the string constants in a method."""
+        found = self.method(method)
+        nodes = ast.walk(found) if found is not None else []
+        return [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+
 
 def find_class(target: str, where: str) -> Declared | None:
     """Find the definition of a class without importing it.
@@ -90,17 +116,22 @@ def find_class(target: str, where: str) -> Declared | None:
 def _source_of(module: str) -> Path | None:
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
-    if spec is None or spec.origin is None:
+    if spec is None or not spec.submodule_search_locations:
         return None
-    path = Path(spec.origin)
-    for part in rest:
-        folder = path.parent
-        inside = [folder / part / "__init__.py", folder / f"{part}.py"]
-        found = next((p for p in inside if p.is_file()), None)
-        if path.name != "__init__.py" or found is None:
-            return None
-        path = found
-    return path
+    place = Path(spec.submodule_search_locations[0]).joinpath(*rest)
+    inside = (place / "__init__.py", place.with_name(f"{place.name}.py"))
+    return next((path for path in inside if path.is_file()), None)
+
+
+def _imported(body: list[ast.stmt]) -> list[str]:
+    """Top-level names of the modules that statements import."""
+    names: list[str] = []
+    for node in body:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.append(node.module)
+    return [name.split(".")[0] for name in names]
 
 
 @lru_cache(maxsize=64)

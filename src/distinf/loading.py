@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,12 +18,14 @@ from distinf.declared import find_class
 from distinf.errors import ConfigError
 from distinf.options import check_keys
 
-__all__ = ["check_loader", "load_data", "load_model", "unreachable"]
+__all__ = ["check_loader", "check_reachable", "load_data", "load_model", "unreachable"]
 
 # Key that names the class, and the method that takes the other settings.
 _LOADERS = {"load_model": ("model", "load_model"), "load_data": ("source", "__init__")}
 # Their errors are no subclasses of ConnectionError.
 _NETWORK = ("aiohttp", "botocore", "httpcore", "httpx", "obstore", "requests", "urllib3")
+# Where default packages come from.
+_HOSTS = {"hf": "huggingface.co", "ngc": "api.ngc.nvidia.com"}
 
 
 def load_model(model: str, package: str | None = None, **settings: Any) -> Any:
@@ -65,10 +68,7 @@ def load_model(model: str, package: str | None = None, **settings: Any) -> Any:
     except Exception as error:
         if (why := unreachable(error)) is None:
             raise
-        raise ConfigError(
-            f"package {root} of {name} could not be fetched ({why}). Run once where there is a "
-            f"network, so that it is cached, or name a local copy: package=/path/to/folder"
-        ) from error
+        raise ConfigError(_unfetched(root, name, why)) from error
 
 
 def load_data(source: str, **settings: Any) -> Any:
@@ -124,10 +124,66 @@ def check_loader(given: Mapping[str, Any], loader: str, where: str) -> None:
     if not isinstance(target, str) or "." not in target:
         raise ConfigError(f"{dotted}={target}: name a class, such as earth2studio.models.px.FCN")
     declared = find_class(target, dotted)
+    if declared is not None and (missing := declared.missing_extra()) is not None:
+        raise ConfigError(_lacks(target.rpartition(".")[2], *missing, dotted))
+    package = given.get("package")
+    if isinstance(package, str) and "://" not in package:
+        _local_folder(package, f"{where}." if where else "")
     taken = declared.parameters(method) if declared is not None else None
     if taken is not None:
         own = ["model", "package"] if loader == "load_model" else ["source"]
         check_keys([k for k in given if not k.startswith("_")], {*own, *taken}, where)
+
+
+def check_reachable(given: Mapping[str, Any], where: str) -> None:
+    """Refuse a default package that is neither in the cache nor to be had from here.
+
+    Only where the host's name cannot be resolved; anything subtler shows when it is fetched.
+
+    Parameters
+    ----------
+    given : Mapping[str, Any]
+        A section of the config.
+    where : str
+        Its name, for errors.
+
+    Raises
+    ------
+    ConfigError
+        Names the package and what to do.
+    """
+    if given.get("_target_") != "distinf.loading.load_model" or given.get("package") is not None:
+        return
+    if any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy")):
+        return  # names are resolved there
+    declared = find_class(given["model"], f"{where}.model")
+    texts = declared.strings("load_default_package") if declared is not None else []
+    url = next((text for text in texts if "://" in text), "")
+    host = _HOSTS.get(url.partition("://")[0])
+    cached = [_cache() / text for text in texts if "://" not in text and "/" not in text]
+    if host is None or any(path.is_dir() and any(path.iterdir()) for path in cached):
+        return
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError as error:
+        name = given["model"].rpartition(".")[2]
+        raise ConfigError(
+            f"{where}: {_unfetched(url, name, f'{host}: {error.strerror}')}"
+        ) from None
+
+
+def _cache() -> Path:
+    """Folder of Earth2Studio's model cache, as its Package finds it."""
+    default = os.path.join(os.path.expanduser("~"), ".cache", "earth2studio")
+    default = os.environ.get("EARTH2STUDIO_CACHE", default)
+    return Path(os.environ.get("EARTH2STUDIO_MODEL_CACHE", default))
+
+
+def _unfetched(package: str, name: str, why: str) -> str:
+    return (
+        f"package {package} of {name} could not be fetched ({why}). Run once where there is a "
+        "network, so that it is cached, or name a local copy: package=/path/to/folder"
+    )
 
 
 def unreachable(error: BaseException) -> str | None:
@@ -176,10 +232,23 @@ def _check_extra(found: Any) -> None:
     source = getattr(sys.modules.get(found.__module__), "__file__", None)
     failure = OptionalDependencyFailure.failures.get(source or "")
     if failure is not None and failure.import_exception is not None:
-        raise ConfigError(
-            f"{found.__name__} needs Earth2Studio's extra {failure.group_name!r} "
-            f"({failure.import_exception}): pip install 'earth2studio[{failure.group_name}]'"
-        )
+        missing = getattr(failure.import_exception, "name", None) or failure.import_exception
+        raise ConfigError(_lacks(found.__name__, failure.group_name, str(missing)))
+
+
+def _lacks(name: str, extra: str, module: str, where: str = "") -> str:
+    prefix = f"{where}: " if where else ""
+    return (
+        f"{prefix}{name} needs Earth2Studio's extra {extra!r}, of which {module} is not "
+        f"installed: pip install 'earth2studio[{extra}]'"
+    )
+
+
+def _local_folder(package: str, prefix: str = "") -> Path:
+    folder = Path(os.path.expanduser(package)).absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"{prefix}package={package}: the folder {folder} does not exist")
+    return folder
 
 
 def _open_package(found: Any, package: str | None) -> Any:
@@ -195,10 +264,7 @@ def _open_package(found: Any, package: str | None) -> Any:
                 f"{found.__name__} has no default package: name one, package=/path/to/folder"
             ) from None
     if "://" not in package:
-        folder = Path(os.path.expanduser(package)).absolute()
-        if not folder.is_dir():
-            raise ConfigError(f"package={package}: the folder {folder} does not exist")
-        return NodePackage(Package(str(folder)))
+        return NodePackage(Package(str(_local_folder(package))))
     # Files keep their names in the cache, so each URL needs a folder of its own there.
     folder = Path(Package.default_cache("packages")) / "".join(
         c if c.isalnum() or c in "._-@" else "_" for c in package
