@@ -57,15 +57,10 @@ def start(cfg: DictConfig) -> None:
     from recipes.checks import check_structure
 
     runtime = check_structure(cfg)
-    recipe = find_recipe(cfg)
-    place = find_place()
-    if place is None:
-        recipe.check(cfg)
-    with session(runtime, nproc=runtime.nproc or default_nproc()) as rank:
+    nproc = runtime.nproc or default_nproc()
+    with session(runtime, nproc, meanwhile=lambda: find_recipe(cfg).check(cfg)) as rank:
         if rank == 0:
-            if place is not None:  # inside the session, so that the other ranks hear of an error
-                recipe.check(cfg)
-            getattr(recipe, cfg.recipe)(cfg)
+            getattr(find_recipe(cfg), cfg.recipe)(cfg)
 
 
 def find_recipe(cfg: DictConfig) -> ModuleType:

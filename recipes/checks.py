@@ -61,16 +61,27 @@ def check_models(cfg: DictConfig) -> None:
     from distinf.forecast import step_coords
     from distinf.selection import plan
 
+    times = parse_times(plain["parameters"]["time"])
     if _is_free(plain["data"]):
-        make(plain["data"], "data")
+        data = _make(plain["data"], "data")
+        for time in times if hasattr(data, "check_time") else ():
+            data.check_time(time)
     if not _is_free(plain["prognostic"]):
         return
-    prognostic = make(plain["prognostic"], "prognostic")
-    state = step_coords(prognostic, parse_times(plain["parameters"]["time"])[0])
+    state = step_coords(_make(plain["prognostic"], "prognostic"), times[0])
     for name, settings in plain["diagnostic"].items():
         if _is_free(settings):
             where = f"diagnostic.{name}"
-            plan(state, make(settings, where).input_coords(), where)
+            plan(state, _make(settings, where).input_coords(), where)
+
+
+def _make(settings: dict[str, Any], where: str) -> Any:
+    try:
+        return make(settings, where)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _is_free(settings: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from contextlib import ExitStack
 from pathlib import Path
@@ -46,8 +47,7 @@ def diagnostic(cfg: DictConfig) -> None:
         diagnostics: dict[str, DistributedInference] = {}
         for name, settings in cfg.diagnostic.items():
             plain = OmegaConf.to_container(settings, resolve=True)
-            infer = _construct(plain, f"diagnostic.{name}")
-            infer.name = str(name)
+            infer = _construct(plain, str(name))
             diagnostics[str(name)] = stack.enter_context(infer)
         prognostic = make(cfg.prognostic, "prognostic").to(device)
         data = make(cfg.data, "data")
@@ -92,10 +92,12 @@ def diagnostic(cfg: DictConfig) -> None:
     print(f"Results: {cfg.parameters.output_path}")
 
 
-def _construct(settings: Any, where: str) -> DistributedInference:
+def _construct(settings: Any, name: str) -> DistributedInference:
     """Load a diagnostic on all workers; what is wrong with its settings is told once, as such."""
+    factory = functools.partial(make, settings, f"diagnostic.{name}")
+    factory.__name__ = name  # type: ignore[attr-defined]  # what errors call it
     try:
-        return DistributedInference(make, settings, where)
+        return DistributedInference(factory)
     except TaskError as error:
         if error.kind == ConfigError.__name__:
             raise ConfigError(error.remote_message) from None

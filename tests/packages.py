@@ -18,13 +18,17 @@ import xarray as xr
 
 LAT = np.linspace(90, -90, 721)
 LON = np.linspace(0, 360, 1440, endpoint=False)
-FCN_VARIABLES = (
-    "u10m v10m t2m sp msl t850 u1000 v1000 z1000 u850 v850 z850 u500 v500 z500 t500 z50 r500 "
-    "r850 tcwv u100m v100m u250 v250 z250 t250"
-).split()  # noqa: SIM905
-GUST_VARIABLES = (
-    "u100m v100m msl u300 u850 u925 v300 v850 v925 z300 z850 z925 t850 t925 q500 q850 q925"
-).split()  # noqa: SIM905
+# fmt: off
+FCN_VARIABLES = [
+    "u10m", "v10m", "t2m", "sp", "msl", "t850", "u1000", "v1000", "z1000", "u850", "v850",
+    "z850", "u500", "v500", "z500", "t500", "z50", "r500", "r850", "tcwv", "u100m", "v100m",
+    "u250", "v250", "z250", "t250",
+]
+GUST_VARIABLES = [
+    "u100m", "v100m", "msl", "u300", "u850", "u925", "v300", "v850", "v925", "z300", "z850",
+    "z925", "t850", "t925", "q500", "q850", "q925",
+]
+# fmt: on
 CORRDIFF_INPUTS = ["u10m", "v10m", "t2m"]
 
 

@@ -1,4 +1,4 @@
-"""What a class of Earth2Studio declares, read from its source text.
+"""What a class or function declares, read from its source text.
 
 Importing its prognostics takes ten seconds, reading one file some milliseconds: so a misspelt
 model or setting is answered before anything is loaded.
@@ -7,24 +7,25 @@ model or setting is answered before anything is loaded.
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.util
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NoReturn
 
 from distinf.errors import ConfigError
-from distinf.options import check_keys
 
-__all__ = ["Declared", "find_class"]
+__all__ = ["Declared", "find"]
 
 
 @dataclass(frozen=True)
 class Declared:
-    """A class in a source file.
+    """A class or function in a source file.
 
     Parameters
     ----------
-    node : ast.ClassDef
+    node : ast.ClassDef | ast.FunctionDef
         Its definition.
     path : Path
         The file.
@@ -32,12 +33,14 @@ class Declared:
         The module's dotted name.
     """
 
-    node: ast.ClassDef
+    node: ast.ClassDef | ast.FunctionDef
     path: Path
     module: str
 
     def method(self, name: str) -> ast.FunctionDef | None:
-        """Find a method here or in a base class of Earth2Studio."""
+        """Find a method here or in a base class of the same library."""
+        if isinstance(self.node, ast.FunctionDef):
+            return None
         for item in self.node.body:
             if isinstance(item, ast.FunctionDef) and item.name == name:
                 return item
@@ -48,13 +51,26 @@ class Declared:
                     return method
         return None
 
-    def parameters(self, method: str) -> list[str] | None:
-        """Names of a method's parameters but the first; None if it takes any, or is not known."""
-        found = self.method(method)
+    def parameters(self, method: str = "__init__") -> list[str] | None:
+        """Names that calling it takes; of a class, one of its methods, without the first.
+
+        None if it takes any name, or if only importing it would tell.
+        """
+        is_function = isinstance(self.node, ast.FunctionDef)
+        found = self.node if isinstance(self.node, ast.FunctionDef) else self.method(method)
+        if found is None and method == "__init__":
+            return self._fields()
         if found is None or found.args.kwarg is not None:
             return None
         names = [arg.arg for arg in (*found.args.posonlyargs, *found.args.args)]
-        return names[1:] + [arg.arg for arg in found.args.kwonlyargs]
+        return names[0 if is_function else 1 :] + [arg.arg for arg in found.args.kwonlyargs]
+
+    def _fields(self) -> list[str] | None:
+        decorators = " ".join(ast.unparse(item) for item in self.node.decorator_list)
+        if "dataclass" not in decorators:
+            return None
+        items = [item.target for item in self.node.body if isinstance(item, ast.AnnAssign)]
+        return [item.id for item in items if isinstance(item, ast.Name)]
 
     def missing_extra(self) -> tuple[str, str] | None:
         """Extra that its file needs and the first module of it that is not installed."""
@@ -83,8 +99,8 @@ class Declared:
         return [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
 
 
-def find_class(target: str, where: str) -> Declared | None:
-    """Find the definition of a class without importing it.
+def find(target: str, where: str) -> Declared | None:
+    """Find the definition of a class or function without importing it.
 
     Parameters
     ----------
@@ -106,11 +122,21 @@ def find_class(target: str, where: str) -> Declared | None:
     module, _, name = target.rpartition(".")
     path = _source_of(module)
     if path is None:
-        raise ConfigError(f"{where}={target}: there is no module {module!r}")
+        raise ConfigError(f"{where}={target} cannot be imported: there is no module {module}")
     names = _names_in(path)
     if name not in names:
-        check_keys([name], [n for n in names if n[:1].isupper()], f"{where}={module}")
+        _no_such_name(name, names, module, where)
     return _find_in(path, module, name)
+
+
+def _no_such_name(name: str, names: set[str], module: str, where: str) -> NoReturn:
+    there = sorted(n for n in names if n[:1].isupper() == name[:1].isupper() and n[:1] != "_")
+    close = difflib.get_close_matches(name, there, n=1)
+    meant = f" Did you mean {module}.{close[0]}?" if close else ""
+    raise ConfigError(
+        f"{where}={module}.{name} cannot be imported: {module} has no {name}.{meant} "
+        f"It has {', '.join(there)}"
+    )
 
 
 def _source_of(module: str) -> Path | None:
@@ -141,7 +167,7 @@ def _parse(path: Path) -> ast.Module:
 
 def _names_in(path: Path) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(_parse(path)):
+    for node in _parse(path).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             names.add(node.name)
         elif isinstance(node, ast.ImportFrom | ast.Import):
@@ -152,14 +178,15 @@ def _names_in(path: Path) -> set[str]:
 
 
 def _find_in(path: Path, module: str, name: str) -> Declared | None:
-    for node in ast.walk(_parse(path)):
-        if isinstance(node, ast.ClassDef) and node.name == name:
+    for node in _parse(path).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return Declared(node, path, module)
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
                     origin = _absolute(node, module, path.name == "__init__.py")
-                    source = _source_of(origin) if origin.startswith("earth2studio") else None
+                    same = origin.split(".")[0] == module.split(".")[0]
+                    source = _source_of(origin) if same else None
                     return _find_in(source, origin, alias.name) if source else None
     return None
 

@@ -181,8 +181,9 @@ class Dispatcher:
             return []
         if tasks:
             self._tasks[tasks[0]].losses += 1
-        # In front, so that the oldest steps stay the first to be finished.
-        self._retry.extendleft(reversed(tasks))
+        # By age, also beside those of workers lost before: tasks are kept in order of submission.
+        waiting = {*self._retry, *tasks}
+        self._retry = deque(number for number in self._tasks if number in waiting)
         return self._give_up() + self._start_waiting()
 
     def _start(self, task: int, worker: int) -> Start:

@@ -96,6 +96,16 @@ class FileSource:
         """Names of its variables."""
         return list(self._fields)
 
+    def check_time(self, time: np.datetime64) -> None:
+        """Refuse an initial time that is not in the file.
+
+        Raises
+        ------
+        ConfigError
+            Lists those that are.
+        """
+        self._check("times", [time], self.coords["time"].values)
+
     def __call__(self, time: Any, lead_time: Any, variable: Any) -> xr.DataArray:
         """Read fields.
 

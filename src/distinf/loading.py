@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from distinf.declared import find_class
+from distinf.declared import find
 from distinf.errors import ConfigError
 from distinf.options import check_keys
 
@@ -123,7 +123,7 @@ def check_loader(given: Mapping[str, Any], loader: str, where: str) -> None:
     target = given.get(key)
     if not isinstance(target, str) or "." not in target:
         raise ConfigError(f"{dotted}={target}: name a class, such as earth2studio.models.px.FCN")
-    declared = find_class(target, dotted)
+    declared = find(target, dotted)
     if declared is not None and (missing := declared.missing_extra()) is not None:
         raise ConfigError(_lacks(target.rpartition(".")[2], *missing, dotted))
     package = given.get("package")
@@ -156,7 +156,7 @@ def check_reachable(given: Mapping[str, Any], where: str) -> None:
         return
     if any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy")):
         return  # names are resolved there
-    declared = find_class(given["model"], f"{where}.model")
+    declared = find(given["model"], f"{where}.model")
     texts = declared.strings("load_default_package") if declared is not None else []
     url = next((text for text in texts if "://" in text), "")
     host = _HOSTS.get(url.partition("://")[0])

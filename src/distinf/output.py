@@ -2,7 +2,7 @@
 
 One Zarr v3 group: a float32 array for each variable, one chunk a (time, lead_time), fill value
 NaN; and for each diagnostic an array ``<diagnostic>_complete`` (time, lead_time) that says which
-steps are there. A step is marked after its data has been written.
+steps are there. A step is marked after its data is on disk.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 import xarray as xr
 import zarr
 
+from distinf.durable import DurableStore
 from distinf.errors import DistinfError, Interrupted, StoreError
 from distinf.options import Output
 from distinf.progress import Events
@@ -145,7 +146,9 @@ class ForecastStore:
                     config or {},
                     versions or {},
                 )
-            self._group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
+            self._group = zarr.open_group(
+                DurableStore(self.path), mode="r+", use_consolidated=False
+            )
             self._complete = {
                 name: np.asarray(self._group[mark(name)][:]) for name in self._diagnostics
             }
@@ -185,7 +188,9 @@ class ForecastStore:
         """
         while not self._slots.acquire(timeout=0.2):
             self.check()
-        self.check()
+        if self._error is not None:
+            self._slots.release()
+            raise self._error
         future.add_done_callback(lambda done: self._take(diagnostic, done))
 
     def check(self) -> None:

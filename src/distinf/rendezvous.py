@@ -26,6 +26,7 @@ __all__ = [
     "gather",
     "initialize_manager",
     "meet",
+    "refuse",
 ]
 
 _POLL_SECONDS = 0.02
@@ -96,6 +97,11 @@ def meet(
     return dist.PrefixStore(f"distinf/{attempt}/{next(_sessions)}", store)
 
 
+def refuse(store: dist.Store) -> None:
+    """Tell the ranks that wait in :func:`gather` that there will be no session."""
+    store.set("refused", "")
+
+
 def gather(
     store: dist.Store,
     place: Place,
@@ -144,6 +150,8 @@ def gather(
         absent = [rank for rank in ranks if not store.check([f"here/{rank}"])]
         if not absent:
             break
+        if store.check(["refused"]):
+            raise SessionError("the driver (rank 0) refused the run; it says why")
         for rank, how in died().items():
             raise SessionError(f"rank {rank} did not start: {how}")
         if time.monotonic() > deadline:

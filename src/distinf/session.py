@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,9 @@ class Runtime:
             raise ConfigError(f"runtime.carrier={self.carrier}: choose auto, cuda or host")
         for name, least in (("nproc", 1), ("threads", 1), ("max_attempts", 1)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
+            if value is None and name == "nproc":
+                continue
+            if type(value) is not int or value < least:
                 raise ConfigError(
                     f"runtime.{name}={value}: must be a whole number, at least {least}"
                 )
@@ -70,14 +72,16 @@ class Runtime:
             value = getattr(self, name)
             if value is None and name == "call_timeout":
                 continue
-            if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
                 raise ConfigError(f"runtime.{name}={value}: must be a number of seconds above 0")
 
 
 class Session:
     """The time between the ranks finding each other and parting; made by `open_session`."""
 
-    def __init__(self, runtime: Runtime, nproc: int | None) -> None:
+    def __init__(
+        self, runtime: Runtime, nproc: int | None, meanwhile: Callable[[], None] | None
+    ) -> None:
         place = launch.find_place()
         self._own: launch.OwnRanks | None = None
         self._store: dist.Store | None = None
@@ -100,7 +104,7 @@ class Session:
         self.rank = self.place.rank
         self._farm: Farm | None = None
         try:
-            self._open()
+            self._open(meanwhile)
         except BaseException:
             self._end_own(patience=0.0)
             raise
@@ -112,7 +116,16 @@ class Session:
             raise SessionError(f"rank {self.rank} is a worker: only rank 0 hands out tasks")
         return self._farm
 
-    def _open(self) -> None:
+    def _open(self, meanwhile: Callable[[], None] | None) -> None:
+        refusal: BaseException | None = None
+        if meanwhile is not None and self.rank == 0:
+            try:
+                meanwhile()
+            except BaseException as error:
+                if self._own is not None or self.place.world_size == 1:
+                    raise
+                refusal = error  # the launcher's other ranks wait to hear of it
+
         import torch
 
         from distinf import rendezvous
@@ -137,6 +150,9 @@ class Session:
             timeout = self.runtime.start_timeout
             store = rendezvous.meet(self.place, self._address, self._socket, timeout)
             self._socket = None
+            if refusal is not None:
+                rendezvous.refuse(store)
+                raise refusal
             died = self._own.died if self._own is not None else dict
             peers = rendezvous.gather(store, self.place, self.device, timeout, died)
             on_device = rendezvous.choose_carrier(self.runtime.carrier, peers, on_one_node)
@@ -187,7 +203,7 @@ class Session:
                 if self._own is not None:
                     self._own.expect_end()
                 self.farm.fail(error or SessionError("the session is closed"))
-                self._transport.close()
+                self._transport.close(error is not None)
         finally:
             self._end_own(patience=1.0 if error is not None else 5.0)
             rendezvous.end_manager()
@@ -203,7 +219,11 @@ class Session:
 _current: Session | None = None
 
 
-def open_session(runtime: Runtime | None = None, nproc: int | None = None) -> Session:
+def open_session(
+    runtime: Runtime | None = None,
+    nproc: int | None = None,
+    meanwhile: Callable[[], None] | None = None,
+) -> Session:
     """Open a session on this rank; every rank calls it at the same time.
 
     Parameters
@@ -212,6 +232,8 @@ def open_session(runtime: Runtime | None = None, nproc: int | None = None) -> Se
         Options, by default `Runtime()`.
     nproc : int | None, optional
         Ranks to start on this machine when no launcher started any, by default None: none.
+    meanwhile : Callable[[], None] | None, optional
+        As in :func:`session`.
 
     Returns
     -------
@@ -226,7 +248,7 @@ def open_session(runtime: Runtime | None = None, nproc: int | None = None) -> Se
     global _current
     if _current is not None:
         raise SessionError("a session is open already on this rank")
-    _current = Session(runtime or Runtime(), nproc)
+    _current = Session(runtime or Runtime(), nproc, meanwhile)
     return _current
 
 
@@ -257,7 +279,11 @@ def close_session(error: BaseException | None = None) -> None:
 
 
 @contextmanager
-def session(runtime: Runtime | None = None, nproc: int | None = None) -> Iterator[int]:
+def session(
+    runtime: Runtime | None = None,
+    nproc: int | None = None,
+    meanwhile: Callable[[], None] | None = None,
+) -> Iterator[int]:
     """Open a session; workers serve inside until the driver's block ends.
 
     Parameters
@@ -268,6 +294,9 @@ def session(runtime: Runtime | None = None, nproc: int | None = None) -> Iterato
         Ranks to start on this machine when no launcher started any, by default None: none, so
         that everything runs in this process. Those ranks import the calling script afresh,
         which therefore needs ``if __name__ == "__main__":``.
+    meanwhile : Callable[[], None] | None, optional
+        Called on the driver while the other ranks start, for checks that may end the run: what
+        it raises ends all ranks.
 
     Yields
     ------
@@ -279,7 +308,7 @@ def session(runtime: Runtime | None = None, nproc: int | None = None) -> Iterato
     SessionError
         If the ranks did not find each other in time, or the driver is gone.
     """
-    opened = open_session(runtime, nproc)
+    opened = open_session(runtime, nproc, meanwhile)
     try:
         if opened.rank != 0:
             opened.serve()

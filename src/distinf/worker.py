@@ -62,7 +62,7 @@ class Worker:
                 failure = Failure(
                     what=self._describe(call),
                     kind=type(error).__name__,
-                    message=str(error),
+                    message=_text_of(error),
                     traceback="".join(traceback.format_exception(error)),
                 )
             ended = time.time()
@@ -88,10 +88,8 @@ class Worker:
 
     def _describe(self, call: Call) -> str:
         if call.method == "__build__":
-            factory = call.args[0]
-            return f"constructing {getattr(factory, '__qualname__', repr(factory))}"
-        name = type(self._models.get(call.model)).__name__
-        return f"{name}.{call.method.strip('_')}"
+            return "construction"
+        return f"{type(self._models.get(call.model)).__name__}.{call.method.strip('_')}"
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device)
@@ -101,6 +99,13 @@ class Worker:
         # A view would take the whole of its storage with it.
         whole = host.untyped_storage().nbytes() == host.numel() * host.element_size()
         return host if whole and host.is_contiguous() else host.contiguous().clone()
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # some build their text from what is no longer there
+        return "(its text cannot be shown)"
 
 
 def _forward_of(model: Any) -> Callable[..., Any]:

@@ -1,0 +1,243 @@
+"""Real winds from files as initial conditions of the shallow-water model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cf_xarray  # noqa: F401  (the .cf accessor)
+import numpy as np
+import torch
+import xarray as xr
+
+from distinf.errors import ConfigError
+from distinf.models.balance import balanced_geopotential
+from distinf.models.source import Names, Times, source_array
+from distinf.models.sphere import GRAVITY, Array, SphereGrid, regular_grid
+
+_NAMES = {
+    "eastward_wind": ("u", "uwnd", "ua", "U", "u_wind", "u_component_of_wind"),
+    "northward_wind": ("v", "vwnd", "va", "V", "v_wind", "v_component_of_wind"),
+}
+_METRES_PER_SECOND = ("m s-1", "m/s", "m s**-1", "m s^-1", "meters/second", "m.s-1")
+
+
+class NetCDFWinds:
+    """Winds of files that xarray opens, with a geopotential balanced against them.
+
+    Variables are found by their CF standard names (else by common names), dimensions by CF
+    attributes. The wind is carried from its grid to the model's by vector spherical harmonics:
+    that is exact for what both grids resolve, whichever of them is finer, periodic in longitude,
+    and right at the poles, where interpolating components is not. Its divergent part is left out,
+    and the geopotential solves the nonlinear balance equation (see
+    `distinf.models.balance.balanced_geopotential`), so that the forecast begins without a shock
+    of gravity waves.
+
+    Parameters
+    ----------
+    paths : str or list of str
+        Files that hold u and v on one regular global latitude-longitude grid.
+    level : float, optional
+        Which of several levels, in the file's units.
+    month : int, optional
+        Which calendar month (1 to 12), averaged over all of the file's times in it, whatever time
+        is asked for. Without it a file with one time serves every request; of several times the
+        nearest is taken, if they cover the request.
+    nlat, nlon : int, optional
+        Rows from 90 to -90 degrees with both poles, and columns eastward from 0, of the result.
+    name_level : int, optional
+        Pressure level in hPa that the result's variables are labelled with, as in `ShallowWater`.
+    mean_depth : float, optional
+        Mean depth of the layer in m.
+    divergent : bool, optional
+        Whether to keep the wind's divergent part; the geopotential is not balanced against it.
+
+    Raises
+    ------
+    ConfigError
+        If a file cannot be opened, holds no u or v in m s-1 on a regular global grid, or holds
+        several levels of which none was chosen; names the file and what would be right.
+    """
+
+    weight_free = True
+
+    def __init__(
+        self,
+        paths: str | Sequence[str],
+        level: float | None = None,
+        month: int | None = None,
+        nlat: int = 256,
+        nlon: int = 512,
+        name_level: int = 850,
+        mean_depth: float = 10e3,
+        divergent: bool = False,
+    ) -> None:
+        self._paths = [str(path) for path in ([paths] if isinstance(paths, str) else paths)]
+        if not self._paths:
+            raise ConfigError("data.paths is empty: name one file or several")
+        if month is not None and month not in range(1, 13):
+            raise ConfigError(f"data.month={month}: must be 1 to 12")
+        self._level, self._month, self._divergent = level, month, divergent
+        self._mean = mean_depth * GRAVITY
+        self._lat, self._lon = regular_grid(nlat, nlon)
+        self._variables = [f"u{name_level}", f"v{name_level}", f"z{name_level}"]
+        files = [(path, _open(path)) for path in self._paths]
+        self._u = self._prepare(*_find(files, "eastward_wind"))
+        self._v = self._prepare(*_find(files, "northward_wind"))
+        for dim in ("lat", "lon"):
+            if not np.array_equal(self._u[dim].values, self._v[dim].values):
+                raise ConfigError(f"{', '.join(self._paths)}: u and v are on different grids")
+        try:
+            self._grid = SphereGrid.from_coords(self._u.lat.values, self._u.lon.values)
+        except ValueError as error:
+            raise ConfigError(f"{', '.join(self._paths)}: {error}") from None
+
+    def __call__(self, time: Times, variable: Names) -> xr.DataArray:
+        """Give variables at times.
+
+        Parameters
+        ----------
+        time : datetime, list of datetime, numpy.ndarray
+            Times (UTC) that the files cover, or any if they hold one time or a month was chosen.
+        variable : str, list of str, numpy.ndarray
+            Some of ``u{level}``, ``v{level}`` (m s-1) and ``z{level}`` (geopotential, m2 s-2).
+
+        Returns
+        -------
+        xarray.DataArray
+            Dims ``time, variable, lat, lon``, float32.
+
+        Raises
+        ------
+        ConfigError
+            If the files do not cover a time, or hold missing values there.
+        ValueError
+            If a variable is unknown.
+        """
+        return source_array(time, variable, self._lat, self._lon, self._variables, self._fields)
+
+    async def fetch(self, time: Times, variable: Names) -> xr.DataArray:
+        """Do the same as a call, for Earth2Studio's asynchronous readers."""
+        return self(time, variable)
+
+    def check_time(self, time: np.datetime64) -> None:
+        """Raise `ConfigError` if the files do not cover a time; reads no data."""
+        self._at(self._u, time)
+
+    def _prepare(self, path: str, wind: xr.DataArray) -> xr.DataArray:
+        """Name the dims lat, lon and time; choose the level."""
+        units = wind.attrs.get("units", "")
+        if units.strip() not in _METRES_PER_SECOND:
+            raise ConfigError(f"{path}: {wind.name} has units {units!r}; m s-1 is needed")
+        names = {}
+        for ours, cf, common in (
+            ("lat", "latitude", ("lat", "latitude", "y")),
+            ("lon", "longitude", ("lon", "longitude", "x")),
+            ("time", "time", ("time", "valid_time")),
+        ):
+            found = _coordinate(wind, cf, common)
+            if found is not None:
+                names[found] = ours
+            elif ours != "time":
+                raise ConfigError(
+                    f"{path}: {wind.name} has no one-dimensional {cf}; its dimensions are "
+                    f"{', '.join(map(str, wind.dims))}"
+                )
+        wind = wind.rename({name: ours for name, ours in names.items() if name != ours})
+        for dim in [d for d in wind.dims if d not in ("lat", "lon", "time")]:
+            wind = self._choose(path, wind, str(dim))
+        return wind.transpose(..., "lat", "lon")
+
+    def _choose(self, path: str, wind: xr.DataArray, dim: str) -> xr.DataArray:
+        values = wind[dim].values
+        if values.size == 1 and self._level is None:
+            return wind.squeeze(dim, drop=True)
+        if self._level is None or not np.any(np.isclose(values.astype(float), self._level)):
+            given = "" if self._level is None else f", not {self._level:g}"
+            raise ConfigError(
+                f"{path}: choose data.level from {dim} {', '.join(map(str, values))}{given}"
+            )
+        return wind.isel({dim: int(np.abs(values.astype(float) - self._level).argmin())}, drop=True)
+
+    def _at(self, wind: xr.DataArray, time: np.datetime64) -> xr.DataArray:
+        if "time" not in wind.dims:
+            return wind
+        if self._month is not None:
+            months = wind.time.dt.month.values
+            if self._month not in months:
+                raise ConfigError(
+                    f"{', '.join(self._paths)} has no time in month {self._month} (data.month); "
+                    f"it has the months {sorted(set(months.tolist()))}"
+                )
+            return wind.isel(time=np.flatnonzero(months == self._month)).mean("time")
+        if wind.sizes["time"] == 1:
+            return wind.isel(time=0)
+        times = wind.time.values.astype("datetime64[ns]")
+        reach = np.abs(np.diff(times)).max() / 2
+        if not times.min() - reach <= time <= times.max() + reach:
+            raise ConfigError(
+                f"{', '.join(self._paths)} has times from {str(times.min())[:16]} to "
+                f"{str(times.max())[:16]}, but {str(time)[:16]} was asked for: choose another "
+                "parameters.time, or a calendar month by data.month"
+            )
+        return wind.isel(time=int(np.abs(times - time).argmin()))
+
+    def _fields(self, time: np.datetime64) -> Array:
+        wind = np.stack([self._at(self._u, time).values, self._at(self._v, time).values])
+        if not np.isfinite(wind).all():
+            raise ConfigError(f"{', '.join(self._paths)}: missing values in the wind at {time}")
+        u, v = self._regrid(torch.from_numpy(wind.astype(np.float64)))
+        return np.stack([u, v, balanced_geopotential(u, v, self._mean)])
+
+    @torch.no_grad()
+    def _regrid(self, wind: torch.Tensor) -> tuple[Array, Array]:
+        """Carry the wind (2, lat, lon) to the model's grid, by default without its divergence."""
+        from torch_harmonics import InverseRealVectorSHT, RealVectorSHT
+
+        nlat, nlon = self._lat.size, self._lon.size
+        lmax = min(self._grid.largest_lmax, (min(nlat, nlon) + 2) // 3)
+        size = {"lmax": lmax, "mmax": lmax, "csphase": False}
+        shape = (self._grid.quadrature_nlat, self._grid.nlon)
+        forward = RealVectorSHT(*shape, grid=self._grid.quadrature, **size).double()
+        inverse = InverseRealVectorSHT(nlat, nlon, grid="equiangular", **size).double()
+        spectrum = forward(self._grid.to_quadrature(wind))
+        # The transform takes the first column for longitude 0.
+        start = np.radians(float(self._u.lon.values[0]))
+        order = torch.arange(lmax, dtype=torch.float64)
+        spectrum = spectrum * torch.polar(torch.ones_like(order), -order * start)
+        if not self._divergent:
+            spectrum[1] = 0
+        u, v = inverse(spectrum).numpy()
+        return u, v
+
+
+def _open(path: str) -> xr.Dataset:
+    if not Path(path).exists():
+        raise ConfigError(f"data.paths: {path} does not exist")
+    try:
+        return xr.open_dataset(path)
+    except Exception as error:
+        raise ConfigError(f"data.paths: xarray cannot open {path}: {error}") from None
+
+
+def _find(files: list[tuple[str, xr.Dataset]], standard_name: str) -> tuple[str, xr.DataArray]:
+    for path, dataset in files:
+        for name, variable in dataset.data_vars.items():
+            if variable.attrs.get("standard_name") == standard_name:
+                return path, dataset[name]
+    for path, dataset in files:
+        for name in _NAMES[standard_name]:
+            if name in dataset:
+                return path, dataset[name]
+    held = "; ".join(f"{path} has {', '.join(map(str, ds.data_vars))}" for path, ds in files)
+    raise ConfigError(
+        f"no {standard_name} found (by that standard_name, or named "
+        f"{', '.join(_NAMES[standard_name])}): {held}"
+    )
+
+
+def _coordinate(wind: xr.DataArray, cf: str, common: Sequence[str]) -> str | None:
+    """Name of the dimension that is this coordinate, by CF attributes, else by common names."""
+    found: list[Any] = list(wind.cf.coordinates.get(cf, []))
+    return next((str(name) for name in [*found, *common] if name in wind.dims), None)

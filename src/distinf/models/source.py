@@ -1,0 +1,81 @@
+"""What the data sources share: reading a request and answering it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from distinf.models.sphere import Array
+
+Times = datetime | np.datetime64 | Sequence[datetime] | np.ndarray[Any, Any]
+Names = str | Sequence[str] | np.ndarray[Any, Any]
+
+
+def source_array(
+    time: Times,
+    variable: Names,
+    lat: Array,
+    lon: Array,
+    available: list[str],
+    fields: Callable[[np.datetime64], Array],
+) -> xr.DataArray:
+    """Answer a data source's call.
+
+    Parameters
+    ----------
+    time, variable
+        As the source was asked; times without a zone are UTC.
+    lat, lon : numpy.ndarray
+        The source's grid in degrees.
+    available : list of str
+        The source's variables.
+    fields : callable
+        From a time to all available variables, of shape (variable, lat, lon).
+
+    Returns
+    -------
+    xarray.DataArray
+        Dims ``time, variable, lat, lon``, float32.
+
+    Raises
+    ------
+    ValueError
+        If a variable is not available.
+    """
+    times = as_times(time)
+    names = [str(name) for name in np.atleast_1d(np.asarray(variable))]
+    unknown = [name for name in names if name not in available]
+    if unknown:
+        raise ValueError(
+            f"no variable {', '.join(unknown)} in this source; it has {', '.join(available)}"
+        )
+    rows = [available.index(name) for name in names]
+    values = np.stack([fields(at)[rows] for at in times]).astype(np.float32)
+    return xr.DataArray(
+        values,
+        dims=("time", "variable", "lat", "lon"),
+        coords={"time": times, "variable": names, "lat": lat, "lon": lon},
+    )
+
+
+def as_times(time: Times) -> np.ndarray[Any, Any]:
+    """Turn one or several times into an array of datetime64[ns], UTC.
+
+    Parameters
+    ----------
+    time
+        A datetime, a datetime64, or several.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (time,).
+    """
+    given = time if isinstance(time, Sequence | np.ndarray) else [time]
+    times = pd.to_datetime(np.asarray(given).ravel(), utc=True).tz_localize(None)
+    return np.asarray(times, dtype="datetime64[ns]")

@@ -1,0 +1,191 @@
+"""The main job as a user runs it: one store, the same bytes whoever started the ranks."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import xarray as xr
+
+from tests.application import SMALL, Outcome, finish, python_main, run, start, torchrun_main
+
+LAUNCHES = {
+    "nproc-1": python_main("runtime.nproc=1", *SMALL),
+    "nproc-2": python_main("runtime.nproc=2", *SMALL),
+    "nproc-3": python_main("runtime.nproc=3", *SMALL),
+    "nproc-5": python_main("runtime.nproc=5", *SMALL),
+    "torchrun": torchrun_main(3, "--config-name=shallow_water", *SMALL),
+}
+
+
+class Runs:
+    """Each launch is run once, when a test first asks for it."""
+
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        self._factory = factory
+        self._done: dict[str, tuple[Path, Outcome]] = {}
+
+    def __getitem__(self, name: str) -> tuple[Path, Outcome]:
+        if name not in self._done:
+            folder = self._factory.mktemp(name)
+            self._done[name] = (folder, run(LAUNCHES[name], folder))
+        return self._done[name]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory)
+
+
+def store(folder: Path) -> xr.Dataset:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return xr.open_zarr(folder / "shallow_water.zarr")
+
+
+@pytest.mark.parametrize("name", list(LAUNCHES))
+def test_every_launch_ends_well(runs: Runs, name: str) -> None:
+    folder, outcome = runs[name]
+    assert outcome.status == 0, outcome.err
+    assert "Wall time" in outcome.out
+    assert "Limited by" in outcome.out
+    assert (folder / "shallow_water.png").read_bytes().startswith(b"\x89PNG")
+    # One run directory, whatever the number of ranks; nothing else of ours.
+    assert len(list(folder.glob("outputs/*/*"))) == 1
+    assert {path.name for path in folder.iterdir()} == {
+        "outputs",
+        "shallow_water.zarr",
+        "shallow_water.png",
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in LAUNCHES if name != "nproc-1"])
+def test_bytes_do_not_depend_on_the_ranks(runs: Runs, name: str) -> None:
+    alone, farmed = store(runs["nproc-1"][0]), store(runs[name][0])
+    assert set(alone.variables) == set(farmed.variables)
+    for variable in alone.variables:
+        np.testing.assert_array_equal(alone[variable].values, farmed[variable].values)
+    # Not only the decoded values: the very chunks.
+    for path in (runs["nproc-1"][0] / "shallow_water.zarr").rglob("c/**/*"):
+        if path.is_file():
+            other = runs[name][0] / path.relative_to(runs["nproc-1"][0])
+            assert path.read_bytes() == other.read_bytes(), path
+
+
+def test_store_tells_what_it_holds(runs: Runs) -> None:
+    ds = store(runs["nproc-3"][0])
+    assert dict(ds.sizes) == {"time": 1, "lead_time": 6, "lat": 64, "lon": 128}
+    assert ds.lead_time.values[1] == np.timedelta64(6, "h")
+    for variable, units in {
+        "vo850": "s-1",
+        "d850": "s-1",
+        "strf850": "m2 s-1",
+        "vp850": "m2 s-1",
+    }.items():
+        assert ds[variable].attrs["units"] == units
+        assert ds[variable].attrs["long_name"]
+        assert ds[variable].dtype == np.float32
+        assert ds[variable].encoding["chunks"] == (1, 1, 64, 128)
+        assert np.isfinite(ds[variable].values).all()
+    assert ds.wind_decomposition_complete.values.all()
+    config = json.loads(ds.attrs["config"])
+    assert config["prognostic"]["nlat"] == 64
+    assert "torch" in json.loads(ds.attrs["versions"])
+
+
+def test_it_is_a_pipeline(runs: Runs) -> None:
+    (log,) = runs["nproc-3"][0].glob("outputs/*/*/events.jsonl")
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    forecast = sorted((e for e in events if e["kind"] == "forecast"), key=lambda e: e["start"])
+    diagnosed = sorted((e for e in events if e["kind"] == "diagnose"), key=lambda e: e["start"])
+    assert len(forecast) == len(diagnosed) == 6
+    assert {event["rank"] for event in diagnosed} == {1, 2}
+    assert any(
+        later["start"] < event["end"] for event, later in zip(diagnosed, forecast[1:], strict=False)
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("parameters.nstep=2", ["parameters.nstep ", "nsteps", "output_path"]),
+        ("++parameters.nstep=2", ["parameters.nstep ", "nsteps", "output_path"]),
+        ("+runtime.nporc=2", ["runtime.nporc", "nproc", "threads"]),
+        ("prognostic.nlatt=2", ["prognostic.nlatt", "nlat"]),
+        ("+prognostic.nlatt=2", ["prognostic.nlatt", "nlat"]),
+        ("data=nothing", ["data/nothing", "galewsky", "netcdf"]),
+        ("--config-name=nothing", ["nothing", "shallow_water"]),
+        ("recipe=nothing", ["recipe=nothing", "shallow_water"]),
+        ("parameters.time=yesterday", ["parameters.time=yesterday", "2023-06-01T00:00:00"]),
+        ("parameters.nsteps=0", ["parameters.nsteps=0", "at least 1"]),
+        ("output.mode=append", ["output.mode=append", "create", "overwrite", "resume"]),
+        ("runtime.carrier=pigeon", ["runtime.carrier=pigeon", "auto", "cuda", "host"]),
+        ("diagnostic.wind_decomposition.levels=[500]", ["u500", "v500", "u850"]),
+        ("parameters.output_path=there.zarr", ["there.zarr", "overwrite", "resume", "path"]),
+    ],
+)
+def test_wrong_input_is_one_clear_error(tmp_path: Path, override: str, words: list[str]) -> None:
+    (tmp_path / "there.zarr").mkdir()
+    (tmp_path / "there.zarr" / "precious").write_text("data")
+    outcome = run(python_main(override), tmp_path, deadline=150)
+    assert outcome.status == 1
+    assert outcome.err.startswith("distinf: error: ")
+    assert "Traceback" not in outcome.err
+    assert all(word in outcome.err for word in words), outcome.err
+    assert outcome.out == ""
+    assert (tmp_path / "there.zarr" / "precious").read_text() == "data"
+    assert not list(tmp_path.glob("shallow_water.*"))
+
+
+def test_wrong_input_is_told_once_under_torchrun(tmp_path: Path) -> None:
+    began = time.monotonic()
+    outcome = run(torchrun_main(3, "+runtime.nporc=2"), tmp_path, deadline=150)
+    assert outcome.status != 0
+    assert outcome.err.count("distinf: error:") == 1
+    assert "runtime.nporc does not exist" in outcome.err
+    assert time.monotonic() - began < 40  # 10 s are promised; torchrun itself takes some to start
+
+
+def test_data_file_without_winds(tmp_path: Path) -> None:
+    xr.Dataset({"t2m": (("lat", "lon"), np.zeros((3, 4)))}).to_netcdf(tmp_path / "t.nc")
+    outcome = run(python_main("data=netcdf", "data.paths=[t.nc]"), tmp_path, deadline=150)
+    assert outcome.status == 1
+    assert "t.nc" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_interrupt_keeps_what_was_written_and_resume_completes_it(
+    runs: Runs, tmp_path: Path
+) -> None:
+    process = start(python_main("runtime.nproc=3", *SMALL), tmp_path)
+    first = tmp_path / "shallow_water.zarr" / "wind_decomposition_complete" / "c" / "0" / "0"
+    deadline = time.monotonic() + 120
+    while not first.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    outcome = finish(process, 30)
+    assert time.monotonic() - began < 10
+    assert outcome.status == 130
+    assert "output.mode=resume" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert psutil.wait_procs(ranks, timeout=10)[1] == []
+    done = int(store(tmp_path).wind_decomposition_complete.sum())
+    assert done >= 1
+
+    again = run(python_main("runtime.nproc=2", "output.mode=resume", *SMALL), tmp_path)
+    assert again.status == 0, again.err
+    assert f"{6 - done} of 6 tasks to do" in again.out + again.err
+    for variable in ("vo850", "d850", "strf850", "vp850"):
+        np.testing.assert_array_equal(
+            store(tmp_path)[variable].values, store(runs["nproc-1"][0])[variable].values
+        )

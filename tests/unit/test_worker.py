@@ -1,0 +1,227 @@
+"""Worker: every outcome of a call comes back as an envelope."""
+
+import pickle
+import sys
+
+import pytest
+import torch
+
+from distinf.transport import Call, Reply
+from distinf.worker import Worker
+
+
+class Unpicklable(Exception):
+    """Cannot cross a process boundary as itself."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} {second}")
+        self.stream = sys.stderr
+
+    def __reduce__(self):
+        raise TypeError("not this one")
+
+
+class Model:
+    def __init__(self, factor=1.0):
+        if factor < 0:
+            raise ValueError(f"factor {factor} is negative")
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+    def fail(self, error):
+        raise error
+
+    def nested(self):
+        try:
+            raise KeyError("inner")
+        except KeyError as error:
+            raise RuntimeError("outer") from error
+
+    def leave(self, status):
+        sys.exit(status)
+
+    def modes(self, x):
+        return torch.is_inference_mode_enabled(), (x * self.weight()).requires_grad
+
+    def weight(self):
+        return torch.nn.Parameter(torch.ones(1))
+
+    def views(self, x):
+        return {"row": x[0], "some": (x[:, :2], [x.T]), "whole": x, "text": "kept"}
+
+
+class LikeEarth2Studio(torch.nn.Module):
+    """Has batching of its own around the call, and a forward that means something else."""
+
+    def input_coords(self):
+        return {}
+
+    def output_coords(self, coords):
+        return coords
+
+    def forward(self, x):
+        raise AssertionError("the call was meant")
+
+    def __call__(self, x, coords):
+        return x + 1, coords
+
+
+class PlainModule(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dropout = torch.nn.Dropout(0.5)
+
+    def output_coords(self, coords):
+        return coords
+
+    def forward(self, x):
+        return self.dropout(x)
+
+
+class CallableWithForward(Model):
+    def __call__(self, x):
+        raise AssertionError("forward was meant")
+
+
+@pytest.fixture
+def worker():
+    return Worker(3, torch.device("cpu"))
+
+
+def build(worker, factory, *args, number=0, **kwargs):
+    return worker.run(Call(number, "__build__", "", (factory, *args), kwargs))
+
+
+def test_a_call_answers_with_its_value_and_where_it_ran(worker):
+    assert build(worker, Model, factor=2.0).failure is None
+    reply = worker.run(Call(0, "__forward__", "step", (torch.ones(2),)))
+    assert isinstance(reply, Reply)
+    assert torch.equal(reply.value, torch.full((2,), 2.0))
+    assert (reply.rank, reply.host) == (3, worker.host)
+    assert reply.started <= reply.ended
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ValueError("no such level"), "ValueError", "no such level"),
+        (Unpicklable("a", "b"), "Unpicklable", "a b"),
+        (KeyboardInterrupt(), "KeyboardInterrupt", ""),
+        (RuntimeError(r"bad \x80 \u12 escapes"), "RuntimeError", r"bad \x80 \u12 escapes"),
+        (RuntimeError(b"\xff\x00raw"), "RuntimeError", r"b'\xff\x00raw'"),
+        (RuntimeError("Ω ☔ \U0001f4a7 \x00"), "RuntimeError", "Ω ☔ \U0001f4a7 \x00"),
+        (ValueError(), "ValueError", ""),
+    ],
+    ids=["plain", "unpicklable", "interrupt", "escapes", "bytes", "unicode", "empty"],
+)
+def test_an_error_comes_back_in_plain_types(worker, error, kind, message):
+    build(worker, Model)
+    reply = pickle.loads(pickle.dumps(worker.run(Call(0, "fail", "", (error,)))))
+    assert reply.value is None
+    failure = reply.failure
+    assert (failure.what, failure.kind, failure.message) == ("Model.fail", kind, message)
+    assert "in fail" in failure.traceback
+    assert kind in failure.traceback
+
+
+class WithoutText(Exception):
+    """Cannot even say what is wrong."""
+
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+def test_an_error_that_has_no_text_is_still_an_answer(worker):
+    build(worker, Model)
+    reply = worker.run(Call(0, "fail", "", (WithoutText(),)))
+    assert reply.failure.kind == "WithoutText"
+
+
+def test_the_cause_stays_in_the_traceback(worker):
+    build(worker, Model)
+    text = worker.run(Call(0, "nested")).failure.traceback
+    assert "KeyError: 'inner'" in text
+    assert "RuntimeError: outer" in text
+
+
+@pytest.mark.parametrize("status", [0, 1, "bye"])
+def test_a_model_cannot_take_its_rank_away(worker, status):
+    build(worker, Model)
+    reply = worker.run(Call(0, "leave", "", (status,)))
+    assert (reply.failure.kind, reply.failure.message) == ("SystemExit", str(status))
+    assert worker.run(Call(0, "__forward__", "", (torch.ones(1),))).failure is None
+
+
+def test_a_constructor_that_fails_is_named(worker):
+    reply = build(worker, Model, -1.0)
+    assert reply.failure.what == "constructing Model"
+    assert reply.failure.message == "factor -1.0 is negative"
+
+
+def test_a_method_that_is_not_there_is_an_error(worker):
+    build(worker, Model)
+    failure = worker.run(Call(0, "backward")).failure
+    assert failure.kind == "AttributeError"
+    assert "backward" in failure.message
+
+
+def test_earth2studio_diagnostics_are_called(worker):
+    build(worker, LikeEarth2Studio)
+    reply = worker.run(Call(0, "__forward__", "", (torch.ones(2), {"lat": 1})))
+    assert reply.failure is None
+    assert torch.equal(reply.value[0], torch.full((2,), 2.0))
+    assert reply.value[1] == {"lat": 1}
+
+
+@pytest.mark.parametrize("factory", [PlainModule, CallableWithForward])
+def test_all_other_models_have_forward(worker, factory):
+    build(worker, factory)
+    reply = worker.run(Call(0, "__forward__", "", (torch.ones(50),)))
+    assert reply.failure is None, reply.failure
+    assert torch.equal(reply.value, torch.ones(50))  # and dropout is off
+
+
+def test_a_function_that_returns_a_model_will_do(worker):
+    def load(factor):
+        return Model(factor)
+
+    build(worker, load, 3.0)
+    assert worker.run(Call(0, "__forward__", "", (torch.ones(1),))).value == 3
+
+
+def test_the_driver_learns_which_optional_methods_there_are(worker):
+    assert build(worker, Model).value == set()
+    assert build(worker, LikeEarth2Studio).value == {"input_coords", "output_coords"}
+
+
+def test_calls_run_in_inference_mode(worker):
+    build(worker, Model)
+    reply = worker.run(Call(0, "modes", "", (torch.ones(1),)))
+    assert reply.value == (True, False)
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_views_travel_without_the_rest_of_their_storage(worker):
+    build(worker, Model)
+    x = torch.arange(12.0).reshape(3, 4)
+    value = worker.run(Call(0, "views", "", (x,))).value
+    tensors = [value["row"], value["some"][0], value["some"][1][0], value["whole"]]
+    for tensor, expected in zip(tensors, [x[0], x[:, :2], x.T, x], strict=True):
+        assert torch.equal(tensor, expected)
+        assert tensor.is_contiguous()
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * 4
+    assert value["text"] == "kept"
+
+
+def test_several_models_live_side_by_side_until_they_are_dropped(worker):
+    build(worker, Model, 2.0, number=0)
+    build(worker, Model, 3.0, number=1)
+    args = (torch.ones(1),)
+    assert worker.run(Call(0, "__forward__", "", args)).value == 2
+    assert worker.run(Call(1, "__forward__", "", args)).value == 3
+    assert worker.run(Call(0, "__drop__")).failure is None
+    assert worker.run(Call(0, "__drop__")).failure is None
+    assert worker.run(Call(0, "__forward__", "", args)).failure is not None
+    assert worker.run(Call(1, "__forward__", "", args)).value == 3
