@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from distinf.errors import ConfigError
+from distinf.loading import check_reachable
 from distinf.options import Output, check_keys, check_target, from_mapping, parse_times
 from distinf.session import Runtime
+from recipes.models import make
 
 _SECTIONS = ("recipe", "parameters", "prognostic", "diagnostic", "data", "output", "runtime")
 _PARAMETERS = ("time", "nsteps", "output_path")
@@ -18,6 +19,8 @@ _PARAMETERS = ("time", "nsteps", "output_path")
 
 def check_structure(cfg: DictConfig) -> Runtime:
     """Refuse keys that do not exist and options out of range; the same on every rank.
+
+    Nothing of Earth2Studio is imported for it, so that the answer comes at once.
 
     Returns
     -------
@@ -35,25 +38,29 @@ def check_structure(cfg: DictConfig) -> Runtime:
     if not isinstance(nsteps, int) or isinstance(nsteps, bool) or nsteps < 1:
         raise ConfigError(f"parameters.nsteps={nsteps}: must be a whole number, at least 1")
     from_mapping(Output, plain["output"], "output")
-    return from_mapping(Runtime, plain["runtime"], "runtime")
-
-
-def check_models(cfg: DictConfig) -> None:
-    """Refuse settings that a target does not take, and models that do not fit together.
-
-    Models without weights cost nothing to make, so they are made and asked here; of the others
-    it is known once they are loaded.
-    """
-    from distinf.forecast import step_coords
-    from distinf.selection import plan
-
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
     if not plain["diagnostic"]:
         raise ConfigError("diagnostic is empty: choose at least one of its group")
     check_target(plain["prognostic"], "prognostic")
     check_target(plain["data"], "data")
     for name, settings in plain["diagnostic"].items():
         check_target(settings, f"diagnostic.{name}")
+    return from_mapping(Runtime, plain["runtime"], "runtime")
+
+
+def check_models(cfg: DictConfig) -> None:
+    """Refuse models and data that do not fit together.
+
+    Models without weights cost nothing to make, so they are made and asked here; of the others
+    it is known once they are loaded.
+    """
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    check_reachable(plain["prognostic"], "prognostic")
+    for name, settings in plain["diagnostic"].items():
+        check_reachable(settings, f"diagnostic.{name}")
+
+    from distinf.forecast import step_coords
+    from distinf.selection import plan
+
     times = parse_times(plain["parameters"]["time"])
     if _is_free(plain["data"]):
         data = _make(plain["data"], "data")
@@ -70,13 +77,13 @@ def check_models(cfg: DictConfig) -> None:
 
 def _make(settings: dict[str, Any], where: str) -> Any:
     try:
-        return instantiate(settings)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError | TypeError | OSError):
-            raise ConfigError(f"{where}: {error.__cause__}") from None
+        return make(settings, where)
+    except ConfigError:
         raise
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _is_free(settings: dict[str, Any]) -> bool:
     target = settings["_target_"]
-    return target.startswith("distinf.") and getattr(get_class(target), "weight_free", False)
+    return target.startswith("distinf.") and getattr(get_object(target), "weight_free", False)

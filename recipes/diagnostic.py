@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from distinf.errors import ConfigError, TaskError
 from distinf.forecast import lead_times, rollout, step_coords
 from distinf.inference import DistributedInference
 from distinf.options import Output, parse_times
@@ -20,6 +20,7 @@ from distinf.progress import Progress, summarize, versions
 from distinf.schema import vocabulary
 from distinf.session import current_session
 from recipes.checks import check_models
+from recipes.models import make
 
 log = logging.getLogger("distinf")
 
@@ -45,11 +46,11 @@ def diagnostic(cfg: DictConfig) -> None:
     with ExitStack() as stack:
         diagnostics: dict[str, DistributedInference] = {}
         for name, settings in cfg.diagnostic.items():
-            make = functools.partial(instantiate, OmegaConf.to_container(settings, resolve=True))
-            make.__name__ = str(name)  # what errors call it
-            diagnostics[str(name)] = stack.enter_context(DistributedInference(make))
-        prognostic = instantiate(cfg.prognostic).to(device)
-        data = instantiate(cfg.data)
+            plain = OmegaConf.to_container(settings, resolve=True)
+            infer = _construct(plain, str(name))
+            diagnostics[str(name)] = stack.enter_context(infer)
+        prognostic = make(cfg.prognostic, "prognostic").to(device)
+        data = make(cfg.data, "data")
 
         state = step_coords(prognostic, times[0])
         outputs = {name: infer.output_coords(state) for name, infer in diagnostics.items()}
@@ -89,6 +90,18 @@ def diagnostic(cfg: DictConfig) -> None:
     wall = max(event.end for event in events) - min(event.start for event in events)
     print(summarize(events, wall, farm.transport.workers))
     print(f"Results: {cfg.parameters.output_path}")
+
+
+def _construct(settings: Any, name: str) -> DistributedInference:
+    """Load a diagnostic on all workers; what is wrong with its settings is told once, as such."""
+    factory = functools.partial(make, settings, f"diagnostic.{name}")
+    factory.__name__ = name  # type: ignore[attr-defined]  # what errors call it
+    try:
+        return DistributedInference(factory)
+    except TaskError as error:
+        if error.kind == ConfigError.__name__:
+            raise ConfigError(error.remote_message) from None
+        raise
 
 
 def _attributes(

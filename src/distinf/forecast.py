@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from distinf.errors import ConfigError
+from distinf.loading import unreachable
 from distinf.progress import Event, Events
 from distinf.selection import plan
 
@@ -54,7 +56,7 @@ def step_coords(prognostic: Any, time: np.datetime64) -> Coords:
     """
     own = prognostic.output_coords(prognostic.input_coords())
     coords: Coords = OrderedDict(time=np.array([time]))
-    coords.update((key, value) for key, value in own.items() if key != "batch")
+    coords.update((key, value) for key, value in own.items() if key not in ("batch", "time"))
     return coords
 
 
@@ -83,6 +85,11 @@ def rollout(
     events : Events | None, optional
         Where each step is recorded.
 
+    Raises
+    ------
+    ConfigError
+        If the data source cannot be reached.
+
     Yields
     ------
     tuple[torch.Tensor, Coords]
@@ -96,14 +103,22 @@ def rollout(
     if hasattr(prognostic, "interp_method"):
         regrid = {"interp_to": wanted, "interp_method": prognostic.interp_method}
     start = clock.time()
-    x, coords = fetch_data(
-        source=data,
-        time=np.array([time]),
-        variable=wanted["variable"],
-        lead_time=wanted["lead_time"],
-        device=device,
-        **regrid,
-    )
+    try:
+        x, coords = fetch_data(
+            source=data,
+            time=np.array([time]),
+            variable=wanted["variable"],
+            lead_time=wanted["lead_time"],
+            device=device,
+            **regrid,
+        )
+    except Exception as error:
+        if (why := unreachable(error)) is None:
+            raise
+        raise ConfigError(
+            f"data: {type(data).__name__} cannot be reached ({why}). Run once where there is a "
+            "network, so that it is cached, or name a local file: data=file data.path=/path"
+        ) from error
     x, coords = plan(coords, wanted, "the prognostic")(x, coords)
     states = prognostic.create_iterator(x, coords)
     for step in range(nsteps + 1):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
-import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -109,7 +107,7 @@ def from_mapping(kind: type[T], given: Mapping[str, Any], where: str) -> T:
 def check_target(given: Mapping[str, Any], where: str) -> None:
     """Refuse settings of a ``_target_`` that it does not take.
 
-    Only targets of this package are looked at: importing Earth2Studio's models takes seconds.
+    Only targets of this package and of Earth2Studio are looked at, and nothing is imported.
 
     Parameters
     ----------
@@ -121,25 +119,26 @@ def check_target(given: Mapping[str, Any], where: str) -> None:
     Raises
     ------
     ConfigError
-        If ``_target_`` is missing or cannot be imported, or a key does not exist.
+        If ``_target_`` is missing, or it or a key does not exist.
     """
     target = given.get("_target_")
     if not isinstance(target, str):
         raise ConfigError(
             f"{where} has no _target_: choose one of its group, or set {where}._target_"
         )
-    if not target.startswith("distinf."):
+    if not target.startswith(("distinf.", "earth2studio.")):
         return
-    module, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{where}._target_={target} cannot be imported: {error}") from error
-    parameters = inspect.signature(found).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    if target.startswith("distinf.loading.load_"):
+        from distinf.loading import check_loader
+
+        check_loader(given, target.removeprefix("distinf.loading."), where)
         return
-    names = [parameter.name for parameter in parameters]
-    check_keys([key for key in given if not key.startswith("_")], names, where)
+    from distinf.declared import find
+
+    declared = find(target, f"{where}._target_")
+    taken = declared.parameters() if declared is not None else None
+    if taken is not None:
+        check_keys([key for key in given if not key.startswith("_")], taken, where)
 
 
 def parse_times(time: Any) -> np.ndarray:

@@ -40,8 +40,6 @@ def create(
     versions: Mapping[str, str],
 ) -> None:
     """Create the store's metadata, with nothing complete; arguments as `ForecastStore`."""
-    from earth2studio.utils.coords import convert_multidim_to_singledim
-
     template = xr.Dataset(
         coords={
             "time": ("time", times, _COORD_ATTRIBUTES["time"]),
@@ -60,14 +58,8 @@ def create(
         grid = OrderedDict(
             (k, v) for k, v in coords.items() if k not in ("time", "lead_time", "variable")
         )
-        flat, mapping = convert_multidim_to_singledim(grid)
-        dims[name] = ["time", "lead_time", *flat]
-        for key, values in flat.items():
-            template = template.assign_coords({key: (key, values, _COORD_ATTRIBUTES.get(key, {}))})
-        for key, own in mapping.items():
-            template = template.assign_coords(
-                {key: (own, grid[key], _COORD_ATTRIBUTES.get(key, {}))}
-            )
+        template, own = _add_grid(template, name, grid)
+        dims[name] = ["time", "lead_time", *own]
     encoding = {
         "time": {"units": "seconds since 1970-01-01", "dtype": "int64"},
         "lead_time": {"units": "seconds", "dtype": "int64"},
@@ -97,6 +89,29 @@ def create(
                 attributes={"long_name": f"whether this step of {name} is complete"},
             )
         zarr.consolidate_metadata(path)
+
+
+def _add_grid(template: xr.Dataset, name: str, grid: Coords) -> tuple[xr.Dataset, list[str]]:
+    """Add a diagnostic's grid, under names of its own where another one's is different."""
+    from earth2studio.utils.coords import convert_multidim_to_singledim
+
+    flat, mapping = convert_multidim_to_singledim(grid)
+    arrays = {key: ([key], values) for key, values in flat.items()}
+    arrays.update({key: (list(own), grid[key]) for key, own in mapping.items()})
+    taken = {
+        key
+        for key, (own, values) in arrays.items()
+        if key in template.coords
+        and not (list(template[key].dims) == own and np.array_equal(template[key].values, values))
+    }
+    if taken:  # the whole grid, so that each dimension stands with its like
+        taken = set(arrays)
+    names = {key: f"{key}_{name}" if key in taken else key for key in arrays}
+    for key, (own, values) in arrays.items():
+        dims = [names[dim] for dim in own]
+        attributes = _COORD_ATTRIBUTES.get(key, {})
+        template = template.assign_coords({names[key]: (dims, values, attributes)})
+    return template, [names[key] for key in flat]
 
 
 def vocabulary(variable: str) -> dict[str, str]:
