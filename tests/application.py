@@ -71,5 +71,5 @@ def torchrun_main(nproc: int, *overrides: str) -> list[str]:
     ]
 
 
-def run(command: list[str], folder: Path, deadline: float = 180.0, **more: str) -> Outcome:
+def run(command: list[str], folder: Path, deadline: float = 400.0, **more: str) -> Outcome:
     return finish(start(command, folder, **more), deadline)

@@ -203,7 +203,7 @@ class Session:
                 if self._own is not None:
                     self._own.expect_end()
                 self.farm.fail(error or SessionError("the session is closed"))
-                self._transport.close()
+                self._transport.close(error is not None)
         finally:
             self._end_own(patience=1.0 if error is not None else 5.0)
             rendezvous.end_manager()

@@ -109,8 +109,14 @@ class Transport(Protocol):
         """
         ...
 
-    def close(self) -> None:
-        """Tell every worker that is left to part; idempotent, never waits for ever."""
+    def close(self, error: bool = False) -> None:
+        """Tell every worker that is left to part; idempotent, never waits for ever.
+
+        Parameters
+        ----------
+        error : bool, optional
+            Whether the session ends by an error, by default False.
+        """
         ...
 
 

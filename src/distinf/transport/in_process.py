@@ -31,5 +31,5 @@ class InProcess:
         future.set_result(self._worker.run(call))
         return future
 
-    def close(self) -> None:
+    def close(self, error: bool = False) -> None:
         """Nothing to part from."""

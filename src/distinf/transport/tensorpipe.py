@@ -150,19 +150,22 @@ def serve(rank: int, store: dist.Store) -> None:
         If the driver is gone.
     """
     try:
-        rpc.rpc_sync(_name(0), _until_stop, args=(rank,), timeout=_FOREVER)
+        together = rpc.rpc_sync(_name(0), _until_stop, args=(rank,), timeout=_FOREVER)
         store.set(_farewell(rank), "")
     except RuntimeError as error:
+        _leave(together=False)
         raise SessionError(f"the driver (rank 0) is gone: {error}") from error
-    finally:
-        _leave()
+    _leave(together)
 
 
-def _leave() -> None:
-    """Shut RPC down without asking peers, who may be gone."""
+def _leave(together: bool) -> None:
+    """Shut RPC down: with the peers when all live, else without asking them."""
     # A thread that is inside a model cannot be stopped; its process can.
     guard = _end_process_after(_PART_SECONDS, "")
-    rpc.shutdown(graceful=False)
+    try:
+        rpc.shutdown(graceful=together, timeout=_PART_SECONDS / 2)
+    except RuntimeError:  # somebody ended meanwhile
+        rpc.shutdown(graceful=False)
     guard.cancel()
 
 
@@ -235,23 +238,30 @@ class TensorPipe:
         """Take note that a rank's process has ended."""
         self._lost.add(rank)
 
-    def close(self) -> None:
-        """Tell every worker to part, wait for those that live, then part."""
+    def close(self, error: bool = False) -> None:
+        """Tell every worker to part, wait for those that live, then part.
+
+        Parameters
+        ----------
+        error : bool, optional
+            Whether the session ends by an error: a worker may then be inside a model.
+        """
         if self._closed:
             return
         self._closed = True
+        together = not (error or self._lost)
         with _stops_lock:
             for rank in self.workers:
                 stop = _stops.setdefault(rank, torch.futures.Future())
                 if not stop.done():
-                    stop.set_result(True)
+                    stop.set_result(together)
         deadline = time.monotonic() + _PART_SECONDS
         while time.monotonic() < deadline:
             living = [_farewell(rank) for rank in self.workers if rank not in self._lost]
             if not living or self._store.check(living):
                 break
             time.sleep(0.01)
-        _leave()
+        _leave(together)
         with _stops_lock:
             _stops.clear()
 
