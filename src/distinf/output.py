@@ -7,6 +7,7 @@ steps are there. A step is marked after its data is on disk.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,7 +16,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +37,8 @@ __all__ = ["ForecastStore", "check_output"]
 Coords = OrderedDict[str, np.ndarray]
 
 _LOCK = ".distinf.lock"
+# There while a store is being created; after a kill in between, the next run begins anew.
+_CREATING = _LOCK + ".creating"
 
 
 def check_output(path: str | os.PathLike[str], mode: str) -> None:
@@ -61,7 +63,11 @@ def check_output(path: str | os.PathLike[str], mode: str) -> None:
         )
     if not path.exists():
         return
-    is_store = (path / "zarr.json").exists() or (path.is_dir() and set(os.listdir(path)) <= {_LOCK})
+    is_store = path.is_dir() and (
+        (path / "zarr.json").exists()
+        or (path / _CREATING).exists()
+        or all(name.startswith(_LOCK) for name in os.listdir(path))
+    )
     if mode == "create":
         raise StoreError(
             f"parameters.output_path={path} exists already. Choose another path, "
@@ -132,9 +138,12 @@ class ForecastStore:
         check_clashes(diagnostics)
         self._hold()
         try:
-            if output.mode == "resume" and (self.path / "zarr.json").exists():
+            creating = self.path / _CREATING
+            exists = (self.path / "zarr.json").exists() and not creating.exists()
+            if output.mode == "resume" and exists:
                 self._check_same(config or {})
             else:
+                creating.touch()
                 self._clear()
                 create(
                     self.path,
@@ -145,6 +154,7 @@ class ForecastStore:
                     config or {},
                     versions or {},
                 )
+                creating.unlink()
             self._group = zarr.open_group(
                 DurableStore(self.path), mode="r+", use_consolidated=False
             )
@@ -298,7 +308,9 @@ class ForecastStore:
         try:
             self._lock.acquire()
         except filelock.Timeout:
-            who = json.loads(holder.read_text()) if holder.exists() else {}
+            who: dict[str, Any] = {}
+            with contextlib.suppress(OSError, ValueError):  # not written yet
+                who = json.loads(holder.read_text())
             raise StoreError(
                 f"{self.path} is held by another run: host {who.get('host', '?')}, process "
                 f"{who.get('pid', '?')}, since {who.get('since', '?')}"
@@ -336,7 +348,7 @@ def _step(coords: Coords) -> str:
     return " ".join(words)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _timed(events: Events | None, task: str, nbytes: int) -> Iterator[None]:
     if events is None:
         yield
