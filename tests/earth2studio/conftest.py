@@ -1,19 +1,20 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests import packages
+from tests import application, packages
 
-ROOT = Path(__file__).parents[2]
 TIME = "2023-06-01T00:00:00"
+# Without these a machine that reaches the network through a proxy would look as one without.
+NO_PROXY = dict.fromkeys(
+    ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"), ""
+)
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+Run = Callable[..., application.Outcome]
 
 
 @pytest.fixture(scope="session")
@@ -31,22 +32,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run main.py in a folder of its own, with caches of its own, and a deadline."""
+    """Run main.py with cfg/diagnostic.yaml, in a folder and with caches of its own."""
 
-    def run(*overrides: str, deadline: float = 180) -> subprocess.CompletedProcess[str]:
-        env = os.environ | {
-            "EARTH2STUDIO_CACHE": str(tmp_path / "cache"),
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
-        }
-        for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "http_proxy", "HTTP_PROXY"):
-            env.pop(name, None)
-        return subprocess.run(
-            [sys.executable, str(ROOT / "main.py"), "--config-name=diagnostic.yaml", *overrides],
-            cwd=tmp_path,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=deadline,
-        )
+    def run(*overrides: str, deadline: float = 400) -> application.Outcome:
+        command = application.python_main("--config-name=diagnostic.yaml", *overrides)
+        cache = str(tmp_path / "cache")
+        path = os.environ.get("PYTHONPATH", "")
+        more = {"EARTH2STUDIO_CACHE": cache, "PYTHONPATH": path, **NO_PROXY}
+        return application.run(command, tmp_path, deadline, **more)
 
     return run
