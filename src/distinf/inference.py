@@ -89,7 +89,7 @@ class DistributedInference(ProposedInterface):
             *self._everywhere("__build__", "construction", (model, *args), kwargs)
         )
         if "input_coords" in self._methods:
-            self._wanted = self.call_func("input_coords", rank=self.remote_ranks[0])
+            self._wanted = self.call_func("input_coords", rank=self._holders()[0])
 
     @property
     def remote_ranks(self) -> list[int]:
@@ -115,7 +115,7 @@ class DistributedInference(ProposedInterface):
             If the state lacks variables that the model needs.
         """
         selected = self._plan(coords).select_coords(coords)
-        answer: Coords = self.call_func("output_coords", selected, rank=self.remote_ranks[0])
+        answer: Coords = self.call_func("output_coords", selected, rank=self._holders()[0])
         return answer
 
     def variable_attributes(self) -> dict[str, dict[str, str]]:
@@ -123,7 +123,7 @@ class DistributedInference(ProposedInterface):
         if "variable_attributes" not in self._methods:
             return {}
         told: dict[str, dict[str, str]] = self.call_func(
-            "variable_attributes", rank=self.remote_ranks[0]
+            "variable_attributes", rank=self._holders()[0]
         )
         return told
 
@@ -303,6 +303,13 @@ class DistributedInference(ProposedInterface):
         if self._closed:
             raise SessionError(f"{self.name}: this DistributedInference was shut down")
 
+    def _holders(self) -> list[int]:
+        """`remote_ranks`, of which there must be one."""
+        ranks = self.remote_ranks
+        if not ranks:
+            raise SessionError(f"{self.name}: no worker is left that holds it")
+        return ranks
+
     def _own(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Arguments in memory of the task's own, cut down to what the model needs."""
         x, coords = args[:2] if len(args) >= 2 else (None, None)
@@ -324,7 +331,7 @@ class DistributedInference(ProposedInterface):
         self, method: str, what: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[Any]:
         call = Call(self._number, method, f"{self.name} {what}", args, kwargs)
-        futures = [self._farm.call(rank, call) for rank in self.remote_ranks]
+        futures = [self._farm.call(rank, call) for rank in self._holders()]
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         return [future.result() for future in (*done, *futures)][len(done) :]
 
