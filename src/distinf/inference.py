@@ -26,7 +26,7 @@ from distinf.farm import Farm
 from distinf.proposed import ProposedInterface
 from distinf.session import current_session
 from distinf.transport import Call
-from distinf.transport.contract import map_tensors, tensor_bytes
+from distinf.transport.contract import map_leaves, tensor_bytes
 
 __all__ = ["DistributedInference"]
 
@@ -159,7 +159,7 @@ class DistributedInference(ProposedInterface):
         number = next(self._running)
         task = _describe(self.name, number, args)
         args = self._own(args)
-        kwargs = map_tensors(kwargs, _copy)
+        kwargs = map_leaves(kwargs, _copy)
         call = Call(self._number, "__forward__", task, args, kwargs)
         return self._farm.submit(call, tensor_bytes((args, kwargs)), self._ranks)
 
@@ -314,8 +314,9 @@ class DistributedInference(ProposedInterface):
         """Arguments in memory of the task's own, cut down to what the model needs."""
         x, coords = args[:2] if len(args) >= 2 else (None, None)
         if self._wanted is None or not _is_state(x, coords):
-            return tuple(map_tensors(list(args), _copy))
-        return (*self._plan(coords)(x, coords), *map_tensors(list(args[2:]), _copy))
+            return tuple(map_leaves(list(args), _copy))
+        y, y_coords = self._plan(coords)(x, coords)
+        return (y, *map_leaves([y_coords, *args[2:]], _copy))
 
     def _plan(self, coords: Coords) -> selection.Selection:
         key = tuple(
@@ -340,8 +341,11 @@ def _is_state(x: Any, coords: Any) -> bool:
     return isinstance(x, torch.Tensor) and isinstance(coords, OrderedDict) and x.ndim == len(coords)
 
 
-def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.clone(memory_format=torch.contiguous_format)
+def _copy(leaf: Any) -> Any:
+    """Memory of the task's own, also for coords: a lost worker's task is sent once more."""
+    if isinstance(leaf, torch.Tensor):
+        return leaf.clone(memory_format=torch.contiguous_format)
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
 
 def _describe(name: str, number: int, args: tuple[Any, ...]) -> str:
