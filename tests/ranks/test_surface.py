@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+pytestmark = pytest.mark.timeout(900)
 ALIKE = ("alone", "own", "torchrun")
 
 
