@@ -26,7 +26,7 @@ from distinf.farm import Farm
 from distinf.proposed import ProposedInterface
 from distinf.session import current_session
 from distinf.transport import Call
-from distinf.transport.contract import map_tensors, tensor_bytes
+from distinf.transport.contract import map_leaves, tensor_bytes
 
 __all__ = ["DistributedInference"]
 
@@ -89,7 +89,7 @@ class DistributedInference(ProposedInterface):
             *self._everywhere("__build__", "construction", (model, *args), kwargs)
         )
         if "input_coords" in self._methods:
-            self._wanted = self.call_func("input_coords", rank=self.remote_ranks[0])
+            self._wanted = self.call_func("input_coords", rank=self._holders()[0])
 
     @property
     def remote_ranks(self) -> list[int]:
@@ -115,7 +115,7 @@ class DistributedInference(ProposedInterface):
             If the state lacks variables that the model needs.
         """
         selected = self._plan(coords).select_coords(coords)
-        answer: Coords = self.call_func("output_coords", selected, rank=self.remote_ranks[0])
+        answer: Coords = self.call_func("output_coords", selected, rank=self._holders()[0])
         return answer
 
     def variable_attributes(self) -> dict[str, dict[str, str]]:
@@ -123,7 +123,7 @@ class DistributedInference(ProposedInterface):
         if "variable_attributes" not in self._methods:
             return {}
         told: dict[str, dict[str, str]] = self.call_func(
-            "variable_attributes", rank=self.remote_ranks[0]
+            "variable_attributes", rank=self._holders()[0]
         )
         return told
 
@@ -159,7 +159,7 @@ class DistributedInference(ProposedInterface):
         number = next(self._running)
         task = _describe(self.name, number, args)
         args = self._own(args)
-        kwargs = map_tensors(kwargs, _copy)
+        kwargs = map_leaves(kwargs, _copy)
         call = Call(self._number, "__forward__", task, args, kwargs)
         return self._farm.submit(call, tensor_bytes((args, kwargs)), self._ranks)
 
@@ -303,12 +303,20 @@ class DistributedInference(ProposedInterface):
         if self._closed:
             raise SessionError(f"{self.name}: this DistributedInference was shut down")
 
+    def _holders(self) -> list[int]:
+        """`remote_ranks`, of which there must be one."""
+        ranks = self.remote_ranks
+        if not ranks:
+            raise SessionError(f"{self.name}: no worker is left that holds it")
+        return ranks
+
     def _own(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Arguments in memory of the task's own, cut down to what the model needs."""
         x, coords = args[:2] if len(args) >= 2 else (None, None)
         if self._wanted is None or not _is_state(x, coords):
-            return tuple(map_tensors(list(args), _copy))
-        return (*self._plan(coords)(x, coords), *map_tensors(list(args[2:]), _copy))
+            return tuple(map_leaves(list(args), _copy))
+        y, y_coords = self._plan(coords)(x, coords)
+        return (y, *map_leaves([y_coords, *args[2:]], _copy))
 
     def _plan(self, coords: Coords) -> selection.Selection:
         key = tuple(
@@ -324,7 +332,7 @@ class DistributedInference(ProposedInterface):
         self, method: str, what: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[Any]:
         call = Call(self._number, method, f"{self.name} {what}", args, kwargs)
-        futures = [self._farm.call(rank, call) for rank in self.remote_ranks]
+        futures = [self._farm.call(rank, call) for rank in self._holders()]
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         return [future.result() for future in (*done, *futures)][len(done) :]
 
@@ -333,8 +341,11 @@ def _is_state(x: Any, coords: Any) -> bool:
     return isinstance(x, torch.Tensor) and isinstance(coords, OrderedDict) and x.ndim == len(coords)
 
 
-def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.clone(memory_format=torch.contiguous_format)
+def _copy(leaf: Any) -> Any:
+    """Memory of the task's own, also for coords: a lost worker's task is sent once more."""
+    if isinstance(leaf, torch.Tensor):
+        return leaf.clone(memory_format=torch.contiguous_format)
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
 
 def _describe(name: str, number: int, args: tuple[Any, ...]) -> str:

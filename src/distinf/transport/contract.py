@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Call", "Failure", "Reply", "Transport", "map_tensors", "tensor_bytes"]
+__all__ = ["Call", "Failure", "Reply", "Transport", "map_leaves", "map_tensors", "tensor_bytes"]
 
 
 @dataclass(frozen=True)
@@ -135,16 +135,23 @@ def map_tensors(tree: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> An
     Any
         The same structure; containers are new, and of the same type.
     """
-    if isinstance(tree, torch.Tensor):
-        return change(tree)
+
+    def change_tensor(leaf: Any) -> Any:
+        return change(leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+    return map_leaves(tree, change_tensor)
+
+
+def map_leaves(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """Change all that is in nested tuples, lists and dicts; as :func:`map_tensors`."""
     if isinstance(tree, tuple):
-        items = [map_tensors(item, change) for item in tree]
+        items = [map_leaves(item, change) for item in tree]
         return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
     if isinstance(tree, list):
-        return [map_tensors(item, change) for item in tree]
+        return [map_leaves(item, change) for item in tree]
     if isinstance(tree, dict):
-        return type(tree)((key, map_tensors(item, change)) for key, item in tree.items())
-    return tree
+        return type(tree)((key, map_leaves(item, change)) for key, item in tree.items())
+    return change(tree)
 
 
 def tensor_bytes(tree: Any) -> int:

@@ -228,7 +228,7 @@ class TensorPipe:
             reply = rpc.rpc_async(
                 _name(rank), _run, args=(call,), timeout=_FOREVER if timeout is None else timeout
             )
-        except RuntimeError as error:
+        except Exception as error:  # also whatever pickling an argument raised
             answer.set_exception(self._translate(rank, call, error, timeout))
             return answer
         reply.add_done_callback(functools.partial(self._deliver, answer, rank, call, timeout))
@@ -283,7 +283,7 @@ class TensorPipe:
     def _translate(
         self, rank: int, call: Call, error: Exception, timeout: float | None
     ) -> Exception:
-        text = str(error)
+        text = str(error) or type(error).__name__
         what = f"{call.task or call.method} on rank {rank}"
         if "timeout" in text.lower() or "timed out" in text.lower():
             return CallTimeout(f"{what}: no answer in {timeout:g} s")
