@@ -88,7 +88,8 @@ class Worker:
 
     def _describe(self, call: Call) -> str:
         if call.method == "__build__":
-            return "construction"
+            factory = call.args[0]
+            return f"constructing {getattr(factory, '__name__', type(factory).__name__)}"
         return f"{type(self._models.get(call.model)).__name__}.{call.method.strip('_')}"
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:

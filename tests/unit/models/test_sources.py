@@ -63,7 +63,8 @@ def test_any_target_grid_and_file_order_gives_the_same_wind(
     tmp_path: Path, shape: tuple[int, int]
 ) -> None:
     straight = NetCDFWinds(REANALYSIS, nlat=shape[0], nlon=shape[1])(JANUARY, NAMES)
-    both = xr.merge([xr.open_dataset(path) for path in REANALYSIS])[["uwnd", "vwnd"]]
+    u, v = (xr.open_dataset(path) for path in REANALYSIS)
+    both = xr.Dataset({"uwnd": u.uwnd, "vwnd": v.vwnd})
     both = both.roll(longitude=50, roll_coords=True).sortby("latitude")
     both.to_netcdf(tmp_path / "turned.nc")
     turned = NetCDFWinds(str(tmp_path / "turned.nc"), nlat=shape[0], nlon=shape[1])(JANUARY, NAMES)

@@ -1,0 +1,6 @@
+"""What all tests share."""
+
+import os
+
+# Before torch is imported: two threads on two busy cores take many times as long as one.
+os.environ["OMP_NUM_THREADS"] = "1"
