@@ -38,6 +38,11 @@ _store: dist.Store | None = None
 _worker: Worker | None = None
 _stops: dict[int, torch.futures.Future[bool]] = {}
 _stops_lock = threading.Lock()
+# How often this process has parted together with its peers. Torch numbers these partings in each
+# process, out of our reach, and peers wait for one another under that number. So a driver at its
+# second session cannot part together with ranks that it started for that session.
+_partings = 0
+_partings_of: dict[int, int] = {}
 
 
 def _name(rank: int) -> str:
@@ -150,7 +155,7 @@ def serve(rank: int, store: dist.Store) -> None:
         If the driver is gone.
     """
     try:
-        together = rpc.rpc_sync(_name(0), _until_stop, args=(rank,), timeout=_FOREVER)
+        together = rpc.rpc_sync(_name(0), _until_stop, args=(rank, _partings), timeout=_FOREVER)
         store.set(_farewell(rank), "")
     except RuntimeError as error:
         _leave(together=False)
@@ -160,6 +165,8 @@ def serve(rank: int, store: dist.Store) -> None:
 
 def _leave(together: bool) -> None:
     """Shut RPC down: with the peers when all live, else without asking them."""
+    global _partings
+    _partings += together
     # A thread that is inside a model cannot be stopped; its process can.
     guard = _end_process_after(_PART_SECONDS, "")
     try:
@@ -182,8 +189,9 @@ def _end_process_after(seconds: float, message: str) -> threading.Timer:
 
 
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]
-def _until_stop(rank: int) -> torch.futures.Future[bool]:
+def _until_stop(rank: int, partings: int) -> torch.futures.Future[bool]:
     with _stops_lock:
+        _partings_of[rank] = partings
         return _stops.setdefault(rank, torch.futures.Future())
 
 
@@ -249,8 +257,9 @@ class TensorPipe:
         if self._closed:
             return
         self._closed = True
-        together = not (error or self._lost)
         with _stops_lock:
+            alike = all(_partings_of.get(rank, 0) == _partings for rank in self.workers)
+            together = alike and not (error or self._lost)
             for rank in self.workers:
                 stop = _stops.setdefault(rank, torch.futures.Future())
                 if not stop.done():
@@ -264,6 +273,7 @@ class TensorPipe:
         _leave(together)
         with _stops_lock:
             _stops.clear()
+            _partings_of.clear()
 
     def _deliver(
         self,
