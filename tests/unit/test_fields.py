@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from distinf.errors import ConfigError
+from distinf.fields import FileSource, RandomFields, global_grid
+
+TIMES = np.array(["2023-06-01T00", "2023-06-01T06", "2023-06-01T12"], "datetime64[ns]")
+LEADS = np.array([0, 6, 12], "timedelta64[h]").astype("timedelta64[ns]")
+
+
+def array(**coords: object) -> xr.DataArray:
+    grid = {**coords, **global_grid(5, 8)}
+    shape = [len(axis) for axis in grid.values()]
+    data = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    return xr.DataArray(data, grid, list(grid))
+
+
+def test_grids_are_those_of_the_models() -> None:
+    grid = global_grid(721, 1440)
+    np.testing.assert_array_equal(grid["lat"], np.linspace(90, -90, 721))
+    np.testing.assert_array_equal(grid["lon"], np.arange(1440) / 4)
+    assert global_grid(720, 1440)["lat"][-1] == -89.75
+
+
+@pytest.mark.parametrize("kind", ["nc", "zarr"])
+@pytest.mark.parametrize("layout", ["one array", "an array each"])
+def test_an_analysis_is_asked_for_the_valid_time(kind: str, layout: str, tmp_path: Path) -> None:
+    fields = array(time=TIMES, variable=["t2m", "u10m"])
+    data = (
+        fields.to_dataset("variable") if layout == "an array each" else fields.to_dataset(name="f")
+    )
+    path = str(tmp_path / f"a.{kind}")
+    data.to_zarr(path) if kind == "zarr" else data.to_netcdf(path)
+    source = FileSource(path)
+    assert sorted(source.variables) == ["t2m", "u10m"]
+    got = source(TIMES[:2], LEADS[:2], np.array(["u10m", "t2m"]))
+    assert got.dims == ("time", "lead_time", "variable", "lat", "lon")
+    for i in range(2):
+        for j in range(2):
+            expected = fields.sel(time=TIMES[i] + LEADS[j], variable=["u10m", "t2m"])
+            np.testing.assert_array_equal(got.values[i, j], expected.values)
+
+
+def test_a_forecast_is_asked_for_time_and_lead_time(tmp_path: Path) -> None:
+    fields = array(time=TIMES[:1], lead_time=LEADS)
+    marks = xr.DataArray(np.ones((1, 3), bool), dims=["time", "lead_time"])
+    xr.Dataset({"t2m": fields, "t2m_complete": marks}).to_zarr(tmp_path / "f.zarr")
+    source = FileSource(str(tmp_path / "f.zarr"))
+    assert source.variables == ["t2m"]
+    got = source(TIMES[:1], LEADS[1:], ["t2m"])
+    np.testing.assert_array_equal(got.values[:, :, 0], fields.values[:, 1:])
+
+
+def test_longitudes_from_minus_180_are_turned(tmp_path: Path) -> None:
+    fields = array(time=TIMES[:1])
+    turned = fields.assign_coords(lon=(fields.lon + 180) % 360 - 180).sortby("lon")
+    turned.to_dataset(name="t2m").to_netcdf(tmp_path / "t.nc")
+    got = FileSource(str(tmp_path / "t.nc"))(TIMES[:1], LEADS[:1], ["t2m"])
+    np.testing.assert_array_equal(got["lon"], fields["lon"])
+    np.testing.assert_array_equal(got.values[0, 0, 0], fields.values[0])
+
+
+def test_what_a_file_does_not_have_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.nc"
+    with pytest.raises(ConfigError, match=rf"{path} does not exist"):
+        FileSource(str(path))
+    path.write_text("no file of fields")
+    with pytest.raises(ConfigError, match=rf"{path} cannot be read"):
+        FileSource(str(path))
+    array(time=TIMES).to_dataset(name="t2m").to_netcdf(tmp_path / "b.nc")
+    source = FileSource(str(tmp_path / "b.nc"))
+    with pytest.raises(ConfigError, match="does not have the variables q500; it has t2m"):
+        source(TIMES, LEADS[:1], ["t2m", "q500"])
+    with pytest.raises(ConfigError, match="does not have the times 2023-06-01T18"):
+        source(TIMES, LEADS[1:2], ["t2m"])
+    with pytest.raises(ConfigError, match="does not have the times 2020"):
+        source.check_time(np.datetime64("2020-01-01", "ns"))
+
+
+def test_random_fields_depend_on_seed_time_and_variable_alone() -> None:
+    source = RandomFields(5, 8)
+    both = source(TIMES[:2], ["t2m", "u10m"])
+    np.testing.assert_array_equal(source(TIMES[1], "u10m").values[0, 0], both.values[1, 1])
+    assert len(np.unique(both.values)) == both.size
+    assert (RandomFields(5, 8, seed=1)(TIMES[0], "t2m").values != both.values[0, 0]).all()
+    source(np.datetime64("1950-01-01"), "t2m")  # before the epoch
