@@ -8,8 +8,8 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from distinf.errors import ConfigError
-from distinf.loading import check_reachable
 from distinf.options import Output, check_keys, check_target, from_mapping, parse_times
+from distinf.reach import check_reachable
 from distinf.session import Runtime
 from recipes.models import make
 
@@ -55,6 +55,7 @@ def check_models(cfg: DictConfig) -> None:
     """
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     check_reachable(plain["prognostic"], "prognostic")
+    check_reachable(plain["data"], "data")
     for name, settings in plain["diagnostic"].items():
         check_reachable(settings, f"diagnostic.{name}")
 

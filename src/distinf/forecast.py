@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from distinf.errors import ConfigError
-from distinf.loading import unreachable
 from distinf.progress import Event, Events
+from distinf.reach import unreachable, unread
 from distinf.selection import plan
 
 __all__ = ["lead_times", "rollout", "step_coords"]
@@ -115,10 +115,7 @@ def rollout(
     except Exception as error:
         if (why := unreachable(error)) is None:
             raise
-        raise ConfigError(
-            f"data: {type(data).__name__} cannot be reached ({why}). Run once where there is a "
-            "network, so that it is cached, or name a local file: data=file data.path=/path"
-        ) from error
+        raise ConfigError(unread(type(data).__name__, why)) from error
     x, coords = plan(coords, wanted, "the prognostic")(x, coords)
     states = prognostic.create_iterator(x, coords)
     for step in range(nsteps + 1):

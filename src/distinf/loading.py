@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import importlib
 import os
-import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distinf.declared import find
 from distinf.errors import ConfigError
 from distinf.options import check_keys
+from distinf.reach import unfetched, unreachable
 
-__all__ = ["check_loader", "check_reachable", "load_data", "load_model", "unreachable"]
+__all__ = ["check_loader", "load_data", "load_model"]
 
 # Key that names the class, and the method that takes the other settings.
-_LOADERS = {"load_model": ("model", "load_model"), "load_data": ("source", "__init__")}
-# Their errors are no subclasses of ConnectionError.
-_NETWORK = ("aiohttp", "botocore", "httpcore", "httpx", "obstore", "requests", "urllib3")
-# Where default packages come from.
-_HOSTS = {"hf": "huggingface.co", "ngc": "api.ngc.nvidia.com"}
+_LOADERS = {"load_model": ("model", "load_model"), "load_data": ("kind", "__init__")}
 
 
 def load_model(model: str, package: str | None = None, **settings: Any) -> Any:
@@ -68,15 +64,15 @@ def load_model(model: str, package: str | None = None, **settings: Any) -> Any:
     except Exception as error:
         if (why := unreachable(error)) is None:
             raise
-        raise ConfigError(_unfetched(root, name, why)) from error
+        raise ConfigError(unfetched(root, name, why)) from error
 
 
-def load_data(source: str, **settings: Any) -> Any:
+def load_data(kind: str, **settings: Any) -> Any:
     """Make a data source.
 
     Parameters
     ----------
-    source : str
+    kind : str
         Its class, such as ``"earth2studio.data.GFS"``.
     **settings : Any
         Arguments of its constructor.
@@ -91,8 +87,8 @@ def load_data(source: str, **settings: Any) -> Any:
     ConfigError
         If the class, its extra or a setting is missing, or it cannot be reached.
     """
-    check_loader({"source": source, **settings}, "load_data", "")
-    found = _import(source)
+    check_loader({"kind": kind, **settings}, "load_data", "")
+    found = _import(kind)
     try:
         return found(**settings)
     except Exception as error:
@@ -131,88 +127,8 @@ def check_loader(given: Mapping[str, Any], loader: str, where: str) -> None:
         _local_folder(package, f"{where}." if where else "")
     taken = declared.parameters(method) if declared is not None else None
     if taken is not None:
-        own = ["model", "package"] if loader == "load_model" else ["source"]
+        own = ["model", "package"] if loader == "load_model" else ["kind"]
         check_keys([k for k in given if not k.startswith("_")], {*own, *taken}, where)
-
-
-def check_reachable(given: Mapping[str, Any], where: str) -> None:
-    """Refuse a default package that is neither in the cache nor to be had from here.
-
-    Only where the host's name cannot be resolved; anything subtler shows when it is fetched.
-
-    Parameters
-    ----------
-    given : Mapping[str, Any]
-        A section of the config.
-    where : str
-        Its name, for errors.
-
-    Raises
-    ------
-    ConfigError
-        Names the package and what to do.
-    """
-    if given.get("_target_") != "distinf.loading.load_model" or given.get("package") is not None:
-        return
-    if any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy")):
-        return  # names are resolved there
-    declared = find(given["model"], f"{where}.model")
-    texts = declared.strings("load_default_package") if declared is not None else []
-    url = next((text for text in texts if "://" in text), "")
-    host = _HOSTS.get(url.partition("://")[0])
-    cached = [_cache() / text for text in texts if "://" not in text and "/" not in text]
-    if host is None or any(path.is_dir() and any(path.iterdir()) for path in cached):
-        return
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError as error:
-        name = given["model"].rpartition(".")[2]
-        raise ConfigError(
-            f"{where}: {_unfetched(url, name, f'{host}: {error.strerror}')}"
-        ) from None
-
-
-def _cache() -> Path:
-    """Folder of Earth2Studio's model cache, as its Package finds it."""
-    default = os.path.join(os.path.expanduser("~"), ".cache", "earth2studio")
-    default = os.environ.get("EARTH2STUDIO_CACHE", default)
-    return Path(os.environ.get("EARTH2STUDIO_MODEL_CACHE", default))
-
-
-def _unfetched(package: str, name: str, why: str) -> str:
-    return (
-        f"package {package} of {name} could not be fetched ({why}). Run once where there is a "
-        "network, so that it is cached, or name a local copy: package=/path/to/folder"
-    )
-
-
-def unreachable(error: BaseException) -> str | None:
-    """Tell why the network could not be used, if that is what an error is about.
-
-    Parameters
-    ----------
-    error : BaseException
-        What was raised; its causes are looked at, too.
-
-    Returns
-    -------
-    str | None
-        The reason in a line; None if the error is about something else.
-    """
-    for cause in _chain(error):
-        library = type(cause).__module__.split(".")[0]
-        if isinstance(cause, ConnectionError | TimeoutError) or library.startswith(_NETWORK):
-            text = str(cause).split("\n")[0].strip() or type(cause).__name__
-            return text if len(text) <= 300 else text[:300] + "..."
-    return None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _import(target: str) -> Any:

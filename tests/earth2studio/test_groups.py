@@ -58,7 +58,7 @@ def test_a_file_composes_and_its_class_is_there(choice: str, tmp_path: Path) -> 
         extra = str(error).split("extra '")[1].split("'")[0]
         comment = (CFG / (choice.replace("=", "/") + ".yaml")).read_text().split("_target_")[0]
         assert f"earth2studio[{extra}]" in comment
-    for dotted in (settings["_target_"], settings.get("model"), settings.get("source")):
+    for dotted in (settings["_target_"], settings.get("model"), settings.get("kind")):
         if dotted is not None:
             module, _, name = dotted.rpartition(".")
             assert callable(getattr(importlib.import_module(module), name))
@@ -76,7 +76,7 @@ def test_a_setting_that_a_model_does_not_take_is_refused() -> None:
     settings = {"model": "earth2studio.models.dx.CorrDiff", "packge": "x"}
     with pytest.raises(ConfigError, match=r"diagnostic\.c\.packge .*diagnostic\.c\.package\?"):
         check_target({"_target_": "distinf.loading.load_model", **settings}, "diagnostic.c")
-    source = {"source": "earth2studio.data.GFS", "cach": False}
+    source = {"kind": "earth2studio.data.GFS", "cach": False}
     with pytest.raises(ConfigError, match=r"data\.cach does not exist.*data\.cache\?"):
         check_target({"_target_": "distinf.loading.load_data", **source}, "data")
     with pytest.raises(

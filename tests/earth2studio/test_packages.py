@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from distinf.errors import ConfigError
-from distinf.loading import load_model, unreachable
+from distinf.loading import load_model
 from distinf.packages import NodePackage
+from distinf.reach import unreachable
 
 CLIMATENET = "earth2studio.models.dx.ClimateNet"
 
