@@ -140,19 +140,9 @@ def _axes(coords: Coords) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def check_clashes(diagnostics: Mapping[str, Coords]) -> None:
-    """Refuse diagnostics that make the same variable, or that have different grids."""
+    """Refuse diagnostics that make the same variable."""
     seen: dict[str, str] = {}
-    grids: dict[str, tuple[str, np.ndarray]] = {}
     for name, coords in diagnostics.items():
-        for key, values in coords.items():
-            if key in ("time", "lead_time", "variable"):
-                continue
-            first, others = grids.setdefault(key, (name, values))
-            if not np.array_equal(others, values):
-                raise ConfigError(
-                    f"diagnostics {first} and {name} have different grids ({key} of shape "
-                    f"{others.shape} and {values.shape}): they need an output each"
-                )
         for variable in map(str, coords["variable"]):
             if variable in seen:
                 raise ConfigError(

@@ -177,10 +177,17 @@ def test_two_diagnostics_of_one_variable_are_refused(path):
 
 
 @pytest.mark.parametrize("other", [grid("gust", nlat=3), curvilinear("gust")])
-def test_two_diagnostics_on_different_grids_are_refused(path, other):
-    with pytest.raises(ConfigError, match=r"rain and wind have different grids \(lat"):
-        open_store(path, diagnostics={"rain": grid("tp"), "wind": other})
-    assert not path.exists()
+def test_two_diagnostics_on_different_grids_have_dimensions_each(path, other):
+    both = {"rain": grid("tp"), "wind": other}
+    with open_store(path, diagnostics=both) as store:
+        for name, coords in both.items():
+            store.write(name, result(coords, 0, 0))
+    there = look(path)
+    for variable, own in (("tp", False), ("gust", True)):
+        field = there[variable]
+        assert np.isfinite(field.values[0, 0]).all()
+        assert all(str(dim).endswith("_wind") == own for dim in field.dims[2:])
+    assert there["gust"].shape[2:] == result(other, 0, 0).result()[0].shape[3:]
 
 
 @pytest.mark.parametrize(
