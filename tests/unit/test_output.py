@@ -267,6 +267,7 @@ def test_a_write_that_fails_surfaces(path, go_on):
     with pytest.raises(StoreError, match=r"rain 2023-06-01T00:00 \+0 h could not .*zarr: .*tp"):
         go_on(store)
     assert not store.is_complete("rain", TIMES[0], LEADS[0])
+    assert not (path / "rain_complete" / "c").exists()
 
 
 def test_an_error_inside_the_block_says_how_to_go_on(path):
