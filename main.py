@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -37,8 +38,6 @@ HERE = Path(__file__).parent
 # Only the driver logs, and only it has a run directory.
 QUIET = [
     "hydra.run.dir=.",
-    "hydra.sweep.dir=.",
-    "hydra.sweep.subdir=.",
     "hydra.output_subdir=null",
     "hydra/job_logging=none",
     "hydra/hydra_logging=none",
@@ -150,7 +149,9 @@ def main() -> None:
     """Run, and say what went wrong once."""
     place = find_place()
     if place is not None and place.rank != 0:
-        sys.argv += QUIET
+        # Hydra writes down what it sweeps over, on every rank.
+        scratch = tempfile.TemporaryDirectory(prefix="distinf-")
+        sys.argv += [*QUIET, f"hydra.sweep.dir={scratch.name}", "hydra.sweep.subdir=."]
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     else:
         signal.signal(signal.SIGTERM, terminated)

@@ -35,6 +35,10 @@ class Runtime:
     threads : int
         Compute threads of each rank on the CPU, by default 1. Set here because launchers
         differ in it, and some operations' last bits depend on it.
+    seed : int
+        Of all random draws, by default 0; see `distinf.seeds.task_seed`.
+    batch : int
+        Dates and members that a recipe's prognostic steps together, by default 1.
     start_timeout : float
         Seconds within which all ranks must have found each other, by default 120.
     call_timeout : float | None
@@ -53,6 +57,8 @@ class Runtime:
     nproc: int | None = None
     carrier: str = "auto"
     threads: int = 1
+    seed: int = 0
+    batch: int = 1
     start_timeout: float = 120.0
     call_timeout: float | None = 3600.0
     max_attempts: int = 3
@@ -60,7 +66,13 @@ class Runtime:
     def __post_init__(self) -> None:
         if self.carrier not in ("auto", "cuda", "host"):
             raise ConfigError(f"runtime.carrier={self.carrier}: choose auto, cuda or host")
-        for name, least in (("nproc", 1), ("threads", 1), ("max_attempts", 1)):
+        for name, least in (
+            ("nproc", 1),
+            ("threads", 1),
+            ("seed", 0),
+            ("batch", 1),
+            ("max_attempts", 1),
+        ):
             value = getattr(self, name)
             if value is None and name == "nproc":
                 continue
