@@ -128,12 +128,25 @@ def test_it_is_a_pipeline(runs: Runs) -> None:
         ("runtime.carrier=pigeon", ["runtime.carrier=pigeon", "auto", "cuda", "host"]),
         ("diagnostic.wind_decomposition.levels=[500]", ["u500", "v500", "u850"]),
         ("parameters.output_path=there.zarr", ["there.zarr", "overwrite", "resume", "path"]),
+        ("parameters.ensemble=0", ["parameters.ensemble=0", "at least 1"]),
+        ("diagnostic.wind_decomposition.after=rain", ["after=rain", "wind_decomposition"]),
+        (
+            "+diagnostic.again=${diagnostic.wind_decomposition}",
+            ["vo850", "diagnostic.again.rename"],
+        ),
+        ("output.region={lat:[80,80.1]}", ["output.region", "no point", "wind_decomposition"]),
+        ("output.variables=[vo500]", ["output.variables=['vo500']", "no diagnostic makes vo500"]),
+        ("output.prognostic_variables=[t2m]", ["output.prognostic_variables", "t2m", "u850"]),
+        ("diagnostic.wind_decomposition.workers=5", ["workers=5", "start 6 ranks"]),
+        ("parameters.output_path=s3://nobody/x.zarr", ["s3://nobody/x.zarr", "AWS_ACCESS_KEY_ID"]),
     ],
 )
 def test_wrong_input_is_one_clear_error(tmp_path: Path, override: str, words: list[str]) -> None:
     (tmp_path / "there.zarr").mkdir()
     (tmp_path / "there.zarr" / "precious").write_text("data")
-    outcome = run(python_main(override), tmp_path, deadline=150)
+    nobody = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/dev/null"}
+    nobody["AWS_SHARED_CREDENTIALS_FILE"] = "/dev/null"
+    outcome = run(python_main(override), tmp_path, deadline=150, **nobody)
     assert outcome.status == 1
     assert outcome.err.startswith("distinf: error: ")
     assert "Traceback" not in outcome.err
