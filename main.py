@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # Here, so that errors reach this file instead of being printed by Hydra, on every rank.
 os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -26,11 +26,11 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distinf.errors import ConfigError, DistinfError, Interrupted
-from distinf.launch import default_nproc, find_place
+from distinf.errors import ConfigError, DistinfError, Interrupted, NoDriver
+from distinf.launch import default_nproc, find_place, leave_if_superfluous
 from distinf.session import session
 
 HERE = Path(__file__).parent
@@ -58,9 +58,28 @@ def start(cfg: DictConfig) -> None:
 
     runtime = check_structure(cfg)
     nproc = runtime.nproc or default_nproc()
-    with session(runtime, nproc, meanwhile=lambda: find_recipe(cfg).check(cfg)) as rank:
+    with session(
+        runtime, nproc, meanwhile=lambda: find_recipe(cfg).check(cfg), alike=settings(cfg)
+    ) as rank:
         if rank == 0:
             getattr(find_recipe(cfg), cfg.recipe)(cfg)
+
+
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    """Return each setting under its full key; all ranks must have the same."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    found: dict[str, Any] = {}
+
+    def flatten(where: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                flatten(f"{where}.{key}" if where else str(key), inner)
+        else:
+            found[where] = value
+
+    flatten("", plain)
+    found.pop("parameters.output_path", None)  # the driver's; it may hold the time of day
+    return found
 
 
 def find_recipe(cfg: DictConfig) -> ModuleType:
@@ -84,6 +103,8 @@ def explained() -> Iterator[None]:
         fail(". ".join(["interrupted", *notes(error)]), 130)
     except Interrupted as error:
         fail(". ".join([str(error), *notes(error)]), 143)
+    except NoDriver as error:
+        fail(f"error: {error}", anyone=True)
     except DistinfError as error:
         fail("\n".join([f"error: {error}", *notes(error)]))
     except (HydraException, OmegaConfBaseException) as error:
@@ -129,10 +150,13 @@ def explain_key(key: str) -> str:
     return f"{key} cannot be set"
 
 
-def fail(message: str, status: int = 1) -> NoReturn:
-    """Print one error for all ranks, and end with a status."""
-    place = find_place()
-    if place is None or place.rank == 0:
+def fail(message: str, status: int = 1, anyone: bool = False) -> NoReturn:
+    """Print one error for all ranks, and end with a status; ``anyone``: on this rank anyway."""
+    try:
+        place = find_place()
+    except ConfigError:
+        place = None
+    if place is None or place.rank == 0 or anyone:
         sys.stdout.flush()
         print(f"distinf: {message}", file=sys.stderr, flush=True)
     else:
@@ -148,13 +172,14 @@ def terminated(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run, and say what went wrong once."""
-    place = find_place()
-    if place is not None and place.rank != 0:
-        sys.argv += QUIET
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    else:
-        signal.signal(signal.SIGTERM, terminated)
     with explained():
+        place = find_place()
+        leave_if_superfluous(place)
+        if place is not None and place.rank != 0:
+            sys.argv += QUIET
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        else:
+            signal.signal(signal.SIGTERM, terminated)
         run()
 
 
