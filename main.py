@@ -25,12 +25,15 @@ os.environ["HYDRA_FULL_ERROR"] = "1"
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from distinf.batch import SlurmJob, batch_script, repeated, submit
 from distinf.errors import ConfigError, DistinfError, Interrupted, NoDriver
 from distinf.launch import default_nproc, find_place, leave_if_superfluous
+from distinf.options import from_mapping
 from distinf.session import session
 
 HERE = Path(__file__).parent
@@ -54,15 +57,37 @@ def run(cfg: DictConfig) -> None:
 
 def start(cfg: DictConfig) -> None:
     """Check the config, open the session, run the recipe on the driver."""
+    if str(HERE) not in sys.path:  # started by somebody who brought this function elsewhere
+        sys.path.insert(0, str(HERE))
     from recipes.checks import check_structure
 
     runtime = check_structure(cfg)
+    job = from_mapping(SlurmJob, OmegaConf.to_container(cfg.slurm, resolve=True), "slurm")
+    if job.wanted:
+        place = find_place()
+        if place is None or place.rank == 0:
+            script = batch_script(job, [*command(), *repeated(overrides(), job)], os.getcwd())
+            print(submit(job, script), end="", flush=True)
+        return
     nproc = runtime.nproc or default_nproc()
     with session(
         runtime, nproc, meanwhile=lambda: find_recipe(cfg).check(cfg), alike=settings(cfg)
     ) as rank:
         if rank == 0:
             getattr(find_recipe(cfg), cfg.recipe)(cfg)
+
+
+def command() -> list[str]:
+    """Return the words that start a run of this config, without its overrides."""
+    words = [sys.executable, str(HERE / "main.py")]
+    where = [arg for arg in sys.argv if re.match(r"(--config-(path|dir)|-cp|-cd)=", arg)]
+    return [*words, *where, f"--config-name={HydraConfig.get().job.config_name}"]
+
+
+def overrides() -> list[str]:
+    """Return the overrides of this job of Hydra's, and those of Hydra itself."""
+    own = [arg for arg in sys.argv[1:] if re.match(r"\+*hydra[./]", arg) and arg not in QUIET]
+    return [*HydraConfig.get().overrides.task, *own]
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
@@ -175,8 +200,11 @@ def main() -> None:
     with explained():
         place = find_place()
         leave_if_superfluous(place)
-        if place is not None and place.rank != 0:
+        scripted = any(re.match(r"\+*slurm[.=]", arg) for arg in sys.argv[1:])
+        if scripted and not {"-m", "--multirun"} & set(sys.argv):
             sys.argv += QUIET
+        if place is not None and place.rank != 0:
+            sys.argv += [] if scripted else QUIET
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         else:
             signal.signal(signal.SIGTERM, terminated)

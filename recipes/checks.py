@@ -13,7 +13,16 @@ from distinf.reach import check_reachable
 from distinf.session import Runtime
 from recipes.models import make
 
-_SECTIONS = ("recipe", "parameters", "prognostic", "diagnostic", "data", "output", "runtime")
+_SECTIONS = (
+    "recipe",
+    "parameters",
+    "prognostic",
+    "diagnostic",
+    "data",
+    "output",
+    "runtime",
+    "slurm",
+)
 _PARAMETERS = ("time", "nsteps", "output_path")
 
 
