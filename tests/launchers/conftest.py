@@ -23,6 +23,7 @@ RANKS = Path(__file__).parent / "apps" / "ranks.py"
 DEADLINE = 200.0  # of what takes seconds where nothing else runs
 STORE = "shallow_water.zarr"
 TINY = (
+    "recipe=diagnostic",  # the same store, and no picture of it
     "prognostic.nlat=32",
     "prognostic.nlon=64",
     "+prognostic.dt=600",

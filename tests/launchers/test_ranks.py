@@ -54,6 +54,14 @@ def test_mpirun_in_salloc_and_in_a_task_of_srun(launch, slurm):
         assert told_by(outcome, "openmpi") == [BOTH_HERE]
 
 
+def test_mpirun_on_two_nodes(launch, slurm):
+    """It starts its daemon on the second node by srun."""
+    command = ["salloc", "--nodes=2", "--ntasks=2", *MPIRUN, *ranks("sessions=2")]
+    outcome = launch(command, **slurm)
+    assert told_by(outcome, "openmpi") == [ONE_EACH, ONE_EACH]
+    assert [rank["node"] for rank in told(outcome)[0]] == list(NODES)
+
+
 def torchrun(*options):
     return [sys.executable, "-m", "torch.distributed.run", *options, *ranks("sessions=2")[1:]]
 

@@ -67,6 +67,13 @@ def test_the_printed_batch_script(sbatch, alone, tmp_path):
     check(outcome, tmp_path, alone)
 
 
+def test_hydra_s_submitit_launcher(launch, alone, slurm, tmp_path):
+    options = ["--multirun", "hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2"]
+    outcome = launch(python_main(*options, *TINY, f"parameters.output_path={STORE}"), **slurm)
+    assert outcome.status == 0, f"{outcome.out}\n{outcome.err}"
+    assert chunks(tmp_path / STORE) == alone
+
+
 def test_submitted_at_once(slurm, launch):
     """What it runs is tested above; here the job ends before that."""
     options = ["slurm.nodes=2", "slurm.action=submit", "slurm.lines_before=[exit 0]"]
