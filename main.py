@@ -37,6 +37,7 @@ from distinf.options import from_mapping
 from distinf.session import session
 
 HERE = Path(__file__).parent
+CONFIG_FOLDERS = ("--config-path", "--config-dir", "-cp", "-cd")
 # Only the driver logs, and only it has a run directory.
 QUIET = [
     "hydra.run.dir=.",
@@ -80,8 +81,12 @@ def start(cfg: DictConfig) -> None:
 def command() -> list[str]:
     """Return the words that start a run of this config, without its overrides."""
     words = [sys.executable, str(HERE / "main.py")]
-    where = [arg for arg in sys.argv if re.match(r"(--config-(path|dir)|-cp|-cd)=", arg)]
-    return [*words, *where, f"--config-name={HydraConfig.get().job.config_name}"]
+    before = ""
+    for arg in sys.argv[1:]:  # --config-dir=folder, or --config-dir folder
+        if re.match(r"(--config-(path|dir)|-cp|-cd)(=|$)", arg) or before in CONFIG_FOLDERS:
+            words.append(arg)
+        before = arg
+    return [*words, f"--config-name={HydraConfig.get().job.config_name}"]
 
 
 def overrides() -> list[str]:

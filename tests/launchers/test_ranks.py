@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 
 from tests.launchers.cluster import NODES
 from tests.launchers.conftest import MPIRUN, free_port, places, ranks, shell, told
@@ -27,7 +28,7 @@ def test_two_mpiruns_at_the_same_time(launch):
         assert {rank["interface"] for rank in told(outcome)[0]} == {"lo"}
     pids = [rank["pid"] for outcome in both for rank in told(outcome)[0]]
     assert len(set(pids)) == 4
-    left = f"/tmp/distinf-{os.getuid()}"
+    left = f"{tempfile.gettempdir()}/distinf-{os.getuid()}"
     assert not [name for name in os.listdir(left) if name.endswith(".port")]
 
 
