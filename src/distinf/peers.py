@@ -22,16 +22,31 @@ __all__ = ["Peer", "choose_carrier", "device_maps", "gather", "refuse", "route_t
 
 _POLL_SECONDS = 0.02
 _HEARD_SECONDS = 0.3  # in which all ranks look at the store
+_ON_THEIR_WAY_SECONDS = 20.0  # ranks start together, but some import more slowly
 _PACKAGES = ("distinf", "torch", "earth2studio", "nvidia-physicsnemo", "numpy")
 
 Peer = dict[str, Any]
 
 
-def refuse(store: dist.Store, why: str) -> None:
-    """Tell the ranks that wait in :func:`gather` that there will be no session."""
+def refuse(store: dist.Store, why: str, world_size: int = 1) -> None:
+    """Tell the ranks that wait in :func:`gather` that there will be no session.
+
+    Parameters
+    ----------
+    store : torch.distributed.Store
+        Of :func:`distinf.rendezvous.meeting`; it ends with this process.
+    why : str
+        What they are told.
+    world_size : int, optional
+        How many ranks may still be on their way, by default only those that are here are told.
+    """
+    others = [f"here/{rank}" for rank in range(1, world_size)]
+    deadline = time.monotonic() + _ON_THEIR_WAY_SECONDS
     with contextlib.suppress(RuntimeError):
         store.set("refused", why)
-        time.sleep(_HEARD_SECONDS)  # the store ends with this process
+        while others and not store.check(others) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        time.sleep(_HEARD_SECONDS)
 
 
 def gather(

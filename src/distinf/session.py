@@ -175,7 +175,7 @@ class Session:
         self._socket = None
         with rendezvous.meeting(place, listener, self._deadline) as (store, host):
             if refusal is not None:
-                peers.refuse(store, "")
+                peers.refuse(store, str(refusal), place.world_size)
                 raise refusal
             found = peers.gather(
                 store,

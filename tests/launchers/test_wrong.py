@@ -138,3 +138,15 @@ def test_an_interface_that_does_not_exist(launch):
     assert outcome.status == 1
     assert "runtime.interface=eht0 does not exist" in outcome.err
     assert "its interfaces are" in outcome.err
+
+
+def test_models_that_do_not_fit_end_all_ranks_of_srun(launch, slurm):
+    """Only the driver asks them; srun lets the other ranks live."""
+    began = time.monotonic()
+    wrong = "diagnostic.wind_decomposition.levels=[500]"
+    outcome = launch([*TWO_NODES, *main_py(wrong)], **slurm)
+    assert time.monotonic() - began < 60
+    assert outcome.status != 0
+    assert outcome.err.count("distinf: error:") == 1
+    assert "0: distinf: error:" in outcome.err
+    assert "u500" in outcome.err
