@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -41,8 +42,6 @@ CONFIG_FOLDERS = ("--config-path", "--config-dir", "-cp", "-cd")
 # Only the driver logs, and only it has a run directory.
 QUIET = [
     "hydra.run.dir=.",
-    "hydra.sweep.dir=.",
-    "hydra.sweep.subdir=.",
     "hydra.output_subdir=null",
     "hydra/job_logging=none",
     "hydra/hydra_logging=none",
@@ -206,12 +205,14 @@ def main() -> None:
         place = find_place()
         leave_if_superfluous(place)
         scripted = any(re.match(r"\+*slurm[.=]", arg) for arg in sys.argv[1:])
-        if scripted and not {"-m", "--multirun"} & set(sys.argv):
-            sys.argv += QUIET
         if place is not None and place.rank != 0:
-            sys.argv += [] if scripted else QUIET
+            # Hydra writes down what it sweeps over, on every rank.
+            scratch = tempfile.TemporaryDirectory(prefix="distinf-")
+            sys.argv += [*QUIET, f"hydra.sweep.dir={scratch.name}", "hydra.sweep.subdir=."]
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         else:
+            if scripted and not {"-m", "--multirun"} & set(sys.argv):
+                sys.argv += QUIET  # nothing runs here
             signal.signal(signal.SIGTERM, terminated)
         run()
 

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from distinf.errors import ConfigError
-from distinf.options import Output, check_keys, check_target, from_mapping, parse_times
+from distinf.options import Output, check_keys, check_target, from_mapping
+from distinf.parameters import parse_ensemble, parse_times
+from distinf.placement import chains, split
 from distinf.reach import check_reachable
 from distinf.session import Runtime
-from recipes.models import make
+from recipes.models import is_weight_free, weightless
 
 _SECTIONS = (
-    "recipe",
-    "parameters",
-    "prognostic",
-    "diagnostic",
-    "data",
-    "output",
-    "runtime",
-    "slurm",
+    *("recipe", "parameters", "prognostic", "diagnostic", "perturbation", "data"),
+    *("output", "runtime", "slurm"),
 )
-_PARAMETERS = ("time", "nsteps", "output_path")
+_PARAMETERS = ("time", "nsteps", "ensemble", "output_path")
 
 
 def check_structure(cfg: DictConfig) -> Runtime:
@@ -38,62 +36,76 @@ def check_structure(cfg: DictConfig) -> Runtime:
     """
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     check_keys(plain, _SECTIONS, "")
-    check_keys(plain["parameters"], _PARAMETERS, "parameters")
+    parameters = plain["parameters"]
+    check_keys(parameters, _PARAMETERS, "parameters")
     for name in _PARAMETERS:
-        if name not in plain["parameters"]:
+        if name not in parameters:
             raise ConfigError(f"parameters.{name} is missing")
-    parse_times(plain["parameters"]["time"])
-    nsteps = plain["parameters"]["nsteps"]
+    parse_times(parameters["time"])
+    nsteps = parameters["nsteps"]
     if not isinstance(nsteps, int) or isinstance(nsteps, bool) or nsteps < 1:
         raise ConfigError(f"parameters.nsteps={nsteps}: must be a whole number, at least 1")
-    from_mapping(Output, plain["output"], "output")
+    if parse_ensemble(parameters["ensemble"], plain["perturbation"]) is not None:
+        check_target(plain["perturbation"], "perturbation")
+    output = from_mapping(Output, plain["output"], "output")
+    if output.netcdf is not None and not Path(output.netcdf).absolute().parent.is_dir():
+        raise ConfigError(f"output.netcdf={output.netcdf}: its folder does not exist")
     if not plain["diagnostic"]:
         raise ConfigError("diagnostic is empty: choose at least one of its group")
     check_target(plain["prognostic"], "prognostic")
     check_target(plain["data"], "data")
+    placements = {}
     for name, settings in plain["diagnostic"].items():
-        check_target(settings, f"diagnostic.{name}")
+        where = f"diagnostic.{name}"
+        if name == "prognostic":
+            raise ConfigError(f"{where}: this name is kept for output.prognostic_variables")
+        placements[name], rest = split(settings, where)
+        check_target(rest, where)
+    chains(placements)
     return from_mapping(Runtime, plain["runtime"], "runtime")
 
 
 def check_models(cfg: DictConfig) -> None:
-    """Refuse models and data that do not fit together.
-
-    Models without weights cost nothing to make, so they are made and asked here; of the others
-    it is known once they are loaded.
-    """
+    """Refuse models and data that do not fit together, as far as it is known without weights."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     check_reachable(plain["prognostic"], "prognostic")
     check_reachable(plain["data"], "data")
     for name, settings in plain["diagnostic"].items():
         check_reachable(settings, f"diagnostic.{name}")
-
-    from distinf.forecast import step_coords
-    from distinf.selection import plan
-
-    times = parse_times(plain["parameters"]["time"])
-    if _is_free(plain["data"]):
-        data = _make(plain["data"], "data")
+    parameters, output = plain["parameters"], Output(**plain["output"])
+    times = parse_times(parameters["time"])
+    if is_weight_free(plain["data"]):
+        data = weightless(plain["data"], "data")
         for time in times if hasattr(data, "check_time") else ():
             data.check_time(time)
-    if not _is_free(plain["prognostic"]):
+    prognostic = weightless(plain["prognostic"], "prognostic")
+    if prognostic is None:
         return
-    state = step_coords(_make(plain["prognostic"], "prognostic"), times[0])
-    for name, settings in plain["diagnostic"].items():
-        if _is_free(settings):
-            where = f"diagnostic.{name}"
-            plan(state, _make(settings, where).input_coords(), where)
 
+    from distinf.chain import Chain, Kept, Link
+    from distinf.forecast import step_coords
+    from distinf.schema import check_clashes
+    from recipes.farmed import check_stored, state_plan
 
-def _make(settings: dict[str, Any], where: str) -> Any:
-    try:
-        return make(settings, where)
-    except ConfigError:
-        raise
-    except (ValueError, TypeError, OSError) as error:
-        raise ConfigError(f"{where}: {error}") from None
-
-
-def _is_free(settings: dict[str, Any]) -> bool:
-    target = settings["_target_"]
-    return target.startswith("distinf.") and getattr(get_object(target), "weight_free", False)
+    state = step_coords(prognostic, times[0], member=parameters["ensemble"] and 0)
+    grids = {}
+    if (own := state_plan(output, state)) is not None:
+        grids["prognostic"] = own.select_coords(state)
+    imported = "earth2studio.models.px" in sys.modules  # and with it its diagnostics
+    parted = {name: split(s, f"diagnostic.{name}") for name, s in plain["diagnostic"].items()}
+    whole = True
+    for names in chains({name: placement for name, (placement, _) in parted.items()}):
+        models = {
+            name: weightless(parted[name][1], f"diagnostic.{name}", imported) for name in names
+        }
+        if any(model is None for model in models.values()):
+            whole = False
+            continue
+        links = [
+            Link(name, partial(models.get, name), parted[name][0].after, parted[name][0].rename)
+            for name in names
+        ]
+        grids.update(Chain(links, Kept(output.variables, output.region)).output_coords(state))
+    check_clashes(grids)
+    if whole:
+        check_stored(output, grids)

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 import logging
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from distinf.errors import ConfigError, TaskError
-from distinf.forecast import lead_times, rollout, step_coords
-from distinf.inference import DistributedInference
-from distinf.options import Output, parse_times
+from distinf.background import in_background
+from distinf.chain import Kept
+from distinf.ensemble import perturb
+from distinf.farm import Farm
+from distinf.forecast import blocks, forecasts, lead_times, step_coords, tasks
+from distinf.netcdf import to_netcdf
+from distinf.options import Output
 from distinf.output import ForecastStore, check_output
+from distinf.parameters import parse_ensemble, parse_times
 from distinf.progress import Progress, summarize, versions
-from distinf.schema import vocabulary
 from distinf.session import current_session
 from recipes.checks import check_models
+from recipes.farmed import attributes, check_stored, construct, state_plan
 from recipes.models import make
+from recipes.place import output_path
 
 log = logging.getLogger("distinf")
+T = TypeVar("T")
 
 
 def check(cfg: DictConfig) -> None:
     """Refuse what cannot work, before any rank is started or model loaded."""
-    check_output(cfg.parameters.output_path, cfg.output.mode)
+    check_output(output_path(cfg), cfg.output.mode)
     check_models(cfg)
 
 
@@ -39,33 +50,46 @@ def diagnostic(cfg: DictConfig) -> None:
     cfg : DictConfig
         The config, checked.
     """
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
     session = current_session()
     farm, device = session.farm, session.device
-    times, nsteps = parse_times(cfg.parameters.time), cfg.parameters.nsteps
+    seed, batch = session.runtime.seed, session.runtime.batch
+    output = Output(**plain["output"])
+    times, nsteps = parse_times(plain["parameters"]["time"]), plain["parameters"]["nsteps"]
+    members = parse_ensemble(plain["parameters"]["ensemble"], plain["perturbation"])
+    kept = Kept(output.variables, output.region)
 
     with ExitStack() as stack:
-        diagnostics: dict[str, DistributedInference] = {}
-        for name, settings in cfg.diagnostic.items():
-            plain = OmegaConf.to_container(settings, resolve=True)
-            infer = _construct(plain, str(name))
-            diagnostics[str(name)] = stack.enter_context(infer)
-        prognostic = make(cfg.prognostic, "prognostic").to(device)
-        data = make(cfg.data, "data")
+        # Workers load their models while the driver loads its own.
+        load = functools.partial(construct, plain["diagnostic"], farm.workers, kept, seed)
+        loading = _at_once(load) if 0 in farm.workers else in_background(load, "distinf-load")
+        prognostic = make(plain["prognostic"], "prognostic").to(device)
+        data = make(plain["data"], "data")
+        farmed = [stack.enter_context(infer) for infer in loading.result()]
+        perturbation = None
+        if members is not None:
+            kind = make({**plain["perturbation"], "_partial_": True}, "perturbation")
+            perturbation = perturb(kind, seed, prognostic, data)
 
-        state = step_coords(prognostic, times[0])
-        outputs = {name: infer.output_coords(state) for name, infer in diagnostics.items()}
+        first = step_coords(prognostic, times[0], member=None if members is None else 0)
+        makes = {infer: infer.output_coords(first) for infer in farmed}
+        grids = {name: grid for made in makes.values() for name, grid in made.items()}
+        if (own := state_plan(output, first)) is not None:
+            grids["prognostic"] = own.select_coords(first)
+        check_stored(output, grids)
         store = stack.enter_context(
             ForecastStore(
-                cfg.parameters.output_path,
+                output_path(cfg),
                 times,
-                lead_times(prognostic, nsteps),
-                outputs,
-                attributes=_attributes(diagnostics, outputs),
-                output=Output(**cfg.output),
-                config=OmegaConf.to_container(cfg, resolve=True),
+                lead_times(prognostic, nsteps)[:: output.every],
+                grids,
+                attributes(farmed, [str(v) for grid in grids.values() for v in grid["variable"]]),
+                output,
+                config=plain,
                 versions=versions(),
                 events=farm.events,
-                pending=2 * len(farm.workers) + 2 * cfg.output.writers,
+                pending=2 * (len(farm.workers) + output.writers) * len(grids),
+                ensemble=None if members is None else np.arange(members),
             )
         )
         done, total = store.counts
@@ -77,39 +101,41 @@ def diagnostic(cfg: DictConfig) -> None:
             total - done,
             total,
         )
+        todo = [
+            dataclasses.replace(block, nsteps=last * output.every)
+            for block in blocks(times, members, nsteps, batch)
+            if (last := store.last_incomplete(block.times, block.members)) is not None
+        ]
         with Progress(farm.events, total, done, farm.busy):
-            for time in times:
-                for x, coords in rollout(prognostic, data, time, nsteps, device, farm.events):
-                    for name, infer in diagnostics.items():
-                        if not store.is_complete(name, time, coords["lead_time"][-1]):
-                            store.write(name, infer.submit(x, coords))
+            states = forecasts(prognostic, data, todo, device, farm.events, perturbation, seed)
+            for x, coords in itertools.chain.from_iterable(itertools.starmap(tasks, states)):
+                lacking = store.lacking(coords)
+                for infer, made in makes.items():
+                    if names := [name for name in made if name in lacking]:
+                        future = infer.submit(x, coords)
+                        for name in names:
+                            store.write(name, future)
+                if own is not None and "prognostic" in lacking:
+                    store.write("prognostic", _at_once(functools.partial(own, x, coords)))
             store.close()
 
+    report(farm, output_path(cfg), output)
+
+
+def report(farm: Farm, path: str, output: Output) -> None:
+    """Say what the run did, and leave its events and a NetCDF file if one is wanted."""
     events = list(farm.events)
     farm.events.save(Path(HydraConfig.get().runtime.output_dir) / "events.jsonl")
-    wall = max(event.end for event in events) - min(event.start for event in events)
-    print(summarize(events, wall, farm.transport.workers))
-    print(f"Results: {cfg.parameters.output_path}")
+    if events:
+        wall = max(event.end for event in events) - min(event.start for event in events)
+        print(summarize(events, wall, farm.transport.workers))
+    print(f"Results: {path}")
+    if output.netcdf is not None:
+        to_netcdf(path, output.netcdf)
+        print(f"NetCDF: {output.netcdf}")
 
 
-def _construct(settings: Any, name: str) -> DistributedInference:
-    """Load a diagnostic on all workers; what is wrong with its settings is told once, as such."""
-    factory = functools.partial(make, settings, f"diagnostic.{name}")
-    factory.__name__ = name  # type: ignore[attr-defined]  # what errors call it
-    try:
-        return DistributedInference(factory)
-    except TaskError as error:
-        if error.kind == ConfigError.__name__:
-            raise ConfigError(error.remote_message) from None
-        raise
-
-
-def _attributes(
-    diagnostics: dict[str, DistributedInference], outputs: dict[str, Any]
-) -> dict[str, dict[str, str]]:
-    """Units and long names: as the model tells them, else from Earth2Studio's vocabulary."""
-    told: dict[str, dict[str, str]] = {}
-    for name, infer in diagnostics.items():
-        told.update({str(v): vocabulary(str(v)) for v in outputs[name]["variable"]})
-        told.update(infer.variable_attributes())
-    return told
+def _at_once(work: Callable[[], T]) -> Future[T]:
+    future: Future[T] = Future()
+    future.set_result(work())
+    return future

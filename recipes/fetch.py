@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from distinf.options import parse_times
+from distinf.parameters import parse_times
 from recipes.checks import check_models
 from recipes.models import make
 

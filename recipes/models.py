@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 
 from distinf.errors import ConfigError
+from distinf.imports import import_first
 
 
 def make(settings: Mapping[str, Any], where: str) -> Any:
@@ -34,6 +35,7 @@ def make(settings: Mapping[str, Any], where: str) -> Any:
         What the target raised.
     """
     try:
+        import_first(settings["_target_"])
         return instantiate(settings)
     except InstantiationException as error:
         cause = error.__cause__
@@ -42,3 +44,52 @@ def make(settings: Mapping[str, Any], where: str) -> Any:
         if cause is not None:
             raise cause from None
         raise
+
+
+def is_weight_free(settings: Mapping[str, Any]) -> bool:
+    """Whether the object of a section costs nothing to make."""
+    target = settings["_target_"]
+    if target.startswith("distinf.fields."):
+        return True
+    return target.startswith("distinf.") and getattr(get_object(target), "weight_free", False)
+
+
+def weightless(settings: Mapping[str, Any], where: str, imported: bool = True) -> Any:
+    """Make a model that tells its coordinates, without its weights.
+
+    Parameters
+    ----------
+    settings : Mapping[str, Any]
+        The section.
+    where : str
+        Its name.
+    imported : bool, optional
+        Whether Earth2Studio's models may be imported for it, by default True.
+
+    Returns
+    -------
+    Any
+        None if only loading it would tell.
+    """
+    target = settings["_target_"]
+    try:
+        if is_weight_free(settings):
+            return make(settings, where)
+        model = settings.get("model", target)
+        if not imported or not model.startswith("earth2studio.models."):
+            return None
+        import_first(model)
+        found = get_object(model)
+        if target == model:  # no package: it has no weights
+            return None if hasattr(found, "load_model") else make(settings, where)
+        bare = object.__new__(found)
+        bare.output_coords(bare.input_coords())
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, OSError) as error:
+        if is_weight_free(settings):
+            raise ConfigError(f"{where}: {error}") from None
+        return None
+    except Exception:  # it learns its coordinates from its weights
+        return None
+    return bare

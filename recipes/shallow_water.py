@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from recipes.diagnostic import check, diagnostic
+from recipes.place import output_path
 from recipes.shallow_water_figure import draw
 
 __all__ = ["check", "shallow_water"]
@@ -21,6 +22,7 @@ def shallow_water(cfg: DictConfig) -> None:
         The config, checked.
     """
     diagnostic(cfg)
-    picture = Path(cfg.parameters.output_path).with_suffix(".png")
-    draw(cfg.parameters.output_path, str(picture), variable=f"vo{cfg.prognostic.level}")
+    path = output_path(cfg)
+    picture = Path(path.rpartition("/")[2] if "://" in path else path).with_suffix(".png")
+    draw(path, str(picture), variable=f"vo{cfg.prognostic.level}")
     print(f"Picture: {picture}")

@@ -19,7 +19,8 @@ def draw(store_path: str, picture: str, variable: str = "vo850") -> None:
     picture : str
         PNG file to write.
     variable : str, optional
-        Its dims are time, lead_time, lat, lon; the first time is drawn.
+        Its dims are (ensemble,) time, lead_time, lat, lon; the first member and time are drawn.
+        Another one is drawn if the store does not have it.
     """
     import matplotlib
 
@@ -28,7 +29,9 @@ def draw(store_path: str, picture: str, variable: str = "vo850") -> None:
     from matplotlib.ticker import FuncFormatter, MultipleLocator, ScalarFormatter
 
     with xr.open_zarr(store_path) as store:
-        field = store[variable].isel(time=0)
+        if variable not in store:
+            variable = next(str(v) for v, a in store.items() if a.dims[-2:] == ("lat", "lon"))
+        field = store[variable].isel(time=0, ensemble=0, missing_dims="ignore")
         leads = _leads(field.lead_time.values)
         shown = field.sel(lead_time=leads).transpose("lead_time", "lat", "lon").load()
         # The jet of the default is in one hemisphere: show where the action is.
@@ -51,7 +54,7 @@ def draw(store_path: str, picture: str, variable: str = "vo850") -> None:
             hours = state.lead_time.values / _HOUR
             missing = "" if np.isfinite(state.values).any() else " (not written)"
             axis.set_title(f"day {hours / 24:g}{missing}", loc="left", fontsize=10)
-            axis.set_xlim(0, 360)
+            axis.set_xlim(*shown.lon.values[[0, -1]])
             axis.xaxis.set_major_locator(MultipleLocator(60))
             axis.yaxis.set_major_locator(MultipleLocator(30))
             axis.xaxis.set_major_formatter(FuncFormatter(_longitude))

@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 
 from distinf.errors import ConfigError
+from distinf.imports import import_first
 
 __all__ = ["FileSource", "RandomFields", "global_grid", "persistence", "replay"]
 
@@ -206,6 +207,7 @@ def persistence(variable: list[str], nlat: int = 721, nlon: int = 1440, step: in
     earth2studio.models.px.Persistence
         The prognostic.
     """
+    import_first("earth2studio.models.px")
     from earth2studio.models.px import Persistence
 
     return Persistence(list(variable), global_grid(nlat, nlon), dt=np.timedelta64(step, "h"))
@@ -233,6 +235,7 @@ def replay(path: str, variable: list[str] | None = None, step: int | None = None
     ConfigError
         If the store holds a single state and no step is named.
     """
+    import_first("earth2studio.models.px")
     from earth2studio.models.px import DataReplay
 
     source = FileSource(path)

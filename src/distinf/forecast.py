@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import time as clock
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from distinf.background import in_background
 from distinf.errors import ConfigError
 from distinf.progress import Event, Events
 from distinf.reach import unreachable, unread
+from distinf.seeds import seed_all, task_seed
 from distinf.selection import plan
 
-__all__ = ["lead_times", "rollout", "step_coords"]
+__all__ = ["Block", "blocks", "forecasts", "lead_times", "rollout", "step_coords", "tasks"]
 
 Coords = OrderedDict[str, np.ndarray]
+State = tuple[torch.Tensor, Coords]
+Perturb = Callable[[torch.Tensor, Coords], State]
 
 
 def lead_times(prognostic: Any, nsteps: int) -> np.ndarray:
@@ -39,7 +45,9 @@ def lead_times(prognostic: Any, nsteps: int) -> np.ndarray:
     return np.concatenate([step * i for i in range(nsteps + 1)]).astype("timedelta64[ns]")
 
 
-def step_coords(prognostic: Any, time: np.datetime64) -> Coords:
+def step_coords(
+    prognostic: Any, time: np.datetime64, lead_time: Any = None, member: int | None = None
+) -> Coords:
     """Coordinates of one state of a forecast, as :func:`rollout` yields it.
 
     Parameters
@@ -48,6 +56,10 @@ def step_coords(prognostic: Any, time: np.datetime64) -> Coords:
         An Earth2Studio prognostic.
     time : np.datetime64
         Initial time.
+    lead_time : np.timedelta64 | None, optional
+        By default None: that of the first step.
+    member : int | None, optional
+        Member of an ensemble, by default None: no dimension ``ensemble``.
 
     Returns
     -------
@@ -55,9 +67,66 @@ def step_coords(prognostic: Any, time: np.datetime64) -> Coords:
         ``time`` and ``lead_time`` of one element, and the model's ``variable`` and grid.
     """
     own = prognostic.output_coords(prognostic.input_coords())
-    coords: Coords = OrderedDict(time=np.array([time]))
+    coords: Coords = OrderedDict()
+    if member is not None:
+        coords["ensemble"] = np.array([member])
+    coords["time"] = np.array([time])
     coords.update((key, value) for key, value in own.items() if key not in ("batch", "time"))
+    if lead_time is not None:
+        coords["lead_time"] = np.array([lead_time])
     return coords
+
+
+@dataclass(frozen=True)
+class Block:
+    """Initial times and members that the prognostic steps together.
+
+    Parameters
+    ----------
+    times : np.ndarray
+        Initial times, datetime64[ns].
+    members : np.ndarray | None
+        Numbers of the members; None without an ensemble.
+    nsteps : int
+        How many steps.
+    """
+
+    times: np.ndarray
+    members: np.ndarray | None
+    nsteps: int
+
+
+def blocks(times: np.ndarray, members: int | None, nsteps: int, batch: int) -> list[Block]:
+    """Divide dates and members into blocks of at most ``batch``.
+
+    Members of one date come first into the same block; dates share one only where all their
+    members fit.
+
+    Parameters
+    ----------
+    times : np.ndarray
+        Initial times.
+    members : int | None
+        Size of the ensemble; None without one.
+    nsteps : int
+        Steps of each forecast.
+    batch : int
+        States that the prognostic takes at once.
+
+    Returns
+    -------
+    list[Block]
+        In the order of dates, then members.
+    """
+    if members is None:
+        return [Block(times[i : i + batch], None, nsteps) for i in range(0, len(times), batch)]
+    every = np.arange(members)
+    dates = max(1, batch // members)
+    return [
+        Block(times[i : i + dates], every[j : j + batch], nsteps)
+        for i in range(0, len(times), dates)
+        for j in range(0, members, batch)
+    ]
 
 
 def rollout(
@@ -67,7 +136,7 @@ def rollout(
     nsteps: int,
     device: torch.device | str = "cpu",
     events: Events | None = None,
-) -> Iterator[tuple[torch.Tensor, Coords]]:
+) -> Iterator[State]:
     """Forecast from one initial time.
 
     Parameters
@@ -96,17 +165,117 @@ def rollout(
         ``nsteps + 1`` states [time=1, lead_time=1, variable, ...] and their coords. The model may
         reuse a state's memory for the next one.
     """
+    yield from forecasts(prognostic, data, [Block(np.array([time]), None, nsteps)], device, events)
+
+
+def forecasts(
+    prognostic: Any,
+    data: Any,
+    todo: Sequence[Block],
+    device: torch.device | str = "cpu",
+    events: Events | None = None,
+    perturbation: Perturb | None = None,
+    seed: int | None = None,
+) -> Iterator[State]:
+    """Forecast one block after the other, without a gap between them.
+
+    The initial condition of the next block is read while the present one is forecast.
+
+    Parameters
+    ----------
+    prognostic, data, device, events
+        As in :func:`rollout`.
+    todo : Sequence[Block]
+        The blocks.
+    perturbation : Callable | None, optional
+        Perturbs the initial condition of one member, by default None: see
+        `distinf.ensemble.perturb`.
+    seed : int | None, optional
+        The run's seed, for a prognostic that draws random numbers: they begin anew with each block.
+        By default None: it draws as it pleases.
+
+    Raises
+    ------
+    ConfigError
+        If the data source cannot be reached.
+
+    Yields
+    ------
+    tuple[torch.Tensor, Coords]
+        States [(ensemble,) time, lead_time=1, variable, ...] and their coords.
+    """
+    wanted = prognostic.input_coords()
+    method = getattr(prognostic, "interp_method", None)
+    reads = [partial(_read, data, block.times, wanted, method, device, events) for block in todo]
+    upcoming = in_background(reads[0], "distinf-read") if reads else None
+    for number, block in enumerate(todo):
+        assert upcoming is not None
+        x, coords = upcoming.result()
+        upcoming = None
+        if number + 1 < len(todo):
+            upcoming = in_background(reads[number + 1], "distinf-read")
+        start = clock.time()
+        if block.members is not None:
+            x, coords = _members(x, coords, block.members, perturbation)
+        yield from _steps(prognostic, x, coords, block, events, seed, start)
+
+
+def tasks(x: torch.Tensor, coords: Coords) -> Iterator[State]:
+    """Take a state of several dates and members apart into those of one each, as views."""
+    axes = [key for key in ("ensemble", "time") if key in coords]
+    for index in np.ndindex(*(len(coords[key]) for key in axes)):
+        part, own = x, OrderedDict(coords)
+        for axis, (key, i) in enumerate(zip(axes, index, strict=True)):
+            part = part.narrow(axis, i, 1)
+            own[key] = coords[key][i : i + 1]
+        yield part, own
+
+
+def _steps(
+    prognostic: Any,
+    x: torch.Tensor,
+    coords: Coords,
+    block: Block,
+    events: Events | None,
+    seed: int | None,
+    start: float,
+) -> Iterator[State]:
+    member = None if block.members is None else int(block.members[0])
+    if seed is not None:
+        draws = task_seed(seed, "prognostic", block.times[0], None, member)
+        seed_all(draws)
+        if callable(getattr(prognostic, "set_rng", None)):
+            prognostic.set_rng(seed=draws)
+    label = str(np.datetime_as_string(block.times[0], unit="m"))
+    label += "" if member is None else f" member {member}"
+    more = len(block.times) * (1 if block.members is None else len(block.members)) - 1
+    label += f" and {more} more" if more else ""
+    states = prognostic.create_iterator(x, coords)
+    for step in range(block.nsteps + 1):
+        x, coords = next(states)
+        if events is not None:
+            events.record(Event("forecast", f"{label} step {step}", 0, start, clock.time()))
+        yield x, coords
+        start = clock.time()
+
+
+def _read(
+    data: Any,
+    times: np.ndarray,
+    wanted: Coords,
+    method: str | None,
+    device: torch.device | str,
+    events: Events | None,
+) -> State:
+    """Read initial conditions [time, lead_time, variable, ...] on the prognostic's grid."""
     from earth2studio.data import fetch_data
 
-    wanted = prognostic.input_coords()
-    regrid: dict[str, Any] = {}
-    if hasattr(prognostic, "interp_method"):
-        regrid = {"interp_to": wanted, "interp_method": prognostic.interp_method}
+    regrid = {} if method is None else {"interp_to": wanted, "interp_method": method}
     start = clock.time()
     try:
         x, coords = fetch_data(
             source=data,
-            time=np.array([time]),
+            time=times,
             variable=wanted["variable"],
             lead_time=wanted["lead_time"],
             device=device,
@@ -117,11 +286,19 @@ def rollout(
             raise
         raise ConfigError(unread(type(data).__name__, why)) from error
     x, coords = plan(coords, wanted, "the prognostic")(x, coords)
-    states = prognostic.create_iterator(x, coords)
-    for step in range(nsteps + 1):
-        x, coords = next(states)
-        if events is not None:
-            task = f"{np.datetime_as_string(time, unit='m')} step {step}"
-            events.record(Event("forecast", task, 0, start, clock.time()))
-        yield x, coords
-        start = clock.time()
+    if events is not None:
+        label = str(np.datetime_as_string(times[0], unit="m"))
+        events.record(Event("read", label, 0, start, clock.time()))
+    return x, coords
+
+
+def _members(
+    x: torch.Tensor, coords: Coords, members: np.ndarray, perturbation: Perturb | None
+) -> State:
+    """Repeat an initial condition for each member, perturbed one date and member at a time."""
+    repeated = x.unsqueeze(0).repeat(len(members), *([1] * x.ndim))
+    ensemble: Coords = OrderedDict(ensemble=members, **coords)
+    if perturbation is not None:
+        for part, own in tasks(repeated, ensemble):
+            part.copy_(perturbation(part.clone(), own)[0])
+    return repeated, ensemble

@@ -15,6 +15,7 @@ from typing import Any
 
 from distinf.declared import find
 from distinf.errors import ConfigError
+from distinf.imports import import_first
 from distinf.options import check_keys
 from distinf.reach import unfetched, unreachable
 
@@ -134,6 +135,7 @@ def check_loader(given: Mapping[str, Any], loader: str, where: str) -> None:
 def _import(target: str) -> Any:
     module, _, name = target.rpartition(".")
     try:
+        import_first(target)
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{target} cannot be imported: {error}") from error

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
-
 from distinf.errors import ConfigError
 
-__all__ = ["Output", "check_keys", "check_target", "from_mapping", "parse_times"]
+__all__ = ["Output", "check_keys", "check_target", "from_mapping"]
 
 T = TypeVar("T")
 _MODES = ("create", "overwrite", "resume")
@@ -32,6 +30,21 @@ class Output:
         continues it and creates one where there is none; by default ``"create"``.
     writers : int
         Threads that write, by default 2.
+    prognostic_variables : list[str]
+        Variables of the prognostic that are stored as well, by default none.
+    variables : list[str] | None
+        Variables of the diagnostics that are stored, by default None: all.
+    region : Mapping[str, list[float]] | None
+        ``lat: [south, north]`` and ``lon: [west, east]`` in degrees, by default None: the whole
+        grid.
+    every : int
+        Every how many lead times are diagnosed and stored, by default 1.
+    shards : int | None
+        Lead times in one file (a Zarr shard), by default None: one file for each.
+    netcdf : str | None
+        A NetCDF file that is written as well once the run is complete, by default None.
+    check_space : bool
+        Whether a run that may not fit on the disk is refused, by default True.
 
     Raises
     ------
@@ -41,13 +54,53 @@ class Output:
 
     mode: str = "create"
     writers: int = 2
+    prognostic_variables: Sequence[str] = ()
+    variables: Sequence[str] | None = None
+    region: Mapping[str, Sequence[float]] | None = None
+    every: int = 1
+    shards: int | None = None
+    netcdf: str | None = None
+    check_space: bool = True
 
     def __post_init__(self) -> None:
         if self.mode not in _MODES:
             raise ConfigError(f"output.mode={self.mode}: choose one of {', '.join(_MODES)}")
-        # YAML's `true` is an int to Python.
-        if type(self.writers) is not int or self.writers < 1:
-            raise ConfigError(f"output.writers={self.writers}: must be a whole number, at least 1")
+        for name in ("writers", "every", "shards"):
+            value = getattr(self, name)
+            # YAML's `true` is an int to Python.
+            if (type(value) is not int or value < 1) and (name != "shards" or value is not None):
+                raise ConfigError(f"output.{name}={value}: must be a whole number, at least 1")
+        for name in ("prognostic_variables", "variables"):
+            value = getattr(self, name)
+            names = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+            if not names and (name == "prognostic_variables" or value is not None):
+                raise ConfigError(f"output.{name}={value}: must be a list such as [t2m,msl]")
+        if self.netcdf is not None and not isinstance(self.netcdf, str):
+            raise ConfigError(f"output.netcdf={self.netcdf}: name a file, such as forecast.nc")
+        if self.region is not None:
+            _check_region(self.region)
+
+
+def _check_region(region: Any) -> None:
+    if not isinstance(region, Mapping) or not region:
+        raise ConfigError(f"output.region={region}: must be like {{lat: [30, 60], lon: [-10, 40]}}")
+    check_keys(region, ("lat", "lon"), "output.region")
+    for key, values in region.items():
+        numbers = isinstance(values, list | tuple) and all(
+            isinstance(v, int | float) and not isinstance(v, bool) for v in values
+        )
+        if not numbers or len(values) != 2:
+            raise ConfigError(f"output.region.{key}={values}: must be two numbers in degrees")
+    south, north = region.get("lat", (-90, 90))
+    if not -90 <= south <= north <= 90:
+        raise ConfigError(
+            f"output.region.lat={[south, north]}: must be the south and the north, within -90 to 90"
+        )
+    west, east = region.get("lon", (0, 360))
+    if not (-180 <= west <= 360 and -180 <= east <= 360) or east - west > 360:
+        raise ConfigError(
+            f"output.region.lon={[west, east]}: must be the west and the east, within -180 to 360"
+        )
 
 
 def check_keys(given: Iterable[str], valid: Iterable[str], where: str) -> None:
@@ -139,41 +192,3 @@ def check_target(given: Mapping[str, Any], where: str) -> None:
     taken = declared.parameters() if declared is not None else None
     if taken is not None:
         check_keys([key for key in given if not key.startswith("_")], taken, where)
-
-
-def parse_times(time: Any) -> np.ndarray:
-    """Read initial times into an array.
-
-    Parameters
-    ----------
-    time : str | datetime | list
-        One time or a list of them, as ``parameters.time``.
-
-    Returns
-    -------
-    np.ndarray
-        datetime64[ns], [time].
-
-    Raises
-    ------
-    ConfigError
-        If one cannot be read, if one appears twice, or if there is none.
-    """
-    items = list(time) if isinstance(time, list | tuple) else [time]
-    if not items:
-        raise ConfigError("parameters.time=[]: name at least one initial time")
-    parsed = []
-    for item in items:
-        value: np.datetime64
-        try:
-            value = np.datetime64(str(item).replace(" ", "T"), "ns")
-        except ValueError:
-            value = np.datetime64("NaT")
-        if np.isnat(value):
-            raise ConfigError(
-                f"parameters.time={item}: not a time; write it like 2023-06-01T00:00:00 (UTC)"
-            )
-        parsed.append(value)
-    if len(set(parsed)) < len(parsed):
-        raise ConfigError(f"parameters.time={items}: a time appears twice")
-    return np.array(parsed)

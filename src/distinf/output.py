@@ -2,43 +2,37 @@
 
 One Zarr v3 group: a float32 array for each variable, one chunk a (time, lead_time), fill value
 NaN; and for each diagnostic an array ``<diagnostic>_complete`` (time, lead_time) that says which
-steps are there. A step is marked after its data is on disk.
+steps are there. A step is marked after its data is on disk. An ensemble's arrays have a first
+dimension ``ensemble``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import shutil
-import socket
 import threading
+import time as clock
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import filelock
 import numpy as np
 import torch
 import zarr
 
-from distinf.durable import DurableStore
+from distinf.destination import find_destination
 from distinf.errors import DistinfError, Interrupted, StoreError
 from distinf.options import Output
-from distinf.progress import Events
-from distinf.schema import check_clashes, create, mark, mismatches, shape
+from distinf.progress import Event, Events
+from distinf.schema import check_clashes, create, mark, mismatches, shape, step_bytes
 
 __all__ = ["ForecastStore", "check_output"]
 
 Coords = OrderedDict[str, np.ndarray]
-
-_LOCK = ".distinf.lock"
-# There while a store is being created; after a kill in between, the next run begins anew.
-_CREATING = _LOCK + ".creating"
+Result = tuple[torch.Tensor, Coords]
+# A file of a diagnostic: its name, where it is in the leading dimensions, its first lead time.
+File = tuple[str, tuple[int, ...], int]
 
 
 def check_output(path: str | os.PathLike[str], mode: str) -> None:
@@ -47,33 +41,26 @@ def check_output(path: str | os.PathLike[str], mode: str) -> None:
     Parameters
     ----------
     path : str | os.PathLike[str]
-        ``parameters.output_path``.
+        ``parameters.output_path``, a path or a URL.
     mode : str
         ``output.mode``.
 
     Raises
     ------
     StoreError
-        If something is there that may not be replaced or is no store; names the choices.
+        If something is there that may not be replaced or is no store; names the choices. If
+        nothing can be written there.
     """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise StoreError(
-            f"parameters.output_path={path}: the folder {path.parent} does not exist; make it first"
-        )
-    if not path.exists():
+    destination = find_destination(path)
+    destination.check()
+    if not destination.there():
         return
-    is_store = path.is_dir() and (
-        (path / "zarr.json").exists()
-        or (path / _CREATING).exists()
-        or all(name.startswith(_LOCK) for name in os.listdir(path))
-    )
     if mode == "create":
         raise StoreError(
             f"parameters.output_path={path} exists already. Choose another path, "
             "output.mode=resume to continue it, or output.mode=overwrite to replace it"
         )
-    if not is_store:
+    if not destination.is_store():
         raise StoreError(
             f"parameters.output_path={path} is no Zarr store, so output.mode={mode} does not "
             "touch it; choose another path"
@@ -81,12 +68,12 @@ def check_output(path: str | os.PathLike[str], mode: str) -> None:
 
 
 class ForecastStore:
-    """A forecast's results on disk.
+    """A forecast's results in a Zarr store.
 
     Parameters
     ----------
     path : str | os.PathLike[str]
-        The store, usually ``something.zarr``.
+        The store, usually ``something.zarr``, or a URL such as ``s3://bucket/something.zarr``.
     times : np.ndarray
         Initial times, datetime64[ns].
     lead_times : np.ndarray
@@ -106,11 +93,14 @@ class ForecastStore:
         Where writes are recorded.
     pending : int, optional
         Results that may wait to be written, by default 8: further ones hold up `write`.
+    ensemble : np.ndarray | None, optional
+        Numbers of the members, by default None: no dimension ``ensemble``.
 
     Raises
     ------
     StoreError
-        If the store exists and may not be touched, does not match, or another run holds it.
+        If the store exists and may not be touched, does not match, does not fit, or another run
+        holds it.
     ConfigError
         If two diagnostics make the same variable.
     """
@@ -127,52 +117,79 @@ class ForecastStore:
         versions: Mapping[str, str] | None = None,
         events: Events | None = None,
         pending: int = 8,
+        ensemble: np.ndarray | None = None,
     ) -> None:
         output = output or Output()
-        self.path = Path(path)
-        self._times = times
-        self._lead_times = lead_times
+        self.path = os.fspath(path)
+        self._axes: Coords = OrderedDict(time=times, lead_time=lead_times)
+        if ensemble is not None:
+            self._axes["ensemble"] = ensemble
+            self._axes.move_to_end("ensemble", last=False)
         self._diagnostics = dict(diagnostics)
         self._events = events
-        check_output(self.path, output.mode)
+        self._leads = min(output.shards or 1, len(lead_times))  # lead times in one file
+        check_output(path, output.mode)
         check_clashes(diagnostics)
-        self._hold()
+        self._destination = find_destination(path)
+        self._destination.hold()
         try:
-            creating = self.path / _CREATING
-            exists = (self.path / "zarr.json").exists() and not creating.exists()
-            if output.mode == "resume" and exists:
-                self._check_same(config or {})
+            store = self._destination.open()
+            if output.mode == "resume" and self._destination.is_created():
+                self._check_same(store, config or {})
             else:
-                creating.touch()
-                self._clear()
+                if output.check_space:
+                    self._check_space(sum(map(self._size, self._diagnostics)))
+                self._destination.begin()
                 create(
-                    self.path,
-                    times,
-                    lead_times,
+                    store,
+                    self._axes,
                     self._diagnostics,
                     attributes,
                     config or {},
                     versions or {},
+                    output.shards,
                 )
-                creating.unlink()
-            self._group = zarr.open_group(
-                DurableStore(self.path), mode="r+", use_consolidated=False
-            )
+                self._destination.created()
+            self._group = zarr.open_group(store, mode="r+", use_consolidated=False)
             self._complete = {
                 name: np.asarray(self._group[mark(name)][:]) for name in self._diagnostics
             }
         except BaseException:
-            self._lock.release()
+            self._destination.release()
             raise
+        self._waiting: dict[File, dict[int, list[np.ndarray]]] = {}
+        self._turn = threading.Lock()
         self._slots = threading.BoundedSemaphore(pending)
         self._writers = ThreadPoolExecutor(output.writers, thread_name_prefix="distinf-write")
         self._error: BaseException | None = None
         self._closed = False
 
-    def is_complete(self, diagnostic: str, time: np.datetime64, lead_time: np.timedelta64) -> bool:
+    def is_complete(
+        self,
+        diagnostic: str,
+        time: np.datetime64,
+        lead_time: np.timedelta64,
+        member: int | None = None,
+    ) -> bool:
         """Whether this step of a diagnostic is in the store."""
-        i, j = self._where(time, lead_time)
-        return bool(self._complete[diagnostic][i, j])
+        where = OrderedDict(ensemble=[member], time=[time], lead_time=[lead_time])
+        return bool(self._complete[diagnostic][self._where(diagnostic, where)])
+
+    def lacking(self, coords: Mapping[str, Any]) -> list[str]:
+        """Diagnostics whose result for a state with these coords is to be stored, and is not."""
+        if coords["lead_time"][-1] not in self._axes["lead_time"]:
+            return []
+        where = {**coords, "lead_time": coords["lead_time"][-1:]}
+        return [n for n, done in self._complete.items() if not done[self._where(n, where)]]
+
+    def last_incomplete(self, times: np.ndarray, members: np.ndarray | None) -> int | None:
+        """Index of the last lead time that any of these forecasts lacks; None if none does."""
+        done = np.logical_and.reduce(list(self._complete.values()))
+        axes = [times] if members is None else [members, times]
+        names = [name for name in self._axes if name != "lead_time"]
+        where = [np.isin(self._axes[name], own) for name, own in zip(names, axes, strict=True)]
+        lacking = np.flatnonzero(~done[np.ix_(*where)].reshape(-1, done.shape[-1]).all(axis=0))
+        return int(lacking[-1]) if len(lacking) else None
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -180,15 +197,16 @@ class ForecastStore:
         marks = self._complete.values()
         return int(sum(m.sum() for m in marks)), int(sum(m.size for m in marks))
 
-    def write(self, diagnostic: str, future: Future[tuple[torch.Tensor, Coords]]) -> None:
+    def write(self, diagnostic: str, future: Future[Any]) -> None:
         """Write the result of a task when it is there; returns at once unless too many wait.
 
         Parameters
         ----------
         diagnostic : str
             Which diagnostic it is of.
-        future : Future[tuple[torch.Tensor, Coords]]
-            Of `DistributedInference.submit`.
+        future : Future
+            Of `DistributedInference.submit`: a tensor and its coords, or of a `Chain` a mapping
+            from diagnostics to these.
 
         Raises
         ------
@@ -245,7 +263,13 @@ class ForecastStore:
             self._wait_for_all()
         self._closed = True
         self._writers.shutdown(wait=True)
-        self._lock.release()
+        for file, rows in self._waiting.items():  # files that lack some lead times
+            try:
+                self._put(file, rows)
+            except StoreError as error:
+                self._error = self._error or error
+        self._waiting.clear()
+        self._destination.release()
 
     def _wait_for_all(self) -> None:
         taken = 0
@@ -255,82 +279,122 @@ class ForecastStore:
         for _ in range(taken):
             self._slots.release()
 
-    def _take(self, diagnostic: str, future: Future[tuple[torch.Tensor, Coords]]) -> None:
+    def _take(self, diagnostic: str, future: Future[Any]) -> None:
         try:
             self._writers.submit(self._write, diagnostic, future)
         except RuntimeError:  # closed while this task was being computed
             self._slots.release()
 
-    def _write(self, diagnostic: str, future: Future[tuple[torch.Tensor, Coords]]) -> None:
+    def _write(self, diagnostic: str, future: Future[Any]) -> None:
         try:
-            x, coords = future.result()
-            self._put(diagnostic, x, coords)
+            result = future.result()
+            if isinstance(result, Mapping):
+                result = result[diagnostic]
+            file, lead, rows = self._rows(diagnostic, *result)
+            with self._turn:
+                waiting = self._waiting.setdefault(file, {})
+                waiting[lead] = rows
+                whole = len(waiting) == self._lacking(file)
+                if whole:
+                    del self._waiting[file]
+            if whole:
+                self._put(file, waiting)
         except BaseException as error:
             self._error = self._error or error
         finally:
             self._slots.release()
 
-    def _put(self, diagnostic: str, x: torch.Tensor, coords: Coords) -> None:
-        """Write one result [time=1, lead_time=1, ...] and mark it complete."""
+    def _rows(
+        self, diagnostic: str, x: torch.Tensor, coords: Coords
+    ) -> tuple[File, int, list[np.ndarray]]:
+        """Take a result [(ensemble=1,) time=1, lead_time=1, ...] apart into its variables."""
         expected = self._diagnostics[diagnostic]
-        task = f"{diagnostic}{_step(coords)}"
-        sizes = (1, 1, *shape(expected)[2:])
+        leading = len(self._axes)
+        sizes = (*(1,) * leading, *shape(expected)[leading:])
         if list(coords) != list(expected) or tuple(x.shape) != sizes:
             raise StoreError(
-                f"{task}: the result has dimensions {dict(zip(coords, x.shape, strict=False))}, "
+                f"{diagnostic}{_step(coords)}: the result has dimensions "
+                f"{dict(zip(coords, x.shape, strict=False))}, "
                 f"the store {dict(zip(expected, sizes, strict=False))}"
             )
+        *where, lead = self._where(diagnostic, coords)
+        data = x.to("cpu", torch.float32).numpy()
+        axis = list(expected).index("variable")
+        rows = [data.take(i, axis)[(0,) * leading] for i in range(len(expected["variable"]))]
+        return (diagnostic, tuple(where), lead - lead % self._leads), lead, rows
+
+    def _lacking(self, file: File) -> int:
+        """How many lead times of a file were not in the store when this run began or since."""
+        diagnostic, where, first = file
+        done = self._complete[diagnostic][where][first : first + self._leads]
+        return int(done.size - done.sum())
+
+    def _put(self, file: File, rows: dict[int, list[np.ndarray]]) -> None:
+        """Write one file of each variable and mark its lead times complete."""
+        diagnostic, where, first = file
+        leads = sorted(rows)
+        start = clock.time()
+        whole = slice(first, min(first + self._leads, len(self._axes["lead_time"])))
         try:
-            where = self._where(coords["time"][0], coords["lead_time"][0])
-            data = x.to("cpu", torch.float32).numpy()
-            axis = list(expected).index("variable")
-            with _timed(self._events, task, data.nbytes):
-                for i, name in enumerate(expected["variable"]):
-                    self._group[str(name)][where] = data.take(i, axis=axis)[0, 0]
-                self._group[mark(diagnostic)][where] = True
+            for i, name in enumerate(self._diagnostics[diagnostic]["variable"]):
+                array = self._group[str(name)]
+                if self._leads == 1:
+                    array[(*where, first)] = rows[first][i]
+                    continue
+                values = np.asarray(array[(*where, whole)])  # what earlier runs wrote stays
+                for lead in leads:
+                    values[lead - first] = rows[lead][i]
+                array[(*where, whole)] = values
+            done = self._complete[diagnostic][where][whole].copy()
+            done[[lead - first for lead in leads]] = True
+            self._group[mark(diagnostic)][(*where, whole)] = done
         except Exception as error:
+            task = OrderedDict(
+                (key, values[i : i + 1])
+                for (key, values), i in zip(self._axes.items(), (*where, leads[0]), strict=True)
+            )
             raise StoreError(
-                f"{task} could not be written to {self.path}: {type(error).__name__}: {error}"
+                f"{diagnostic}{_step(task)} could not be written to {self.path}: "
+                f"{type(error).__name__}: {error}"
             ) from error
-        self._complete[diagnostic][where] = True
+        self._complete[diagnostic][where][whole] = done
+        if self._events is not None:
+            seconds = (clock.time() - start) / len(leads)
+            for i, lead in enumerate(leads):
+                begun = start + i * seconds
+                task = OrderedDict(self._axes, lead_time=self._axes["lead_time"][lead : lead + 1])
+                nbytes = sum(row.nbytes for row in rows[lead])
+                label = f"{diagnostic}{_step(task, where)}"
+                self._events.record(Event("write", label, 0, begun, begun + seconds, nbytes))
 
-    def _where(self, time: np.datetime64, lead_time: np.timedelta64) -> tuple[int, int]:
-        i = np.flatnonzero(self._times == time)
-        j = np.flatnonzero(self._lead_times == lead_time)
-        if i.size != 1 or j.size != 1:
-            raise StoreError(f"no place for time {time}, lead time {lead_time} in {self.path}")
-        return int(i[0]), int(j[0])
+    def _where(self, diagnostic: str, coords: Mapping[str, Any]) -> tuple[int, ...]:
+        found = []
+        for key, values in self._axes.items():
+            index = np.flatnonzero(values == coords[key][0])
+            if index.size != 1:
+                raise StoreError(
+                    f"{diagnostic}{_step(coords)}: {self.path} has no {key} {coords[key][0]}"
+                )
+            found.append(int(index[0]))
+        return tuple(found)
 
-    def _hold(self) -> None:
-        self.path.mkdir(exist_ok=True)
-        self._lock = filelock.FileLock(self.path / _LOCK, timeout=0, thread_local=False)
-        holder = self.path / (_LOCK + ".json")
-        try:
-            self._lock.acquire()
-        except filelock.Timeout:
-            who: dict[str, Any] = {}
-            with contextlib.suppress(OSError, ValueError):  # not written yet
-                who = json.loads(holder.read_text())
+    def _size(self, diagnostic: str) -> int:
+        """Bytes of all results of a diagnostic, not compressed."""
+        steps = int(np.prod([len(values) for values in self._axes.values()]))
+        return steps * step_bytes(self._diagnostics[diagnostic], len(self._axes))
+
+    def _check_space(self, needed: int) -> None:
+        free = self._destination.free()
+        if free is not None and needed > free:
             raise StoreError(
-                f"{self.path} is held by another run: host {who.get('host', '?')}, process "
-                f"{who.get('pid', '?')}, since {who.get('since', '?')}"
-            ) from None
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        holder.write_text(
-            json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since})
-        )
+                f"{self.path} would take up to {needed / 1e9:.1f} GB (before compression), and "
+                f"{free / 1e9:.1f} GB are free there. Store fewer variables, a region or every "
+                "k-th lead time (output.variables, output.region, output.every), or set "
+                "output.check_space=false if it compresses well"
+            )
 
-    def _clear(self) -> None:
-        for entry in self.path.iterdir():
-            if entry.name.startswith(_LOCK):
-                continue
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
-
-    def _check_same(self, config: Mapping[str, Any]) -> None:
-        problems = mismatches(self.path, self._times, self._lead_times, self._diagnostics, config)
+    def _check_same(self, store: Any, config: Mapping[str, Any]) -> None:
+        problems = mismatches(store, self._axes, self._diagnostics, config)
         if problems:
             raise StoreError(
                 f"{self.path} cannot be resumed by this run, which would make other results. "
@@ -338,20 +402,16 @@ class ForecastStore:
             )
 
 
-def _step(coords: Coords) -> str:
-    """Say which step a result is of, as far as it tells."""
+def _step(coords: Mapping[str, Any], where: tuple[int, ...] = ()) -> str:
+    """Say which step a result is of, as far as it tells; ``where`` is in the leading dimensions."""
+    own = dict(coords)
+    for key, i in zip([k for k in coords if k in ("ensemble", "time")], where, strict=False):
+        own[key] = coords[key][i : i + 1]
     words = [""]
-    for time in coords.get("time", ())[:1]:
+    for time in own.get("time", ())[:1]:
         words.append(str(np.datetime_as_string(time, "m")))
-    for lead_time in coords.get("lead_time", ())[:1]:
+    for lead_time in own.get("lead_time", ())[:1]:
         words.append(f"+{lead_time / np.timedelta64(1, 'h'):g} h")
+    for member in own.get("ensemble", ())[:1]:
+        words.append(f"member {member}")
     return " ".join(words)
-
-
-@contextlib.contextmanager
-def _timed(events: Events | None, task: str, nbytes: int) -> Iterator[None]:
-    if events is None:
-        yield
-        return
-    with events.timed("write", task, 0, nbytes):
-        yield

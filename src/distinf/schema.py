@@ -9,16 +9,25 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
+from zarr.abc.store import Store
 
 from distinf.errors import ConfigError
 
-__all__ = ["check_clashes", "create", "differences", "mark", "mismatches", "shape", "vocabulary"]
+__all__ = [
+    "check_clashes",
+    "create",
+    "differences",
+    "mark",
+    "mismatches",
+    "shape",
+    "step_bytes",
+    "vocabulary",
+]
 
 Coords = OrderedDict[str, np.ndarray]
 
@@ -27,24 +36,46 @@ _COORD_ATTRIBUTES = {
     "lon": {"units": "degrees_east", "standard_name": "longitude", "long_name": "longitude"},
     "time": {"standard_name": "forecast_reference_time", "long_name": "initial time"},
     "lead_time": {"standard_name": "forecast_period", "long_name": "lead time"},
+    "ensemble": {"standard_name": "realization", "long_name": "ensemble member"},
 }
 
 
+# Keys that decide no bytes, but for those of `runtime` that do.
+_FREE = (
+    r"runtime\..*",
+    "slurm",
+    "output",
+    "recipe",
+    r"parameters\.output_path",
+    r"diagnostic\.[^.]*\.workers",
+)
+_DECIDING = ("runtime.batch", "runtime.seed", "runtime.threads")
+
+
 def create(
-    path: Path,
-    times: np.ndarray,
-    lead_times: np.ndarray,
+    store: Store,
+    axes: Coords,
     diagnostics: Mapping[str, Coords],
     attributes: Mapping[str, Mapping[str, str]],
     config: Mapping[str, Any],
     versions: Mapping[str, str],
+    shards: int | None = None,
 ) -> None:
-    """Create the store's metadata, with nothing complete; arguments as `ForecastStore`."""
+    """Create the store's metadata, with nothing complete.
+
+    Parameters
+    ----------
+    store : zarr.abc.store.Store
+        An empty one.
+    axes : Coords
+        The leading dimensions: (ensemble,) time, lead_time.
+    diagnostics, attributes, config, versions
+        As `distinf.output.ForecastStore`.
+    shards : int | None, optional
+        Lead times in one file, by default None: one chunk, one file.
+    """
     template = xr.Dataset(
-        coords={
-            "time": ("time", times, _COORD_ATTRIBUTES["time"]),
-            "lead_time": ("lead_time", lead_times, _COORD_ATTRIBUTES["lead_time"]),
-        },
+        coords={key: (key, values, _COORD_ATTRIBUTES[key]) for key, values in axes.items()},
         attrs={
             "Conventions": "CF-1.11",
             "title": "Diagnosed forecast",
@@ -55,25 +86,27 @@ def create(
     )
     dims: dict[str, list[str]] = {}
     for name, coords in diagnostics.items():
-        grid = OrderedDict(
-            (k, v) for k, v in coords.items() if k not in ("time", "lead_time", "variable")
-        )
+        grid = OrderedDict((k, v) for k, v in coords.items() if k not in (*axes, "variable"))
         template, own = _add_grid(template, name, grid)
-        dims[name] = ["time", "lead_time", *own]
+        dims[name] = [*axes, *own]
     encoding = {
         "time": {"units": "seconds since 1970-01-01", "dtype": "int64"},
         "lead_time": {"units": "seconds", "dtype": "int64"},
     }
+    ones = [1] * len(axes)
+    leads = min(shards or 1, len(axes["lead_time"]))
     with _consolidated_is_not_in_the_specification():
-        template.to_zarr(path, mode="a", zarr_format=3, consolidated=False, encoding=encoding)
-        group = zarr.open_group(path, mode="r+", use_consolidated=False)
+        template.to_zarr(store, mode="a", zarr_format=3, consolidated=False, encoding=encoding)
+        group = zarr.open_group(store, mode="r+", use_consolidated=False)
         for name, coords in diagnostics.items():
             shape = [template.sizes[dim] for dim in dims[name]]
+            grid_shape = shape[len(axes) :]
             for variable in coords["variable"]:
                 group.create_array(
                     str(variable),
                     shape=shape,
-                    chunks=[1, 1, *shape[2:]],
+                    chunks=[*ones, *grid_shape],
+                    shards=[*ones[:-1], leads, *grid_shape] if leads > 1 else None,
                     dtype="float32",
                     fill_value=np.nan,
                     dimension_names=dims[name],
@@ -81,14 +114,14 @@ def create(
                 )
             group.create_array(
                 mark(name),
-                shape=shape[:2],
-                chunks=[1, 1],
+                shape=shape[: len(axes)],
+                chunks=[*ones[:-1], leads],
                 dtype="bool",
                 fill_value=False,
-                dimension_names=["time", "lead_time"],
+                dimension_names=list(axes),
                 attributes={"long_name": f"whether this step of {name} is complete"},
             )
-        zarr.consolidate_metadata(path)
+        zarr.consolidate_metadata(store)
 
 
 def _add_grid(template: xr.Dataset, name: str, grid: Coords) -> tuple[xr.Dataset, list[str]]:
@@ -146,20 +179,22 @@ def check_clashes(diagnostics: Mapping[str, Coords]) -> None:
         for variable in map(str, coords["variable"]):
             if variable in seen:
                 raise ConfigError(
-                    f"diagnostics {seen[variable]} and {name} both make the variable {variable}"
+                    f"{seen[variable]} and {name} both make the variable {variable}: rename one, "
+                    f"such as diagnostic.{name}.rename={{{variable}: {variable}_{name}}}"
                 )
             seen[variable] = name
 
 
+def step_bytes(coords: Coords, leading: int) -> int:
+    """Bytes of one result with these coords, the first ``leading`` dimensions being of one each."""
+    return 4 * int(np.prod(shape(coords)[leading:]))
+
+
 def mismatches(
-    path: Path,
-    times: np.ndarray,
-    lead_times: np.ndarray,
-    diagnostics: Mapping[str, Coords],
-    config: Mapping[str, Any],
+    store: Store, axes: Coords, diagnostics: Mapping[str, Coords], config: Mapping[str, Any]
 ) -> list[str]:
-    """Why an existing store cannot be resumed; empty if it can. Arguments as `ForecastStore`."""
-    written = zarr.open_group(path, mode="r").attrs.get("config")
+    """Why an existing store cannot be resumed; empty if it can. Arguments as :func:`create`."""
+    written = zarr.open_group(store, mode="r").attrs.get("config")
     if not isinstance(written, str):
         return ["it was not made by distinf"]
     problems = [
@@ -168,8 +203,8 @@ def mismatches(
     ]
     if problems:
         return problems
-    with xr.open_zarr(path) as there:
-        wanted: dict[str, np.ndarray] = {"time": times, "lead_time": lead_times}
+    with xr.open_zarr(store) as there:
+        wanted: dict[str, np.ndarray] = dict(axes)
         names: set[str] = set()
         for name, coords in diagnostics.items():
             wanted.update((k, v) for k, v in coords.items() if k not in (*wanted, "variable"))
@@ -188,10 +223,9 @@ def differences(
     was: Mapping[str, Any], now: Mapping[str, Any], where: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
     """Keys that decide the bytes and differ."""
-    free = {"runtime", "slurm", "output", "recipe", "parameters.output_path"}
     for key in sorted({*was, *now}):
         path = f"{where}{key}"
-        if path in free:
+        if path not in _DECIDING and any(re.fullmatch(free, path) for free in _FREE):
             continue
         a, b = was.get(key), now.get(key)
         if isinstance(a, dict) and isinstance(b, dict):

@@ -7,7 +7,7 @@ gather per dimension, into memory that is the task's own.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +15,13 @@ import torch
 
 from distinf.errors import ConfigError
 
-__all__ = ["Selection", "plan"]
+__all__ = ["Selection", "plan", "plan_region", "rename_variables"]
 
 Coords = OrderedDict[str, np.ndarray]
 Index = slice | torch.Tensor
 
 # Set per step, not by a diagnostic's request; as in Earth2Studio's `map_coords`.
-_FREE = ("batch", "time", "lead_time")
+_FREE = ("batch", "ensemble", "time", "lead_time")
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,7 @@ def plan(
         index = _index(key, have, values, who)
         selected[key] = values
         dim = names.index(key)
-        if np.array_equal(index, np.arange(index[0], index[0] + len(index))):
-            indices[dim] = slice(int(index[0]), int(index[0]) + len(index))
-        else:
-            indices[dim] = torch.from_numpy(index)
+        indices[dim] = _as_index(index)
     return Selection(indices, selected)
 
 
@@ -141,3 +138,89 @@ def _index(key: str, have: np.ndarray, values: np.ndarray, who: str) -> np.ndarr
     distance = np.abs(have[:, np.newaxis] - values[np.newaxis, :])
     nearest: np.ndarray = np.argmin(distance, axis=0).astype(np.int64)
     return nearest
+
+
+def plan_region(
+    coords: Coords, region: Mapping[str, Sequence[float]], who: str = "the diagnostic"
+) -> Selection:
+    """Plan how to cut a region out of a grid.
+
+    Parameters
+    ----------
+    coords : Coords
+        Coordinates with ``lat`` and ``lon``, of one dimension each or of two.
+    region : Mapping[str, Sequence[float]]
+        ``lat``: south and north, ``lon``: west and east, in degrees; either may be missing. A
+        region may lie across the meridian where the grid begins, as ``[-10, 30]`` or
+        ``[350, 30]``; its longitudes then ascend from the west.
+    who : str, optional
+        Named in errors.
+
+    Returns
+    -------
+    Selection
+        The plan. On a grid with two-dimensional coordinates it is the smallest rectangle of rows
+        and columns that holds the region.
+
+    Raises
+    ------
+    ConfigError
+        If no point of the grid is in the region.
+    """
+    lat, lon = coords.get("lat"), coords.get("lon")
+    if lat is None or lon is None:
+        raise ConfigError(f"output.region: {who} has no lat and lon; it has {', '.join(coords)}")
+    south, north = region.get("lat", (-90.0, 90.0))
+    west, east = region.get("lon", (0.0, 360.0))
+    in_lat = (lat >= south) & (lat <= north)
+    width = east - west if east >= west else east - west + 360
+    eastward = (lon - west) % 360  # degrees east of the region's western edge
+    in_lon = eastward <= width
+    names = list(coords)
+    if lat.ndim > 1:
+        inside = in_lat & in_lon
+        if not inside.any():
+            raise _outside(region, who, lat, lon)
+        rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
+        box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        first = names.index("lat")
+        indices: dict[int, Index] = {first: box[0], first + 1: box[1]}
+        return Selection(indices, {"lat": lat[box], "lon": lon[box]})
+    if not in_lat.any() or not in_lon.any():
+        raise _outside(region, who, lat, lon)
+    columns = np.flatnonzero(in_lon)
+    columns = columns[np.argsort(eastward[columns], kind="stable")]
+    lons = lon[columns]
+    if (np.diff(lons) < 0).any():  # across the first meridian
+        lons = west + eastward[columns]
+    return Selection(
+        {
+            names.index("lat"): _as_index(np.flatnonzero(in_lat)),
+            names.index("lon"): _as_index(columns),
+        },
+        {"lat": lat[in_lat], "lon": lons},
+    )
+
+
+def rename_variables(coords: Coords, names: Mapping[str, str]) -> Coords:
+    """Coordinates with new names of variables."""
+    new = OrderedDict(coords)
+    new["variable"] = np.array([names.get(str(v), str(v)) for v in coords["variable"]])
+    return new
+
+
+def _as_index(index: np.ndarray) -> Index:
+    first = int(index[0])
+    if np.array_equal(index, np.arange(first, first + len(index))):
+        return slice(first, first + len(index))
+    return torch.from_numpy(index)
+
+
+def _outside(
+    region: Mapping[str, Sequence[float]], who: str, lat: np.ndarray, lon: np.ndarray
+) -> ConfigError:
+    asked = ", ".join(f"{key} {list(values)}" for key, values in region.items())
+    return ConfigError(
+        f"output.region ({asked}) holds no point of the grid of {who}, which has lat "
+        f"{lat.min():g} to {lat.max():g} and lon {lon.min():g} to {lon.max():g}"
+    )

@@ -38,6 +38,10 @@ class Runtime:
     threads : int
         Compute threads of each rank on the CPU, by default 1. Set here because launchers
         differ in it, and some operations' last bits depend on it.
+    seed : int
+        Of all random draws, by default 0; see `distinf.seeds.task_seed`.
+    batch : int
+        Dates and members that a recipe's prognostic steps together, by default 1.
     start_timeout : float
         Seconds within which all ranks must have found each other, by default 120.
     call_timeout : float | None
@@ -61,6 +65,8 @@ class Runtime:
     nproc: int | None = None
     carrier: str = "auto"
     threads: int = 1
+    seed: int = 0
+    batch: int = 1
     start_timeout: float = 120.0
     call_timeout: float | None = 3600.0
     max_attempts: int = 3
@@ -70,12 +76,21 @@ class Runtime:
     def __post_init__(self) -> None:
         if self.carrier not in ("auto", "cuda", "host"):
             raise ConfigError(f"runtime.carrier={self.carrier}: choose auto, cuda or host")
-        for name in ("nproc", "threads", "max_attempts", "expect_ranks"):
+        for name, least in (
+            ("nproc", 1),
+            ("threads", 1),
+            ("seed", 0),
+            ("batch", 1),
+            ("max_attempts", 1),
+            ("expect_ranks", 1),
+        ):
             value = getattr(self, name)
             if value is None and name in ("nproc", "expect_ranks"):
                 continue
-            if type(value) is not int or value < 1:
-                raise ConfigError(f"runtime.{name}={value}: must be a whole number, at least 1")
+            if type(value) is not int or value < least:
+                raise ConfigError(
+                    f"runtime.{name}={value}: must be a whole number, at least {least}"
+                )
         for name in ("start_timeout", "call_timeout"):
             value = getattr(self, name)
             if value is None and name == "call_timeout":

@@ -13,7 +13,7 @@ import torch
 
 from distinf.transport.contract import Call, Failure, Reply, map_tensors
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "forward_of"]
 
 # Optional methods of a model that the driver asks for.
 _ASKED = ("input_coords", "output_coords", "variable_attributes")
@@ -82,7 +82,7 @@ class Worker:
             self._models.pop(call.model, None)
             return None
         model = self._models[call.model]
-        function = _forward_of(model) if call.method == "__forward__" else None
+        function = forward_of(model) if call.method == "__forward__" else None
         args, kwargs = map_tensors((call.args, call.kwargs), self._to_device)
         return (function or getattr(model, call.method))(*args, **kwargs)
 
@@ -90,7 +90,9 @@ class Worker:
         if call.method == "__build__":
             factory = call.args[0]
             return f"constructing {getattr(factory, '__name__', type(factory).__name__)}"
-        return f"{type(self._models.get(call.model)).__name__}.{call.method.strip('_')}"
+        model = self._models.get(call.model)
+        name = getattr(model, "label", None) or type(model).__name__
+        return f"{name}.{call.method.strip('_')}"
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device)
@@ -109,7 +111,7 @@ def _text_of(error: BaseException) -> str:
         return "(its text cannot be shown)"
 
 
-def _forward_of(model: Any) -> Callable[..., Any]:
+def forward_of(model: Any) -> Callable[..., Any]:
     """Tell what a diagnostic call calls.
 
     Earth2Studio's diagnostics are called (``__call__`` with their batching around it); every

@@ -37,6 +37,7 @@ def test_fetch_says_what_it_cannot_reach(tmp_path: Path) -> None:
         "runtime.nproc=1",
         "prognostic.package=http://127.0.0.1:9/fcn",  # nobody listens there
         "diagnostic=identity",
+        "data=random",
     )
     outcome = run(command, tmp_path)
     assert outcome.status == 1

@@ -9,7 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from distinf.errors import ConfigError, DistinfError
-from distinf.options import Output, check_keys, check_target, from_mapping, parse_times
+from distinf.options import Output, check_keys, check_target, from_mapping
+from distinf.parameters import parse_times
 from distinf.session import Runtime
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=12)
@@ -42,7 +43,7 @@ def test_an_unrelated_key_suggests_nothing():
     with pytest.raises(ConfigError) as caught:
         from_mapping(Output, {"xyzzy": 1}, "output")
     assert "Did you mean" not in str(caught.value)
-    assert "mode, writers" in str(caught.value)
+    assert "mode, netcdf" in str(caught.value)
 
 
 def test_from_mapping_sets_what_was_given():
@@ -72,6 +73,18 @@ def test_from_mapping_sets_what_was_given():
         (Runtime, {"call_timeout": float("nan")}, ["runtime.call_timeout=nan", "seconds"]),
         (Runtime, {"nproc": True}, ["runtime.nproc=True", "whole number"]),
         (Output, {"writers": True}, ["output.writers=True", "whole number"]),
+        (Output, {"every": 0}, ["output.every=0", "at least 1"]),
+        (Output, {"shards": 0}, ["output.shards=0", "at least 1"]),
+        (Output, {"variables": "tp"}, ["output.variables=tp", "list"]),
+        (Output, {"prognostic_variables": None}, ["output.prognostic_variables=None", "list"]),
+        (Output, {"netcdf": True}, ["output.netcdf=True", "file"]),
+        (Output, {"region": {"lats": [0, 1]}}, ["output.region.lats", "output.region.lat?"]),
+        (Output, {"region": {"lat": [30]}}, ["output.region.lat=[30]", "two numbers"]),
+        (Output, {"region": {"lat": [60, 30]}}, ["output.region.lat=[60, 30]", "south"]),
+        (Output, {"region": {"lat": [30, 95]}}, ["output.region.lat=[30, 95]", "-90 to 90"]),
+        (Output, {"region": {"lon": [0, 361]}}, ["output.region.lon=[0, 361]", "-180 to 360"]),
+        (Runtime, {"seed": -1}, ["runtime.seed=-1", "at least 0"]),
+        (Runtime, {"batch": 0}, ["runtime.batch=0", "at least 1"]),
     ],
 )
 def test_an_impossible_value_is_named_with_what_is_possible(kind, given, words):

@@ -174,7 +174,7 @@ def test_a_store_that_something_else_made_cannot_be_resumed(path):
         open_store(path, "resume")
 
 
-@pytest.mark.parametrize("at", ["create", "zarr.open_group", "DurableStore"])
+@pytest.mark.parametrize("at", ["create", "zarr.open_group", "mark"])
 @pytest.mark.parametrize("mode", ["resume", "overwrite"])
 def test_a_run_killed_while_it_creates_the_store_can_be_run_again(path, monkeypatch, at, mode):
     def killed(*args, **kwargs):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distinf.errors import ConfigError
-from distinf.selection import plan
+from distinf.selection import plan, plan_region
 
 VARIABLES = np.array(["u10m", "v10m", "t2m", "sp", "tcwv", "z500", "u850"])
 NLAT, NLON = 7, 12
@@ -172,3 +172,61 @@ def test_a_curvilinear_request_of_a_regular_grid_is_refused():
     _, other = curvilinear()
     with pytest.raises(ConfigError, match="another grid"):
         plan(coords, {"lat": other["lat"], "lon": other["lon"]})
+
+
+def wide(lons):
+    return OrderedDict(variable=VARIABLES[:1], lat=np.linspace(90, -90, 19), lon=lons)
+
+
+@given(
+    st.floats(-90, 90),
+    st.floats(0, 180),
+    st.floats(-180, 360),
+    st.floats(0, 359),
+    st.sampled_from([0.0, -180.0]),
+)
+def test_a_region_holds_just_the_points_inside(south, height, west, width, first):
+    coords = wide(first + np.linspace(0, 360, 36, endpoint=False))
+    north, east = min(90.0, south + height), west + width
+    if east > 360:
+        east -= 360
+    inside_lat = (coords["lat"] >= south) & (coords["lat"] <= north)
+    # As on a map: somewhere east of the western edge, and not beyond the eastern one.
+    inside_lon = (coords["lon"] - west) % 360 <= (
+        east - west if east >= west else east - west + 360
+    )
+    x = torch.arange(19 * 36, dtype=torch.float32).reshape(1, 19, 36)
+    region = {"lat": [south, north], "lon": [west, east]}
+    if not inside_lat.any() or not inside_lon.any():
+        with pytest.raises(ConfigError, match="holds no point of the grid of rain"):
+            plan_region(coords, region, "rain")
+        return
+    y, there = plan_region(coords, region)(x, coords)
+    assert set(np.unique(y)) == set(x.numpy()[0][np.ix_(inside_lat, inside_lon)].ravel())
+    np.testing.assert_array_equal(there["lat"], coords["lat"][inside_lat])
+    assert (np.diff(there["lon"]) > 0).all()
+    assert tuple(y.shape) == (1, len(there["lat"]), len(there["lon"]))
+    for j, lon in enumerate(there["lon"]):
+        column = np.flatnonzero(np.isclose((coords["lon"] - lon) % 360 % 360, 0, atol=1e-6))
+        assert np.array_equal(y.numpy()[0, :, j], x.numpy()[0, inside_lat, column[0]])
+
+
+def test_a_region_across_the_first_meridian_ascends_from_the_west():
+    coords = wide(np.arange(0, 360, 10.0))
+    for west, expected in ((-20, [-20, -10, 0, 10]), (340, [340, 350, 360, 370])):
+        cut = plan_region(coords, {"lon": [west, 10]})
+        np.testing.assert_array_equal(cut.coords["lon"], expected)
+
+
+def test_a_region_of_a_curvilinear_grid_is_the_rectangle_around_it():
+    lat, lon = np.meshgrid(np.linspace(50, 40, 6), np.linspace(0, 5, 6), indexing="ij")
+    lat = lat + lon
+    coords = OrderedDict(variable=VARIABLES[:1], lat=lat, lon=lon)
+    x = torch.arange(36.0).reshape(1, 6, 6)
+    y, there = plan_region(coords, {"lat": [44, 46], "lon": [1, 3]})(x, coords)
+    inside = (lat >= 44) & (lat <= 46) & (lon >= 1) & (lon <= 3)
+    rows, columns = inside.any(axis=1), inside.any(axis=0)
+    np.testing.assert_array_equal(there["lat"], lat[np.ix_(rows, columns)])
+    np.testing.assert_array_equal(y.numpy()[0], x.numpy()[0][np.ix_(rows, columns)])
+    with pytest.raises(ConfigError, match="holds no point of the grid of rain"):
+        plan_region(coords, {"lat": [-44, -40]}, "rain")

@@ -1,0 +1,99 @@
+"""The seed of every random draw, from the run's seed and what the draw is for."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["seed_all", "seed_of", "seeded", "task_seed"]
+
+
+def task_seed(
+    seed: int,
+    diagnostic: str,
+    time: np.datetime64 | None = None,
+    lead_time: np.timedelta64 | None = None,
+    ensemble: int | None = None,
+) -> int:
+    """Seed of one task, the same wherever, whenever and in whatever order it runs.
+
+    Parameters
+    ----------
+    seed : int
+        The run's seed, ``runtime.seed``.
+    diagnostic : str
+        Name of the diagnostic; ``"perturbation"`` for that of an initial condition and
+        ``"prognostic"`` for the draws of a stochastic prognostic.
+    time : np.datetime64 | None, optional
+        Initial time.
+    lead_time : np.timedelta64 | None, optional
+        Lead time.
+    ensemble : int | None, optional
+        Member.
+
+    Returns
+    -------
+    int
+        From 0 to 2**32 - 1, as NumPy's global generator takes it.
+    """
+    words = [str(int(seed)), diagnostic]
+    words.append(_nanoseconds(time, "datetime64[ns]"))
+    words.append(_nanoseconds(lead_time, "timedelta64[ns]"))
+    words.append("" if ensemble is None else str(int(ensemble)))
+    return int.from_bytes(hashlib.sha256("|".join(words).encode()).digest()[:4], "little")
+
+
+def seed_of(seed: int, diagnostic: str, coords: Mapping[str, np.ndarray]) -> int:
+    """`task_seed` of a task with these coords: their first time and member, last lead time."""
+
+    def pick(key: str, index: int) -> Any:
+        values = coords.get(key)
+        return values[index] if values is not None and len(values) else None
+
+    member = pick("ensemble", 0)
+    return task_seed(
+        seed,
+        diagnostic,
+        pick("time", 0),
+        pick("lead_time", -1),
+        None if member is None else int(member),
+    )
+
+
+def _nanoseconds(value: Any, kind: str) -> str:
+    return "" if value is None else str(np.asarray(value, kind).astype(np.int64))
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Seed the global generators of Python, NumPy and torch for a block, then restore them.
+
+    Parameters
+    ----------
+    seed : int
+        As `task_seed` returns it.
+    device : torch.device | str, optional
+        Whose generator is restored, too, by default the CPU.
+    """
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002  # models draw from it
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seed_all(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)

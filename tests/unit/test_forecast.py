@@ -1,0 +1,151 @@
+"""Dates and members one after the other, batched or not."""
+
+import threading
+from collections import OrderedDict
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distinf.ensemble import perturb
+from distinf.forecast import Block, blocks, forecasts, tasks
+from distinf.progress import Events
+from distinf.seeds import task_seed
+
+TIMES = np.array(["2023-06-01", "2023-06-02", "2023-06-03"], "M8[ns]")
+STEP = np.timedelta64(6, "h").astype("m8[ns]")
+
+
+GRID = OrderedDict(lat=np.linspace(90, -90, 3), lon=np.arange(0, 360, 90.0))
+
+
+class Noise:
+    """As Earth2Studio's ``Gaussian``: draws from a generator of its own."""
+
+    def __init__(self, noise_amplitude=0.05, seed=None):
+        self.noise_amplitude, self.seed = noise_amplitude, seed
+
+    def __call__(self, x, coords):
+        generator = torch.Generator().manual_seed(self.seed)
+        return x + self.noise_amplitude * torch.randn(x.shape, generator=generator), coords
+
+
+class Doubling:
+    """A prognostic that doubles its state, in place."""
+
+    def __init__(self, draw=False):
+        self.draw = draw
+
+    def input_coords(self):
+        return OrderedDict(
+            batch=np.empty(0),
+            time=np.empty(0),
+            lead_time=np.array([0], "m8[ns]"),
+            variable=np.array(["a"]),
+            **GRID,
+        )
+
+    def output_coords(self, coords):
+        return OrderedDict(coords, lead_time=coords["lead_time"] + STEP)
+
+    def create_iterator(self, x, coords):
+        while True:
+            yield x, coords
+            x.mul_(2)
+            if self.draw:
+                x.add_(torch.rand(1))
+            coords = OrderedDict(coords, lead_time=coords["lead_time"] + STEP)
+
+
+class Days:
+    """The day of the month, everywhere; remembers who asked when."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, time, variable):
+        self.asked.append((np.atleast_1d(time), threading.current_thread()))
+        days = np.atleast_1d(time).astype("M8[D]").astype(object)
+        data = np.array([d.day for d in days], "float32")[:, None, None, None]
+        data = np.broadcast_to(data, (len(days), 1, 3, 4)).copy()
+        coords = {"time": np.atleast_1d(time), "variable": ["a"], **GRID}
+        return xr.DataArray(data, coords, list(coords))
+
+
+@given(st.integers(1, 5), st.none() | st.integers(1, 5), st.integers(1, 12))
+def test_blocks_hold_each_forecast_once(ndates, members, batch):
+    times = TIMES[0] + np.arange(ndates) * np.timedelta64(1, "D")
+    made = blocks(times, members, 4, batch)
+    pairs = [
+        (time, member)
+        for block in made
+        for time in block.times
+        for member in (block.members if members else [None])
+    ]
+    every = range(members) if members else [None]
+    assert sorted(pairs, key=str) == sorted(((t, m) for t in times for m in every), key=str)
+    for block in made:
+        assert len(block.times) * len(block.members if members else [0]) <= batch
+        assert block.nsteps == 4
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 6])
+def test_states_do_not_depend_on_the_batch(batch):
+    perturbation = perturb(partial(Noise, noise_amplitude=0.1), seed=5)
+    todo = blocks(TIMES, 2, 2, batch)
+    seen = {}
+    for state in forecasts(Doubling(), Days(), todo, perturbation=perturbation):
+        for x, coords in tasks(*state):
+            assert tuple(x.shape) == (1, 1, 1, 1, 3, 4)
+            key = coords["time"][0], int(coords["ensemble"][0]), coords["lead_time"][0]
+            assert key not in seen
+            seen[key] = x.clone()
+    assert len(seen) == 3 * 2 * 3
+    for (time, member, lead), x in seen.items():
+        noise = Noise(0.1, seed=task_seed(5, "perturbation", time, None, member))
+        day = int(str(time)[8:10])
+        expected = noise(torch.full((1, 1, 1, 1, 3, 4), float(day)), OrderedDict())[0]
+        assert torch.equal(x, expected * 2 ** int(lead / STEP))
+
+
+def test_the_next_date_is_read_while_this_one_is_forecast():
+    data, events = Days(), Events()
+    asked = threading.Event()
+
+    class Seen(Days):
+        def __call__(self, time, variable):
+            if np.atleast_1d(time)[0] == TIMES[1]:
+                asked.set()
+            return data(time, variable)
+
+    states = forecasts(Doubling(), Seen(), blocks(TIMES, None, 3, 1), events=events)
+    next(states)
+    assert asked.wait(30)  # though nobody has asked for its first state
+    list(states)
+    assert [list(times) for times, _ in data.asked] == [[t] for t in TIMES]
+    assert sum(event.kind == "read" for event in events) == 3
+
+
+def test_an_error_of_the_data_source_reaches_the_forecast():
+    class Broken(Days):
+        def __call__(self, time, variable):
+            if np.atleast_1d(time)[0] == TIMES[1]:
+                raise ValueError("no such day")
+            return super().__call__(time, variable)
+
+    with pytest.raises(ValueError, match="no such day"):
+        list(forecasts(Doubling(), Broken(), blocks(TIMES, None, 1, 1)))
+
+
+def test_a_prognostic_that_draws_begins_anew_with_each_block():
+    def run(todo):
+        states = forecasts(Doubling(draw=True), Days(), todo, seed=1)
+        return [x.clone() for x, _ in states]
+
+    both = run([Block(TIMES[:1], None, 2), Block(TIMES[1:2], None, 2)])
+    again = run([Block(TIMES[1:2], None, 2)])
+    assert all(torch.equal(a, b) for a, b in zip(both[3:], again, strict=True))
