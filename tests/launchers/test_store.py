@@ -69,9 +69,10 @@ def test_the_printed_batch_script(sbatch, alone, tmp_path):
 
 def test_hydra_s_submitit_launcher(launch, alone, slurm, tmp_path):
     options = ["--multirun", "hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2"]
-    outcome = launch(python_main(*options, *TINY, f"parameters.output_path={STORE}"), **slurm)
+    outcome = launch(python_main(*options, *TINY), **slurm)
     assert outcome.status == 0, f"{outcome.out}\n{outcome.err}"
-    assert chunks(tmp_path / STORE) == alone
+    (store,) = tmp_path.glob(f"multirun/*/*/0/{STORE}")  # each job of a sweep has its folder
+    assert chunks(store) == alone
 
 
 def test_submitted_at_once(slurm, launch):
