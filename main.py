@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # Here, so that errors reach this file instead of being printed by Hydra, on every rank.
 os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -26,15 +26,19 @@ os.environ["HYDRA_FULL_ERROR"] = "1"
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distinf.errors import ConfigError, DistinfError, Interrupted
-from distinf.launch import default_nproc, find_place
+from distinf.batch import SlurmJob, batch_script, repeated, submit
+from distinf.errors import ConfigError, DistinfError, Interrupted, NoDriver
+from distinf.launch import default_nproc, find_place, leave_if_superfluous
+from distinf.options import from_mapping
 from distinf.session import session
 
 HERE = Path(__file__).parent
+CONFIG_FOLDERS = ("--config-path", "--config-dir", "-cp", "-cd")
 # Only the driver logs, and only it has a run directory.
 QUIET = [
     "hydra.run.dir=.",
@@ -53,13 +57,58 @@ def run(cfg: DictConfig) -> None:
 
 def start(cfg: DictConfig) -> None:
     """Check the config, open the session, run the recipe on the driver."""
+    if str(HERE) not in sys.path:  # started by somebody who brought this function elsewhere
+        sys.path.insert(0, str(HERE))
     from recipes.checks import check_structure
 
     runtime = check_structure(cfg)
+    job = from_mapping(SlurmJob, OmegaConf.to_container(cfg.slurm, resolve=True), "slurm")
+    if job.wanted:
+        place = find_place()
+        if place is None or place.rank == 0:
+            script = batch_script(job, [*command(), *repeated(overrides(), job)], os.getcwd())
+            print(submit(job, script), end="", flush=True)
+        return
     nproc = runtime.nproc or default_nproc()
-    with session(runtime, nproc, meanwhile=lambda: find_recipe(cfg).check(cfg)) as rank:
+    with session(
+        runtime, nproc, meanwhile=lambda: find_recipe(cfg).check(cfg), alike=settings(cfg)
+    ) as rank:
         if rank == 0:
             getattr(find_recipe(cfg), cfg.recipe)(cfg)
+
+
+def command() -> list[str]:
+    """Return the words that start a run of this config, without its overrides."""
+    words = [sys.executable, str(HERE / "main.py")]
+    before = ""
+    for arg in sys.argv[1:]:  # --config-dir=folder, or --config-dir folder
+        if re.match(r"(--config-(path|dir)|-cp|-cd)(=|$)", arg) or before in CONFIG_FOLDERS:
+            words.append(arg)
+        before = arg
+    return [*words, f"--config-name={HydraConfig.get().job.config_name}"]
+
+
+def overrides() -> list[str]:
+    """Return the overrides of this job of Hydra's, and those of Hydra itself."""
+    own = [arg for arg in sys.argv[1:] if re.match(r"\+*hydra[./]", arg) and arg not in QUIET]
+    return [*HydraConfig.get().overrides.task, *own]
+
+
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    """Return each setting under its full key; all ranks must have the same."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    found: dict[str, Any] = {}
+
+    def flatten(where: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                flatten(f"{where}.{key}" if where else str(key), inner)
+        else:
+            found[where] = value
+
+    flatten("", plain)
+    found.pop("parameters.output_path", None)  # the driver's; it may hold the time of day
+    return found
 
 
 def find_recipe(cfg: DictConfig) -> ModuleType:
@@ -83,6 +132,8 @@ def explained() -> Iterator[None]:
         fail(". ".join(["interrupted", *notes(error)]), 130)
     except Interrupted as error:
         fail(". ".join([str(error), *notes(error)]), 143)
+    except NoDriver as error:
+        fail(f"error: {error}", anyone=True)
     except DistinfError as error:
         fail("\n".join([f"error: {error}", *notes(error)]))
     except (HydraException, OmegaConfBaseException) as error:
@@ -128,10 +179,13 @@ def explain_key(key: str) -> str:
     return f"{key} cannot be set"
 
 
-def fail(message: str, status: int = 1) -> NoReturn:
-    """Print one error for all ranks, and end with a status."""
-    place = find_place()
-    if place is None or place.rank == 0:
+def fail(message: str, status: int = 1, anyone: bool = False) -> NoReturn:
+    """Print one error for all ranks, and end with a status; ``anyone``: on this rank anyway."""
+    try:
+        place = find_place()
+    except ConfigError:
+        place = None
+    if place is None or place.rank == 0 or anyone:
         sys.stdout.flush()
         print(f"distinf: {message}", file=sys.stderr, flush=True)
     else:
@@ -147,15 +201,19 @@ def terminated(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run, and say what went wrong once."""
-    place = find_place()
-    if place is not None and place.rank != 0:
-        # Hydra writes down what it sweeps over, on every rank.
-        scratch = tempfile.TemporaryDirectory(prefix="distinf-")
-        sys.argv += [*QUIET, f"hydra.sweep.dir={scratch.name}", "hydra.sweep.subdir=."]
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    else:
-        signal.signal(signal.SIGTERM, terminated)
     with explained():
+        place = find_place()
+        leave_if_superfluous(place)
+        scripted = any(re.match(r"\+*slurm[.=]", arg) for arg in sys.argv[1:])
+        if place is not None and place.rank != 0:
+            # Hydra writes down what it sweeps over, on every rank.
+            scratch = tempfile.TemporaryDirectory(prefix="distinf-")
+            sys.argv += [*QUIET, f"hydra.sweep.dir={scratch.name}", "hydra.sweep.subdir=."]
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        else:
+            if scripted and not {"-m", "--multirun"} & set(sys.argv):
+                sys.argv += QUIET  # nothing runs here
+            signal.signal(signal.SIGTERM, terminated)
         run()
 
 

@@ -19,7 +19,7 @@ from recipes.models import is_weight_free, weightless
 
 _SECTIONS = (
     *("recipe", "parameters", "prognostic", "diagnostic", "perturbation", "data"),
-    *("output", "runtime"),
+    *("output", "runtime", "slurm"),
 )
 _PARAMETERS = ("time", "nsteps", "ensemble", "output_path")
 

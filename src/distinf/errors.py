@@ -7,6 +7,7 @@ __all__ = [
     "ConfigError",
     "DistinfError",
     "Interrupted",
+    "NoDriver",
     "SessionError",
     "StoreError",
     "TaskError",
@@ -28,6 +29,10 @@ class StoreError(DistinfError):
 
 class SessionError(DistinfError, RuntimeError):
     """The ranks did not find each other, or the session is closed or broken."""
+
+
+class NoDriver(SessionError):
+    """Rank 0 was never there, so the rank that misses it must say so."""
 
 
 class Interrupted(SessionError):

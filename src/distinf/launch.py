@@ -1,22 +1,38 @@
-"""Which launcher started this process; starting the ranks ourselves when none did."""
+"""Which launcher started this process, and where it stands among that launcher's ranks.
+
+Without torch, because every rank asks before anything else.
+"""
 
 from __future__ import annotations
 
 import glob
-import multiprocessing
+import hashlib
 import os
-import signal
-import socket
-import threading
-import time
-from collections.abc import Callable, Mapping
+import re
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from multiprocessing.connection import wait
-from typing import Any
 
-__all__ = ["OwnRanks", "Place", "default_nproc", "find_place"]
+from distinf.errors import ConfigError
+from distinf.slurm_variables import expand_hosts, number, tasks_of_step, tasks_per_node
 
-_STOP_SECONDS = 5.0
+__all__ = [
+    "Place",
+    "default_nproc",
+    "find_place",
+    "leave_if_superfluous",
+    "likely_cause",
+]
+
+_CAUSES = {
+    "torchrun": "another torchrun of this rendezvous failed, or its process ended",
+    "openmpi": "that process ended, or ranks do not share a temporary folder or a network; "
+    "MASTER_ADDR and MASTER_PORT say where to meet",
+    "slurm": "that task ended or hangs before this line (its output tells), or does not reach this "
+    "node; MASTER_ADDR and MASTER_PORT say where to meet",
+    "environment": "not all ranks were started, or with another MASTER_ADDR or MASTER_PORT",
+    "distinf": "that process hangs while it imports",
+}
 
 
 @dataclass(frozen=True)
@@ -26,9 +42,16 @@ class Place:
     Parameters
     ----------
     launcher : str
-        ``"torchrun"``, ``"distinf"`` or ``"environment"`` (RANK and WORLD_SIZE were set).
+        ``"distinf"``, ``"torchrun"``, ``"openmpi"``, ``"slurm"``, ``"environment"`` (RANK and
+        WORLD_SIZE were set) or ``"none"``.
     rank, world_size, local_rank, local_world_size : int
         As in torch.distributed.
+    job : str, optional
+        What only the ranks of this launch have in common, by default nothing is known.
+    hosts : tuple[str, ...], optional
+        The nodes of this launch, rank 0's first, by default unknown.
+    superfluous : bool, optional
+        Whether another copy of this launch does the work, by default False.
     """
 
     launcher: str
@@ -36,10 +59,18 @@ class Place:
     world_size: int
     local_rank: int
     local_world_size: int
+    job: str = ""
+    hosts: tuple[str, ...] = ()
+    superfluous: bool = False
+
+    @property
+    def on_one_node(self) -> bool:
+        """Whether all ranks are on this machine."""
+        return self.local_world_size == self.world_size
 
 
 def find_place(environ: Mapping[str, str] | None = None) -> Place | None:
-    """Find out which launcher started this process.
+    """Find out which launcher started this process; the innermost decides.
 
     Parameters
     ----------
@@ -49,151 +80,204 @@ def find_place(environ: Mapping[str, str] | None = None) -> Place | None:
     Returns
     -------
     Place | None
-        None when no launcher did.
+        None when no launcher did. A Slurm step of one task counts as none, so that ``python
+        main.py`` in an interactive step uses all its GPUs.
+
+    Raises
+    ------
+    ConfigError
+        If the variables contradict one another or some are missing.
     """
     env = os.environ if environ is None else environ
-    if "RANK" not in env or "WORLD_SIZE" not in env:
-        return None
     if "DISTINF_RANKS" in env:
-        launcher = "distinf"
+        place: Place | None = _from_environment(env, "distinf")
+    elif "TORCHELASTIC_RUN_ID" in env and "RANK" in env:
+        place = _from_environment(env, "torchrun")
+        _refuse_copies_of_torchrun(env)
+    elif "OMPI_COMM_WORLD_RANK" in env:
+        place = _from_openmpi(env)
+    elif tasks_of_step(env) > 1:
+        place = _from_slurm(env)
+    elif "RANK" in env or "WORLD_SIZE" in env:
+        place = _from_environment(env, "environment")
     else:
-        launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in env else "environment"
-    rank, world_size = int(env["RANK"]), int(env["WORLD_SIZE"])
+        if number(env, "PMI_SIZE", 1) > 1 and "SLURM_JOB_ID" not in env:
+            raise ConfigError(
+                f"this is process {env.get('PMI_RANK', '?')} of {env['PMI_SIZE']} of an MPI "
+                "launcher that distinf does not know: use Open MPI's mpirun, srun or torchrun, or "
+                "set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+            )
+        return None
+    assert place is not None
+    return _checked(place)
+
+
+def _checked(place: Place) -> Place:
+    for name, value, size in (
+        ("rank", place.rank, place.world_size),
+        ("local rank", place.local_rank, place.local_world_size),
+    ):
+        if not 0 <= value < size:
+            raise ConfigError(
+                f"{name} {value} of {size} cannot be (set by {place.launcher}): it counts from 0"
+            )
+    return place
+
+
+def _from_environment(env: Mapping[str, str], launcher: str) -> Place:
+    """Read torch.distributed's own variables."""
+    rank, world_size = number(env, "RANK"), number(env, "WORLD_SIZE")
+    if launcher == "environment" and world_size > 1:
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in env]
+        if missing:
+            raise ConfigError(
+                f"RANK={rank} and WORLD_SIZE={world_size} are set, but not "
+                f"{' and '.join(missing)}: without them the ranks cannot find each other"
+            )
+        # Only on one machine are local ranks the ranks.
+        if not env["MASTER_ADDR"].startswith(("localhost", "127.", "::1")):
+            number(env, "LOCAL_RANK")
+            number(env, "LOCAL_WORLD_SIZE")
     return Place(
         launcher=launcher,
         rank=rank,
         world_size=world_size,
-        local_rank=int(env.get("LOCAL_RANK", rank)),
-        local_world_size=int(env.get("LOCAL_WORLD_SIZE", world_size)),
+        local_rank=number(env, "LOCAL_RANK", rank),
+        local_world_size=number(env, "LOCAL_WORLD_SIZE", world_size),
+        job=env.get("TORCHELASTIC_RUN_ID", ""),
     )
 
 
-def default_nproc() -> int:
+def _refuse_copies_of_torchrun(env: Mapping[str, str]) -> None:
+    tasks = tasks_of_step(env)
+    if tasks > 1 and env.get("GROUP_WORLD_SIZE") == "1":
+        raise ConfigError(
+            f"srun started {tasks} torchruns that do not know of each other, and each would "
+            "compute everything: use `srun --ntasks-per-node=1 torchrun --nnodes=...` with a "
+            "rendezvous endpoint, or srun alone"
+        )
+
+
+def _from_openmpi(env: Mapping[str, str]) -> Place:
+    rank = number(env, "OMPI_COMM_WORLD_RANK")
+    world_size = number(env, "OMPI_COMM_WORLD_SIZE")
+    head = env.get("OMPI_MCA_orte_hnp_uri")
+    local_size = number(env, "OMPI_COMM_WORLD_LOCAL_SIZE")
+    if head is None:
+        beside_mpirun = local_size == world_size
+    else:
+        # mpirun's daemons on further nodes are tasks of a step of their own.
+        beside_mpirun = head == env.get("OMPI_MCA_orte_local_daemon_uri", head)
+    inside_step = beside_mpirun and tasks_of_step(env) > 1
+    return Place(
+        launcher="openmpi",
+        rank=rank,
+        world_size=world_size,
+        local_rank=number(env, "OMPI_COMM_WORLD_LOCAL_RANK"),
+        local_world_size=local_size,
+        job=_digest(
+            "openmpi",
+            *(
+                env.get(name, "")
+                # A random number of this mpirun; the number of this launch (its pid is in it).
+                for name in ("OMPI_MCA_orte_precondition_transports", "PMIX_NAMESPACE")
+            ),
+        ),
+        hosts=_hosts_of_mpirun(env, head),
+        superfluous=inside_step and number(env, "SLURM_PROCID") != 0,
+    )
+
+
+def _hosts_of_mpirun(env: Mapping[str, str], head: str | None) -> tuple[str, ...]:
+    """Addresses of the node that mpirun was called on, where its rank 0 runs by default."""
+    found = re.findall(r"tcp://([^:;]+):", head or "")
+    if found:
+        return tuple(found[0].split(","))
+    return tuple(expand_hosts(env.get("SLURM_JOB_NODELIST", "")))
+
+
+def _from_slurm(env: Mapping[str, str]) -> Place:
+    counts = tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    node = number(env, "SLURM_NODEID")
+    world_size = tasks_of_step(env)
+    nodes = number(env, "SLURM_STEP_NUM_NODES", len(counts) or 1)
+    if nodes > 1 and node >= len(counts):
+        raise ConfigError(
+            f"SLURM_STEP_TASKS_PER_NODE={env.get('SLURM_STEP_TASKS_PER_NODE')} has no node "
+            f"{node}: was this started by srun?"
+        )
+    return Place(
+        launcher="slurm",
+        rank=number(env, "SLURM_PROCID"),
+        world_size=world_size,
+        local_rank=number(env, "SLURM_LOCALID"),
+        local_world_size=counts[node] if nodes > 1 else world_size,
+        job=_digest(
+            "slurm",
+            *(
+                env.get(name, "")
+                for name in ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID")
+            ),
+            env.get("SLURM_SRUN_COMM_PORT", ""),  # two clusters may number their jobs alike
+        ),
+        hosts=tuple(expand_hosts(env.get("SLURM_STEP_NODELIST", ""))),
+    )
+
+
+def _digest(*words: str) -> str:
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]
+
+
+def likely_cause(place: Place, environ: Mapping[str, str] | None = None) -> str:
+    """Say why ranks may be missing, in a sentence."""
+    env = os.environ if environ is None else environ
+    cause = _CAUSES.get(place.launcher, "unknown")
+    if place.launcher == "environment" and "SLURM_JOB_ID" in env and not tasks_of_step(env):
+        cause = (
+            "started under sbatch or salloc without srun, so that only one rank exists: write "
+            "`srun python ...`, without setting RANK and WORLD_SIZE"
+        )
+    return f"Likely cause: {cause}"
+
+
+def leave_if_superfluous(place: Place | None) -> None:
+    """End this process, with status 0, if another copy of its mpirun does the work."""
+    if place is None or not place.superfluous:
+        return
+    if place.rank == 0:
+        print(
+            "distinf: srun started mpirun once for each of its "
+            f"{os.environ['SLURM_STEP_NUM_TASKS']} tasks; the first computes with "
+            f"{place.world_size} rank(s), this copy (task {os.environ['SLURM_PROCID']}) is not "
+            "needed and ends",
+            file=sys.stderr,
+            flush=True,
+        )
+    sys.exit(0)
+
+
+def default_nproc(environ: Mapping[str, str] | None = None) -> int:
     """Ranks to start on this machine: one a GPU, at least a driver and a worker.
 
     Without a GPU three, so that two workers share the diagnostics.
+
+    Raises
+    ------
+    ConfigError
+        In a Slurm job of several tasks or nodes, whose launcher is srun.
     """
+    env = os.environ if environ is None else environ
+    if "SLURM_JOB_ID" in env and tasks_of_step(env) == 0 and find_place(env) is None:
+        tasks, nodes = number(env, "SLURM_NTASKS", 1), number(env, "SLURM_NNODES", 1)
+        if tasks > 1 or nodes > 1:
+            raise ConfigError(
+                f"Slurm job {env['SLURM_JOB_ID']} has {max(tasks, nodes)} tasks on {nodes} "
+                "node(s), but this was started without srun (under sbatch or salloc), as one "
+                "process: write `srun python main.py ...`, or set runtime.nproc to start that "
+                "many ranks on this machine only"
+            )
     if not glob.glob("/dev/nvidia[0-9]*") and not os.path.exists("/dev/dxg"):
         return 3  # without the second that importing torch takes
     import torch
 
     return max(2, torch.cuda.device_count()) if torch.cuda.is_available() else 3
-
-
-def listen_on_loopback() -> socket.socket:
-    """Open a listening socket on a free port of 127.0.0.1."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    sock.bind(("127.0.0.1", 0))
-    sock.listen(1024)
-    return sock
-
-
-class OwnRanks:
-    """The worker processes that the driver started itself, on this machine.
-
-    They are started afresh (``spawn``), so a script that opens a session with ``nproc=`` needs
-    the usual ``if __name__ == "__main__":``. They ignore Ctrl-C, which the terminal sends to
-    all, and end when the driver's process does.
-
-    Parameters
-    ----------
-    nproc : int
-        Ranks including the driver.
-    port : int
-        Of the driver's rendezvous store on 127.0.0.1.
-    target : Callable[..., None]
-        What a worker runs, importable.
-    args : tuple[Any, ...]
-        Its arguments.
-    """
-
-    def __init__(
-        self, nproc: int, port: int, target: Callable[..., None], args: tuple[Any, ...]
-    ) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._processes = {}
-        self._stopping = threading.Event()
-        for rank in range(1, nproc):
-            env = {
-                "DISTINF_RANKS": "1",
-                # TensorPipe warns of every connection that ends, also at a normal end.
-                "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
-                "RANK": str(rank),
-                "WORLD_SIZE": str(nproc),
-                "LOCAL_RANK": str(rank),
-                "LOCAL_WORLD_SIZE": str(nproc),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-            process = context.Process(
-                target=_run_rank, args=(env, target, args), name=f"rank{rank}", daemon=True
-            )
-            process.start()
-            self._processes[rank] = process
-
-    def died(self) -> dict[int, str]:
-        """Ranks whose processes have ended, and how."""
-        return {
-            rank: _ending(process.exitcode)
-            for rank, process in self._processes.items()
-            if process.exitcode is not None
-        }
-
-    def watch(self, lost: Callable[[int, str], None]) -> None:
-        """Call ``lost(rank, reason)`` from a thread when a process ends before :meth:`stop`."""
-
-        def run() -> None:
-            living: dict[Any, int] = {p.sentinel: rank for rank, p in self._processes.items()}
-            while living and not self._stopping.is_set():
-                for sentinel in wait(list(living), timeout=0.5):
-                    rank = living.pop(sentinel)
-                    self._processes[rank].join(_STOP_SECONDS)
-                    if not self._stopping.is_set():
-                        lost(rank, _ending(self._processes[rank].exitcode))
-
-        threading.Thread(target=run, name="distinf-watch", daemon=True).start()
-
-    def expect_end(self) -> None:
-        """Stop calling anybody about processes that end."""
-        self._stopping.set()
-
-    def stop(self, patience: float = _STOP_SECONDS) -> None:
-        """Wait for the processes to end by themselves, then end them."""
-        self._stopping.set()
-        _wait_all(self._processes.values(), patience)
-        for process in self._processes.values():
-            if process.exitcode is None:
-                process.terminate()
-        _wait_all(self._processes.values(), 1.0)
-        for process in self._processes.values():
-            if process.exitcode is None:
-                process.kill()
-                process.join(_STOP_SECONDS)
-
-
-def _wait_all(processes: Any, patience: float) -> None:
-    """Wait for processes to end, together no longer than ``patience`` seconds."""
-    deadline = time.monotonic() + patience
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-
-
-def _ending(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        return f"its process was killed by {signal.Signals(-exitcode).name}"
-    return f"its process ended with exit status {exitcode}"
-
-
-def _run_rank(env: dict[str, str], target: Callable[..., None], args: tuple[Any, ...]) -> None:
-    """Run a worker in its new process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.update(env)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow, name="distinf-follow", daemon=True).start()
-    target(*args)

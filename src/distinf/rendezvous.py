@@ -1,233 +1,173 @@
-"""How the ranks of a session find each other, and what each then knows of the others."""
+"""Where the ranks of a session meet: a store that the driver hosts, found without a fixed port."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
 
-import torch
 import torch.distributed as dist
-from physicsnemo.distributed import DistributedManager
 
-from distinf.errors import ConfigError, SessionError
-from distinf.launch import Place
+from distinf import announce, port_file
+from distinf.errors import ConfigError, NoDriver, SessionError
+from distinf.launch import Place, likely_cause
+from distinf.network import bind_address
+from distinf.own_ranks import listen_on_loopback
 
-__all__ = [
-    "choose_carrier",
-    "device_maps",
-    "device_of",
-    "end_manager",
-    "gather",
-    "initialize_manager",
-    "meet",
-    "refuse",
-]
+__all__ = ["meeting"]
 
-_POLL_SECONDS = 0.02
+_LOOPBACK = "127.0.0.1"
 _sessions = itertools.count()
+# Stores at an address that somebody else chose: they outlive a session, because the next one,
+# for which some ranks are early, is at the same address.
+_kept: dict[tuple[str, int], dist.Store] = {}
 
-Peer = dict[str, Any]
 
-
-def meet(
-    place: Place, address: tuple[str, int], listener: socket.socket | None, timeout: float
-) -> dist.Store:
-    """Meet at the launcher's store, or at the driver's own.
+@contextlib.contextmanager
+def meeting(
+    place: Place, listener: socket.socket | None, deadline: float
+) -> Iterator[tuple[dist.Store, str]]:
+    """Meet at the launcher's store, or at the driver's own; others find it during the block.
 
     Parameters
     ----------
     place : Place
         Where this rank stands.
-    address : tuple[str, int]
-        Host and port of the store.
     listener : socket.socket | None
         The driver's listening socket, if it started the ranks itself.
-    timeout : float
-        Deadline in seconds.
+    deadline : float
+        On the monotonic clock.
 
-    Returns
-    -------
+    Yields
+    ------
     torch.distributed.Store
         A store of this session alone, so that a session can be opened again.
+    str
+        The host that it is on.
 
     Raises
     ------
     SessionError
         If it cannot be reached in time.
     """
-    host, port = address
-    wait = timedelta(seconds=timeout)
     if listener is not None:
-        store: dist.Store = dist.TCPStore(
-            host,
-            port,
-            is_master=True,
-            wait_for_workers=False,
-            timeout=wait,
-            master_listen_fd=listener.detach(),
-        )
+        yield _host(_LOOPBACK, listener, deadline), _LOOPBACK
+    elif (address := _given(place)) is not None:
+        store = _kept.get(address) or _store_at(place, *address, deadline)
+        if place.launcher == "distinf":  # its ranks live for one session
+            yield dist.PrefixStore("distinf", store), address[0]
+            return
+        _kept[address] = store
+        # The launcher's store also outlives restarts of its ranks.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        yield dist.PrefixStore(f"distinf/{attempt}/{next(_sessions)}", store), address[0]
+    elif place.rank != 0:
+        host, port = _find(place, deadline)
+        yield dist.PrefixStore("distinf", _join(place, host, port, deadline)), host
+    elif place.on_one_node:
+        found = listen_on_loopback()
+        with port_file.published(place.job, found.getsockname()[1]):
+            yield _host(_LOOPBACK, found, deadline), _LOOPBACK
     else:
-        hosts_store = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(
-            True
+        bind = bind_address(_hosts(place)[0])
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as found:
+            found.bind((bind, 0))
+            found.listen(1024)
+            with announce.announced(place.job, bind, found.getsockname()[1]):
+                yield _host(bind, found, deadline), _hosts(place)[0]
+
+
+def _given(place: Place) -> tuple[str, int] | None:
+    """Return the address that the launcher or the user set."""
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if port is None:
+        return None
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"MASTER_PORT={port}: must be a port, 1 to 65535")
+    return host or (_LOOPBACK if place.on_one_node else _hosts(place)[0]), int(port)
+
+
+def _hosts(place: Place) -> tuple[str, ...]:
+    host = os.environ.get("MASTER_ADDR")
+    if host is None and not place.hosts:
+        raise SessionError(
+            f"{place.launcher} does not tell where rank 0 is: set MASTER_ADDR to its host, on "
+            "every rank"
         )
-        try:
-            store = dist.TCPStore(
-                host,
-                port,
-                is_master=hosts_store,
-                wait_for_workers=False,
-                timeout=wait,
-                multi_tenant=True,
-            )
-        except Exception as error:
-            raise SessionError(
-                f"rank {place.rank} could not reach the rendezvous at {host}:{port} within "
-                f"{timeout:g} s: {error}"
-            ) from error
-    if place.launcher == "distinf":  # a store of this session alone
-        return dist.PrefixStore("distinf", store)
-    # The launcher's store outlives sessions, and restarts of its ranks.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"distinf/{attempt}/{next(_sessions)}", store)
+    return (host,) if host is not None else place.hosts
 
 
-def refuse(store: dist.Store) -> None:
-    """Tell the ranks that wait in :func:`gather` that there will be no session."""
-    store.set("refused", "")
+def _find(place: Place, deadline: float) -> tuple[str, int]:
+    began = time.monotonic()
+    try:
+        if place.on_one_node:
+            return _LOOPBACK, port_file.read(place.job, deadline)
+        # Slurm lists all nodes, of which rank 0's is the first; mpirun's one has many addresses.
+        hosts = _hosts(place)
+        hosts = hosts[:1] if place.launcher == "slurm" else hosts
+        return announce.ask(place.job, hosts, deadline)
+    except TimeoutError as error:
+        raise NoDriver(
+            f"rank {place.rank} on {socket.gethostname()} waited {time.monotonic() - began:.0f} s "
+            f"(runtime.start_timeout) for rank 0 of {place.world_size}, which never arrived: "
+            f"{error}. {likely_cause(place)}"
+        ) from None
 
 
-def gather(
-    store: dist.Store,
-    place: Place,
-    device: torch.device,
-    timeout: float,
-    died: Callable[[], dict[int, str]],
-) -> list[Peer]:
-    """Wait until every rank is here, and learn where each is.
-
-    Parameters
-    ----------
-    store : torch.distributed.Store
-        Of :func:`meet`.
-    place, device : Place, torch.device
-        Of this rank.
-    timeout : float
-        Deadline in seconds.
-    died : Callable[[], dict[int, str]]
-        Tells which ranks' processes are known to have ended, and how.
-
-    Returns
-    -------
-    list[Peer]
-        Host, process, device and visible GPUs of each rank.
-
-    Raises
-    ------
-    SessionError
-        Names the ranks that did not arrive, and why if that is known.
-    """
-    me = {
-        "rank": place.rank,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "device": str(device),
-        "visible": [
-            str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())
-        ]
-        if device.type == "cuda"
-        else [],
-    }
-    store.set(f"here/{place.rank}", json.dumps(me))
-    deadline = time.monotonic() + timeout
-    ranks = range(place.world_size)
-    while True:
-        absent = [rank for rank in ranks if not store.check([f"here/{rank}"])]
-        if not absent:
-            break
-        if store.check(["refused"]):
-            raise SessionError("the driver (rank 0) refused the run; it says why")
-        for rank, how in died().items():
-            raise SessionError(f"rank {rank} did not start: {how}")
-        if time.monotonic() > deadline:
-            raise SessionError(
-                f"rank {place.rank} on {me['host']} waited {timeout:g} s "
-                f"(runtime.start_timeout) for rank(s) {absent} of {place.world_size}, "
-                f"which never arrived"
-            )
-        time.sleep(_POLL_SECONDS)
-    return [json.loads(store.get(f"here/{rank}")) for rank in ranks]
+def _store_at(place: Place, host: str, port: int, deadline: float) -> dist.Store:
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    if place.rank != 0 or place.launcher == "distinf" or (place.launcher == "torchrun" and agent):
+        return _join(place, host, port, deadline)
+    bind = bind_address(host, place.on_one_node)
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((bind, port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise SessionError(
+            f"rank 0 on {socket.gethostname()} cannot listen on {host}:{port}, where MASTER_ADDR "
+            f"and MASTER_PORT put the rendezvous ({error.strerror}). Does another job use it? "
+            "Choose another MASTER_PORT, or leave both unset"
+        ) from None
+    return _serve(bind, listener, deadline)
 
 
-def device_of(place: Place) -> torch.device:
-    """Choose this rank's device, its GPU where there is one, and make it current."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
+def _host(bind: str, listener: socket.socket, deadline: float) -> dist.Store:
+    return dist.PrefixStore("distinf", _serve(bind, listener, deadline))
 
 
-def choose_carrier(carrier: str, peers: list[Peer], on_one_node: bool) -> bool:
-    """Whether tensors can travel from device to device: every rank sees all GPUs, one each."""
-    devices = [peer["device"] for peer in peers]
-    able = (
-        on_one_node
-        and all(device.startswith("cuda") for device in devices)
-        and len(set(devices)) == len(devices)
-        and all(peer["visible"] == peers[0]["visible"] for peer in peers)
+def _serve(bind: str, listener: socket.socket, deadline: float) -> dist.Store:
+    """Serve the store on a listening socket, which it takes over."""
+    port = listener.getsockname()[1]
+    return dist.TCPStore(
+        _LOOPBACK if bind == "0.0.0.0" else bind,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=_left(deadline),
+        master_listen_fd=listener.detach(),
     )
-    if carrier == "cuda" and not able:
-        raise ConfigError(
-            "runtime.carrier=cuda needs one node on which every rank has a GPU of its own and "
-            f"sees the others'; the ranks' devices are {devices}. Use runtime.carrier=host"
+
+
+def _join(place: Place, host: str, port: int, deadline: float) -> dist.Store:
+    began = time.monotonic()
+    try:
+        return dist.TCPStore(
+            host, port, is_master=False, wait_for_workers=False, timeout=_left(deadline)
         )
-    return able and carrier != "host"
+    except Exception as error:
+        raise NoDriver(
+            f"rank {place.rank} on {socket.gethostname()} waited {time.monotonic() - began:.0f} s "
+            f"(runtime.start_timeout) for the rendezvous of rank 0 at {host}:{port}, which does "
+            f"not answer ({str(error).splitlines()[0]}). {likely_cause(place)}"
+        ) from error
 
 
-def device_maps(rank: int, peers: list[Peer]) -> dict[int, dict[torch.device, torch.device]]:
-    """For each peer that this rank talks to, which of its devices takes our device's tensors."""
-    mine = torch.device(peers[rank]["device"])
-    others = range(1, len(peers)) if rank == 0 else [0]
-    return {other: {mine: torch.device(peers[other]["device"])} for other in others}
-
-
-def initialize_manager(
-    place: Place, device: torch.device, store: dist.Store | None, timeout: float = 120.0
-) -> None:
-    """Make PhysicsNeMo's DistributedManager right on this rank.
-
-    Its own ``initialize()`` fails without a GPU and with more ranks than GPUs, mistakes one
-    launcher for another, listens on every address and waits half an hour for a missing rank
-    (physicsnemo#1936, #819). So its attributes are set here, over a process group that meets
-    at the session's store.
-    """
-    DistributedManager._shared_state["_is_initialized"] = True
-    DistributedManager().__dict__.update(
-        _rank=place.rank,
-        _world_size=place.world_size,
-        _local_rank=place.local_rank,
-        _distributed=store is not None,
-        _device=device,
-        _cuda=device.type == "cuda",
-        _initialization_method=place.launcher,
-    )
-    if store is not None:
-        dist.init_process_group(
-            "gloo",
-            store=dist.PrefixStore("process_group", store),
-            rank=place.rank,
-            world_size=place.world_size,
-            timeout=timedelta(seconds=timeout),
-        )
-
-
-def end_manager() -> None:
-    """Destroy the process group, so that the next session can make its own."""
-    if DistributedManager.is_initialized():
-        DistributedManager.cleanup()
+def _left(deadline: float) -> timedelta:
+    return timedelta(seconds=max(1.0, deadline - time.monotonic()))

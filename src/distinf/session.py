@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from distinf import launch
+from distinf import launch, network
 from distinf.errors import ConfigError, SessionError
+from distinf.own_ranks import OwnRanks, listen_on_loopback
 
 if TYPE_CHECKING:
     import torch.distributed as dist
 
     from distinf.farm import Farm
+    from distinf.worker import Worker
 
 __all__ = ["Runtime", "close_session", "current_session", "open_session", "session"]
 
@@ -47,6 +50,11 @@ class Runtime:
     max_attempts : int
         Workers that may be lost while computing one and the same task before the run fails,
         by default 3.
+    expect_ranks : int | None
+        How many ranks there must be, by default None: as many as the launcher started.
+    interface : str | None
+        Network interface on which ranks of several nodes talk, by default None: the one that
+        leads to rank 0. On one node they stay on loopback.
 
     Raises
     ------
@@ -62,6 +70,8 @@ class Runtime:
     start_timeout: float = 120.0
     call_timeout: float | None = 3600.0
     max_attempts: int = 3
+    expect_ranks: int | None = None
+    interface: str | None = None
 
     def __post_init__(self) -> None:
         if self.carrier not in ("auto", "cuda", "host"):
@@ -72,9 +82,10 @@ class Runtime:
             ("seed", 0),
             ("batch", 1),
             ("max_attempts", 1),
+            ("expect_ranks", 1),
         ):
             value = getattr(self, name)
-            if value is None and name == "nproc":
+            if value is None and name in ("nproc", "expect_ranks"):
                 continue
             if type(value) is not int or value < least:
                 raise ConfigError(
@@ -92,26 +103,28 @@ class Session:
     """The time between the ranks finding each other and parting; made by `open_session`."""
 
     def __init__(
-        self, runtime: Runtime, nproc: int | None, meanwhile: Callable[[], None] | None
+        self,
+        runtime: Runtime,
+        nproc: int | None,
+        meanwhile: Callable[[], None] | None,
+        alike: Mapping[str, Any] | None,
     ) -> None:
+        self._deadline = time.monotonic() + runtime.start_timeout
         place = launch.find_place()
-        self._own: launch.OwnRanks | None = None
+        launch.leave_if_superfluous(place)
+        _check_launch(runtime, place, nproc)
+        self._alike = alike
+        self._own: OwnRanks | None = None
         self._store: dist.Store | None = None
         self._transport: Any = None
         self._socket: socket.socket | None = None
         self.runtime = runtime
         if place is None and nproc is not None and nproc > 1:
             # Workers import while the driver does.
-            self._socket = launch.listen_on_loopback()
+            self._socket = listen_on_loopback()
             port = self._socket.getsockname()[1]
-            self._own = launch.OwnRanks(nproc, port, _serve, (runtime,))
+            self._own = OwnRanks(nproc, port, _serve, (runtime,))
             place = launch.Place("distinf", 0, nproc, 0, nproc)
-            self._address = ("127.0.0.1", port)
-        elif place is not None:
-            self._address = (
-                os.environ.get("MASTER_ADDR", "127.0.0.1"),
-                int(os.environ.get("MASTER_PORT", "0")),
-            )
         self.place = place or launch.Place("none", 0, 1, 0, 1)
         self.rank = self.place.rank
         self._farm: Farm | None = None
@@ -140,42 +153,20 @@ class Session:
 
         import torch
 
-        from distinf import rendezvous
+        from distinf import manager
         from distinf.worker import Worker
 
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self.runtime.threads)
-        self.device = rendezvous.device_of(self.place)
+        self.device = manager.device_of(self.place)
         worker = Worker(self.rank, self.device)
         if self.place.world_size == 1:
             from distinf.transport.in_process import InProcess
 
-            rendezvous.initialize_manager(self.place, self.device, None)
+            manager.initialize_manager(self.place, self.device, None)
             self._transport = InProcess(worker)
         else:
-            from distinf.transport import tensorpipe
-
-            on_one_node = self.place.local_world_size == self.place.world_size
-            if on_one_node:
-                for name in ("TP_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
-                    os.environ[name] = "lo"
-            timeout = self.runtime.start_timeout
-            store = rendezvous.meet(self.place, self._address, self._socket, timeout)
-            self._socket = None
-            if refusal is not None:
-                rendezvous.refuse(store)
-                raise refusal
-            died = self._own.died if self._own is not None else dict
-            peers = rendezvous.gather(store, self.place, self.device, timeout, died)
-            on_device = rendezvous.choose_carrier(self.runtime.carrier, peers, on_one_node)
-            maps = rendezvous.device_maps(self.rank, peers) if on_device else {}
-            rendezvous.initialize_manager(self.place, self.device, store, timeout)
-            tensorpipe.join(worker, self.place.world_size, store, maps, self.runtime.start_timeout)
-            self._store = store
-            if self.rank == 0:
-                self._transport = tensorpipe.TensorPipe(
-                    worker, self.place.world_size, store, on_device
-                )
+            self._meet(worker, refusal)
         if self.rank == 0:
             from distinf.farm import Farm
 
@@ -189,6 +180,41 @@ class Session:
             )
             if self._own is not None:
                 self._own.watch(self._lose)
+
+    def _meet(self, worker: Worker, refusal: BaseException | None) -> None:
+        """Find the other ranks and join them."""
+        from distinf import manager, peers, rendezvous
+        from distinf.transport import tensorpipe
+
+        place, listener = self.place, self._socket
+        self._socket = None
+        with rendezvous.meeting(place, listener, self._deadline) as (store, host):
+            if refusal is not None:
+                peers.refuse(store, str(refusal), place.world_size)
+                raise refusal
+            found = peers.gather(
+                store,
+                place,
+                self.device,
+                self._deadline,
+                master="" if self.rank == 0 else host,
+                alike=self._alike,
+                died=self._own.died if self._own is not None else dict,
+            )
+        if place.on_one_node:
+            network.use_interface("lo")
+        elif self.runtime.interface is not None:
+            network.use_interface(self.runtime.interface)
+        elif "TP_SOCKET_IFNAME" not in os.environ:
+            network.use_route(peers.route_to(found, 0) if self.rank == 0 else host)
+        on_device = peers.choose_carrier(self.runtime.carrier, found, place.on_one_node)
+        maps = peers.device_maps(self.rank, found) if on_device else {}
+        left = max(10.0, self._deadline - time.monotonic())
+        manager.initialize_manager(place, self.device, store, left)
+        tensorpipe.join(worker, place.world_size, store, maps, left)
+        self._store = store
+        if self.rank == 0:
+            self._transport = tensorpipe.TensorPipe(worker, place.world_size, store, on_device)
 
     def _lose(self, rank: int, reason: str) -> None:
         self._transport.lose(rank)
@@ -206,7 +232,7 @@ class Session:
         """Part: the driver lets the workers go, a worker serves until it is let go."""
         import torch
 
-        from distinf import rendezvous
+        from distinf import manager
 
         try:
             if self.rank != 0:
@@ -218,7 +244,7 @@ class Session:
                 self._transport.close(error is not None)
         finally:
             self._end_own(patience=1.0 if error is not None else 5.0)
-            rendezvous.end_manager()
+            manager.end_manager()
             torch.set_num_threads(self._threads_before)
 
     def _end_own(self, patience: float) -> None:
@@ -228,6 +254,19 @@ class Session:
             self._own.stop(patience)
 
 
+def _check_launch(runtime: Runtime, place: launch.Place | None, nproc: int | None) -> None:
+    """Refuse what this rank can tell to be wrong by itself, before torch is imported."""
+    ranks = place.world_size if place is not None else nproc or 1
+    if runtime.expect_ranks not in (None, ranks):
+        launcher = place.launcher if place is not None else "no launcher"
+        raise ConfigError(
+            f"runtime.expect_ranks={runtime.expect_ranks}, but there are {ranks} rank(s) "
+            f"({launcher} started them): start the run with that many, or change the key"
+        )
+    if runtime.interface is not None:
+        network.check_interface(runtime.interface)
+
+
 _current: Session | None = None
 
 
@@ -235,6 +274,7 @@ def open_session(
     runtime: Runtime | None = None,
     nproc: int | None = None,
     meanwhile: Callable[[], None] | None = None,
+    alike: Mapping[str, Any] | None = None,
 ) -> Session:
     """Open a session on this rank; every rank calls it at the same time.
 
@@ -244,7 +284,7 @@ def open_session(
         Options, by default `Runtime()`.
     nproc : int | None, optional
         Ranks to start on this machine when no launcher started any, by default None: none.
-    meanwhile : Callable[[], None] | None, optional
+    meanwhile, alike : Callable[[], None] | None, Mapping[str, Any] | None, optional
         As in :func:`session`.
 
     Returns
@@ -260,7 +300,7 @@ def open_session(
     global _current
     if _current is not None:
         raise SessionError("a session is open already on this rank")
-    _current = Session(runtime or Runtime(), nproc, meanwhile)
+    _current = Session(runtime or Runtime(), nproc, meanwhile, alike)
     return _current
 
 
@@ -295,6 +335,7 @@ def session(
     runtime: Runtime | None = None,
     nproc: int | None = None,
     meanwhile: Callable[[], None] | None = None,
+    alike: Mapping[str, Any] | None = None,
 ) -> Iterator[int]:
     """Open a session; workers serve inside until the driver's block ends.
 
@@ -309,6 +350,8 @@ def session(
     meanwhile : Callable[[], None] | None, optional
         Called on the driver while the other ranks start, for checks that may end the run: what
         it raises ends all ranks.
+    alike : Mapping[str, Any] | None, optional
+        What must be the same on every rank that gives it, such as settings; by default nothing.
 
     Yields
     ------
@@ -320,7 +363,7 @@ def session(
     SessionError
         If the ranks did not find each other in time, or the driver is gone.
     """
-    opened = open_session(runtime, nproc, meanwhile)
+    opened = open_session(runtime, nproc, meanwhile, alike)
     try:
         if opened.rank != 0:
             opened.serve()

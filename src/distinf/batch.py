@@ -1,0 +1,227 @@
+"""The Slurm batch script of a run, from its options; without torch, so that it comes at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distinf.errors import ConfigError
+
+__all__ = ["SlurmJob", "batch_script", "repeated", "submit"]
+
+_ACTIONS = ("print", "save", "submit", "none")
+# The forms that sbatch's manual lists for --time and --mem.
+_TIME = r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}"
+_MEMORY = r"\d+[KMGT]?"
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """What a run asks of Slurm; ``slurm.*`` of the config.
+
+    Parameters
+    ----------
+    action : str
+        What to do with the script: ``"print"``, ``"save"``, ``"submit"``, or ``"none"``, by
+        default ``"print"``.
+    script : str
+        File that ``save`` writes, by default ``"distinf.sbatch"``.
+    name : str
+        Of the job, by default ``"distinf"``.
+    account, partition : str | None
+        By default None: the site's.
+    time : str | int | None
+        Limit, as sbatch takes it (``"2:00:00"``, or minutes), by default None: the site's.
+    nodes : int | None
+        By default None: 1.
+    ntasks_per_node : int | None
+        Ranks of a node, by default None: ``gpus_per_node``, 2 without GPUs.
+    gpus_per_node, cpus_per_task : int | None
+        By default None: not asked for.
+    mem : str | int | None
+        Memory of a node (``"200G"``, or MiB), by default None: the site's.
+    exclusive : bool
+        Whether to share nodes with nobody, by default False.
+    requeue : bool
+        Whether to start again, and resume, after a failed node, by default False.
+    environment : Mapping[str, Any] | None
+        Variables to set, by default None.
+    lines_before : Sequence[str]
+        Shell lines before the run, by default none.
+    container : str | None
+        Image for srun's ``--container-image``, by default None.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of its range.
+    """
+
+    action: str = "print"
+    script: str = "distinf.sbatch"
+    name: str = "distinf"
+    account: str | None = None
+    partition: str | None = None
+    time: str | int | None = None
+    nodes: int | None = None
+    ntasks_per_node: int | None = None
+    gpus_per_node: int | None = None
+    cpus_per_task: int | None = None
+    mem: str | int | None = None
+    exclusive: bool = False
+    requeue: bool = False
+    environment: Mapping[str, Any] | None = None
+    lines_before: Sequence[str] = ()
+    container: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.action not in _ACTIONS:
+            raise ConfigError(f"slurm.action={self.action}: choose one of {', '.join(_ACTIONS)}")
+        for name in ("nodes", "ntasks_per_node", "gpus_per_node", "cpus_per_task"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ConfigError(f"slurm.{name}={value}: must be a whole number, at least 1")
+        for name in ("exclusive", "requeue"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"slurm.{name}={getattr(self, name)}: must be true or false")
+        for name in ("script", "name", "account", "partition", "container"):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(r"\S+", str(value)):
+                raise ConfigError(f"slurm.{name}={value!r}: must be one word")
+        for name, form, like in (("time", _TIME, "2:00:00"), ("mem", _MEMORY, "200G")):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(form, str(value)):
+                raise ConfigError(f"slurm.{name}={value}: write it like {like}")
+        if not isinstance(self.environment or {}, Mapping):
+            raise ConfigError("slurm.environment must be a mapping, such as {NAME: value}")
+        for name in self.environment or ():
+            if not re.fullmatch(r"[A-Za-z_]\w*", str(name)):
+                raise ConfigError(f"slurm.environment.{name}: not the name of a variable")
+        lines = self.lines_before
+        if isinstance(lines, str) or not all(isinstance(line, str) for line in lines):
+            raise ConfigError(f"slurm.lines_before={lines}: must be a list of shell lines")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a batch script was asked for: any key was set."""
+        keys = [name.name for name in dataclasses.fields(self) if name.name != "lines_before"]
+        default = SlurmJob()
+        changed = any(getattr(self, key) != getattr(default, key) for key in keys)
+        return self.action != "none" and (changed or bool(self.lines_before))
+
+
+def batch_script(job: SlurmJob, command: Sequence[str], folder: str) -> str:
+    """Write the batch script that runs a command in a folder.
+
+    Parameters
+    ----------
+    job : SlurmJob
+        What to ask of Slurm.
+    command : Sequence[str]
+        The run's words: Python, main.py, overrides.
+    folder : str
+        Working directory.
+
+    Returns
+    -------
+    str
+        A bash script for sbatch.
+    """
+    asked = {
+        "job-name": job.name,
+        "account": job.account,
+        "partition": job.partition,
+        "time": job.time,
+        "nodes": job.nodes or 1,
+        "ntasks-per-node": job.ntasks_per_node or job.gpus_per_node or 2,
+        "gpus-per-node": job.gpus_per_node,
+        "cpus-per-task": job.cpus_per_task,
+        "mem": job.mem,
+    }
+    lines = ["#!/bin/bash"]
+    lines += [f"#SBATCH --{key}={value}" for key, value in asked.items() if value is not None]
+    lines += ["#SBATCH --exclusive"] if job.exclusive else []
+    lines += ["#SBATCH --requeue", "#SBATCH --open-mode=append"] if job.requeue else []
+    lines += ["", f"cd {shlex.quote(folder)} || exit 1"]
+    lines += [f"export {key}={shlex.quote(str(v))}" for key, v in (job.environment or {}).items()]
+    lines += job.lines_before
+    # A lost worker's tasks go to the others, and ranks without their driver end by themselves.
+    srun = ["srun", "--kill-on-bad-exit=0", "--wait=0"]
+    if job.cpus_per_task is not None:  # sbatch no longer hands it on
+        srun.append(f"--cpus-per-task={job.cpus_per_task}")
+    if job.container is not None:
+        here = Path(command[1]).parent
+        mounts = ",".join(dict.fromkeys(f"{path}:{path}" for path in (folder, str(here))))
+        srun += [f"--container-image={job.container}", f"--container-mounts={mounts}"]
+        srun.append(f"--container-workdir={folder}")
+        command = ["python", *command[1:]]
+    words = [*srun, *command]
+    words += ["output.mode=resume"] if job.requeue else []
+    words += ["slurm.action=none"]
+    lines.append("exec " + " ".join(map(shlex.quote, words)))
+    return "\n".join(lines) + "\n"
+
+
+def repeated(overrides: Sequence[str], job: SlurmJob) -> list[str]:
+    """Return the overrides that the batch job's run repeats.
+
+    Parameters
+    ----------
+    overrides : Sequence[str]
+        Of this run, as they were given.
+    job : SlurmJob
+        What is asked of Slurm.
+
+    Raises
+    ------
+    ConfigError
+        If they contradict ``slurm.requeue``.
+    """
+    kept = [item for item in overrides if not re.match(r"[+~]*slurm([.=@]|$)", item)]
+    modes = [item.partition("=")[2] for item in kept if item.lstrip("+").startswith("output.mode=")]
+    if job.requeue and "overwrite" in modes:
+        raise ConfigError(
+            "slurm.requeue=true with output.mode=overwrite would begin anew each time: leave "
+            "output.mode away, the script resumes and creates a store where there is none"
+        )
+    if job.requeue:
+        kept = [item for item in kept if not item.lstrip("+").startswith("output.mode=")]
+    return kept
+
+
+def submit(job: SlurmJob, script: str) -> str:
+    """Do with the script what ``slurm.action`` says.
+
+    Returns
+    -------
+    str
+        What to print.
+
+    Raises
+    ------
+    ConfigError
+        If the file exists with another content, or sbatch refuses the script.
+    """
+    if job.action == "save":
+        path = Path(job.script)
+        if path.exists() and path.read_text(encoding="utf-8") != script:
+            raise ConfigError(f"{path} exists: remove it, or choose another name with slurm.script")
+        path.write_text(script, encoding="utf-8")
+        return f"saved {path}; submit it with: sbatch {shlex.quote(str(path))}\n"
+    if job.action != "submit":
+        return script
+    try:
+        done = subprocess.run(
+            ["sbatch", "--parsable"], input=script, text=True, capture_output=True, check=False
+        )
+    except FileNotFoundError:
+        raise ConfigError("slurm.action=submit: there is no sbatch on this machine") from None
+    if done.returncode != 0:
+        raise ConfigError(f"sbatch refused the script: {done.stderr.strip()}")
+    return f"submitted batch job {done.stdout.strip().partition(';')[0]}\n"

@@ -1,0 +1,84 @@
+"""Whoever starts main.py, there is one store, with the bytes that one process makes."""
+
+import shlex
+import subprocess
+import sys
+
+from tests.application import environment, python_main
+from tests.launchers.conftest import MPIRUN, STORE, TINY, chunks, ended, main_py, shell
+
+DOCS = "srun", "--nodes=1", "--ntasks-per-node=2"
+
+
+def check(outcome, folder, alone):
+    assert outcome.status == 0, f"{outcome.out}\n{outcome.err}"
+    assert sum(text.count("Wall time") for text in {outcome.out, outcome.err}) == 1
+    assert "error" not in outcome.err
+    assert [path.name for path in folder.glob("*.zarr")] == [STORE]
+    assert chunks(folder / STORE) == alone
+
+
+def test_mpirun(launch, alone, tmp_path):
+    check(launch([*MPIRUN, "-np", "2", *main_py(*TINY)]), tmp_path, alone)
+
+
+def test_srun_on_two_nodes(launch, alone, slurm, tmp_path):
+    command = ["srun", "--nodes=2", "--ntasks=2", *main_py(*TINY, "runtime.expect_ranks=2")]
+    check(launch(command, **slurm), tmp_path, alone)
+
+
+def test_mpirun_in_every_task_of_srun(launch, alone, slurm, tmp_path):
+    """The form in Earth2Studio's documentation: one run of two ranks, not two runs."""
+    script = tmp_path / "script"
+    script.write_text(shell(["mpirun", "--allow-run-as-root", *main_py(*TINY)]))
+    script.chmod(0o755)
+    outcome = launch([*DOCS, "./script"], **slurm)
+    check(outcome, tmp_path, alone)
+    (line,) = [line for line in outcome.err.splitlines() if "distinf:" in line]
+    for word in ("mpirun", "2 tasks", "2 rank(s)", "task 1", "not needed"):
+        assert word in line
+
+
+def test_plain_python_in_a_batch_script_of_one_task(sbatch, alone, tmp_path):
+    script = shell(main_py(*TINY, "runtime.expect_ranks=3"))  # its own ranks: here is no GPU
+    check(sbatch(script, "--ntasks=1"), tmp_path, alone)
+
+
+def test_the_printed_batch_script(sbatch, alone, tmp_path):
+    options = ["slurm.nodes=1", "slurm.ntasks_per_node=2", "slurm.name=printed"]
+    options += ["slurm.requeue=true", "slurm.environment={COLOUR: 'light red'}"]
+    options += ["slurm.lines_before=['echo $COLOUR $SLURM_JOB_NAME']"]
+    said = subprocess.run(
+        python_main(*TINY, *options),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith("#!/bin/bash\n#SBATCH --job-name=printed\n")
+    assert f" {shlex.join(TINY)} " in said.stdout
+    assert sys.executable in said.stdout
+    assert list(tmp_path.iterdir()) == []  # printed, not run
+    outcome = sbatch(said.stdout)
+    assert outcome.out.startswith("light red printed\n")
+    check(outcome, tmp_path, alone)
+
+
+def test_hydra_s_submitit_launcher(launch, alone, slurm, tmp_path):
+    options = ["--multirun", "hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2"]
+    outcome = launch(python_main(*options, *TINY), **slurm)
+    assert outcome.status == 0, f"{outcome.out}\n{outcome.err}"
+    (store,) = tmp_path.glob(f"multirun/*/*/0/{STORE}")  # each job of a sweep has its folder
+    assert chunks(store) == alone
+
+
+def test_submitted_at_once(slurm, launch):
+    """What it runs is tested above; here the job ends before that."""
+    options = ["slurm.nodes=2", "slurm.action=submit", "slurm.lines_before=[exit 0]"]
+    submitted = launch(python_main(*options), **slurm)
+    assert submitted.status == 0, submitted.err
+    assert submitted.out.startswith("submitted batch job ")
+    assert ended(submitted.out.split()[-1], slurm) == 0

@@ -1,0 +1,135 @@
+"""The batch script of a run."""
+
+import shlex
+
+import pytest
+
+from distinf.batch import SlurmJob, batch_script, repeated, submit
+from distinf.errors import ConfigError
+
+COMMAND = ["/opt/a b/python", "/opt/main.py", "parameters.time=[2023-06-01,2023-06-02]"]
+
+
+def run_line(script):
+    """The words that follow srun."""
+    (line,) = [line for line in script.splitlines() if line.startswith("exec srun ")]
+    return shlex.split(line)[2:]
+
+
+def test_what_was_asked_for_stands_in_it_and_nothing_else():
+    job = SlurmJob(
+        account="climate",
+        partition="gpu",
+        time="1-00:00:00",
+        nodes=2,
+        gpus_per_node=4,
+        cpus_per_task=8,
+        mem="200G",
+        exclusive=True,
+        environment={"A": "it's $HOME"},
+        lines_before=["module load cuda"],
+    )
+    script = batch_script(job, COMMAND, "/scratch/a b")
+    assert [line for line in script.splitlines() if line.startswith("#SBATCH")] == [
+        "#SBATCH --job-name=distinf",
+        "#SBATCH --account=climate",
+        "#SBATCH --partition=gpu",
+        "#SBATCH --time=1-00:00:00",
+        "#SBATCH --nodes=2",
+        "#SBATCH --ntasks-per-node=4",
+        "#SBATCH --gpus-per-node=4",
+        "#SBATCH --cpus-per-task=8",
+        "#SBATCH --mem=200G",
+        "#SBATCH --exclusive",
+    ]
+    assert "cd '/scratch/a b' || exit 1\n" in script
+    assert """export A='it'"'"'s $HOME'\n""" in script
+    assert "\nmodule load cuda\n" in script
+    words = run_line(script)
+    assert words[-4:] == [*COMMAND, "slurm.action=none"]
+    assert "--cpus-per-task=8" in words
+
+
+def test_the_smallest_script():
+    script = batch_script(SlurmJob(nodes=1), COMMAND, "/scratch")
+    assert [line for line in script.splitlines() if line.startswith("#SBATCH")] == [
+        "#SBATCH --job-name=distinf",
+        "#SBATCH --nodes=1",
+        "#SBATCH --ntasks-per-node=2",
+    ]
+
+
+def test_a_requeued_job_resumes():
+    job = SlurmJob(requeue=True)
+    kept = repeated(["a=1", "output.mode=create", "b=2"], job)
+    script = batch_script(job, [*COMMAND, *kept], "/")
+    assert "#SBATCH --requeue\n" in script
+    assert run_line(script)[-4:] == ["a=1", "b=2", "output.mode=resume", "slurm.action=none"]
+    with pytest.raises(ConfigError, match=r"slurm\.requeue=true with output\.mode=overwrite"):
+        repeated(["output.mode=overwrite"], job)
+
+
+def test_in_a_container_runs_its_own_python():
+    words = run_line(batch_script(SlurmJob(container="a.sqsh"), COMMAND, "/scratch"))
+    assert "--container-image=a.sqsh" in words
+    assert "--container-mounts=/scratch:/scratch,/opt:/opt" in words
+    assert "python" in words
+    assert COMMAND[0] not in words
+
+
+def test_the_run_s_own_words_are_repeated_and_slurm_s_are_not():
+    path = "++parameters.output_path='a b'"
+    given = ["slurm.nodes=2", "+slurm.time=1", "slurm=site", path, "x=1"]
+    assert repeated(given, SlurmJob()) == [path, "x=1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, False),
+        ({"nodes": 1}, True),
+        ({"lines_before": ["a"]}, True),
+        ({"action": "submit"}, True),
+        ({"action": "none", "nodes": 1}, False),
+    ],
+)
+def test_any_key_asks_for_a_script(given, wanted):
+    assert SlurmJob(**given).wanted == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"action": "run"}, ["slurm.action=run", "print, save, submit"]),
+        ({"nodes": 0}, ["slurm.nodes=0"]),
+        ({"gpus_per_node": "four"}, ["slurm.gpus_per_node=four"]),
+        ({"time": "tomorrow"}, ["slurm.time=tomorrow", "2:00:00"]),
+        ({"mem": "much"}, ["slurm.mem=much", "200G"]),
+        ({"account": "a b"}, ["slurm.account='a b'", "one word"]),
+        ({"exclusive": "yes"}, ["slurm.exclusive=yes", "true or false"]),
+        ({"environment": {"A B": 1}}, ["slurm.environment.A B"]),
+        ({"environment": "A"}, ["slurm.environment", "mapping"]),
+        ({"lines_before": "module load"}, ["slurm.lines_before", "list"]),
+    ],
+)
+def test_a_wrong_value_is_refused(given, words):
+    with pytest.raises(ConfigError) as caught:
+        SlurmJob(**given)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_saved_but_never_over_another_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = SlurmJob(action="save")
+    assert "sbatch distinf.sbatch" in submit(job, "one\n")
+    submit(job, "one\n")
+    with pytest.raises(ConfigError, match=r"distinf\.sbatch exists.*slurm\.script"):
+        submit(job, "two\n")
+    assert (tmp_path / "distinf.sbatch").read_text() == "one\n"
+
+
+def test_submitting_needs_sbatch(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="no sbatch"):
+        submit(SlurmJob(action="submit"), "one\n")
