@@ -54,7 +54,8 @@ def test_a_package_without_the_models_files_is_named_once(tmp_path: Path, run: R
     folder.mkdir()
     error = one_error(
         run(
-            *("prognostic=persistence", "data=random", "diagnostic=climatenet"),
+            *("prognostic=persistence", "prognostic.variable=[tcwv,u850,v850,msl]"),
+            *("data=random", "diagnostic=climatenet"),
             *(f"diagnostic.climatenet.package={folder}", "runtime.nproc=3"),
         )
     )
