@@ -33,7 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from distinf.batch import SlurmJob, batch_script, repeated, submit
 from distinf.errors import ConfigError, DistinfError, Interrupted, NoDriver
-from distinf.launch import default_nproc, find_place, leave_if_superfluous
+from distinf.launch import default_nproc, find_place, follow_launcher, leave_if_superfluous
 from distinf.options import from_mapping
 from distinf.session import session
 
@@ -214,6 +214,7 @@ def main() -> None:
             if scripted and not {"-m", "--multirun"} & set(sys.argv):
                 sys.argv += QUIET  # nothing runs here
             signal.signal(signal.SIGTERM, terminated)
+        follow_launcher(place)
         run()
 
 

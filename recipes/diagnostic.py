@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from distinf.background import in_background
 from distinf.chain import Kept
 from distinf.ensemble import perturb
+from distinf.errors import TasksSkipped
 from distinf.farm import Farm
 from distinf.forecast import blocks, forecasts, lead_times, step_coords, tasks
 from distinf.netcdf import to_netcdf
@@ -90,6 +91,7 @@ def diagnostic(cfg: DictConfig) -> None:
                 events=farm.events,
                 pending=2 * (len(farm.workers) + output.writers) * len(grids),
                 ensemble=None if members is None else np.arange(members),
+                skip_errors=session.runtime.on_error == "skip",
             )
         )
         done, total = store.counts
@@ -120,6 +122,8 @@ def diagnostic(cfg: DictConfig) -> None:
             store.close()
 
     report(farm, output_path(cfg), output)
+    if store.skipped:
+        raise TasksSkipped(store.skipped)
 
 
 def report(farm: Farm, path: str, output: Output) -> None:

@@ -69,6 +69,10 @@ class Destination(Protocol):
         """Note that the store's metadata is whole."""
         ...
 
+    def is_there(self) -> bool:
+        """Whether the store that is being written is still there, as far as it costs nothing."""
+        ...
+
     def open(self) -> Store:
         """Return it as a Zarr store, whose writes are durable when they return."""
         ...
@@ -156,6 +160,10 @@ class Folder:
     def created(self) -> None:
         """Note that the store's metadata is whole."""
         (self.path / _CREATING).unlink()
+
+    def is_there(self) -> bool:
+        """Whether its metadata is there."""
+        return (self.path / "zarr.json").exists()
 
     def open(self) -> Store:
         """Return it as a Zarr store that syncs."""
@@ -247,6 +255,10 @@ class Objects:
     def created(self) -> None:
         """Note that the store's metadata is whole."""
         self._fs.rm_file(self._path(_CREATING))
+
+    def is_there(self) -> bool:
+        """Nobody asks: it would cost a request for every step."""
+        return True
 
     def open(self) -> Store:
         """Return it as a Zarr store; an object is durable once its put is answered."""

@@ -166,6 +166,17 @@ class Dispatcher:
         del self._tasks[task]
         return self._start_waiting()
 
+    def join(self, worker: int) -> list[Decision]:
+        """Take note of one more worker.
+
+        Returns
+        -------
+        list[Decision]
+            Tasks of lost workers that can start on it.
+        """
+        self._on.setdefault(worker, deque())
+        return self._start_waiting()
+
     def lose(self, worker: int) -> list[Decision]:
         """Take note that a worker is gone; its tasks go to the others, oldest first.
 

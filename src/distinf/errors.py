@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "CallTimeout",
     "ConfigError",
@@ -11,6 +13,8 @@ __all__ = [
     "SessionError",
     "StoreError",
     "TaskError",
+    "TaskLost",
+    "TasksSkipped",
     "WorkerLost",
 ]
 
@@ -56,6 +60,10 @@ class WorkerLost(SessionError):
         self.reason = reason
 
 
+class TaskLost(SessionError):
+    """Every worker that computed a task was lost, as often as ``runtime.max_attempts``."""
+
+
 class CallTimeout(SessionError):
     """A call did not answer within its deadline."""
 
@@ -95,7 +103,8 @@ class TaskError(DistinfError, RuntimeError):
         remote_traceback: str,
     ) -> None:
         where = f"on rank {rank} ({host}), attempt {attempt}"
-        super().__init__(f"{what} failed for {task} {where}: {kind}: {message}")
+        memory = "the GPU's memory is full: " if kind == "OutOfMemoryError" else ""
+        super().__init__(f"{what} failed for {task} {where}: {memory}{kind}: {message}")
         self.what = what
         self.task = task
         self.rank = rank
@@ -105,3 +114,21 @@ class TaskError(DistinfError, RuntimeError):
         self.remote_message = message
         self.remote_traceback = remote_traceback
         self.add_note(f"Traceback on rank {rank} ({host}):\n{remote_traceback.rstrip()}")
+
+
+class TasksSkipped(DistinfError):
+    """The run went to its end, but some tasks failed and are not in the store.
+
+    Parameters
+    ----------
+    tasks : Sequence[str]
+        Each of these tasks, and why it failed.
+    """
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        shown = [f"  {task}" for task in tasks[:20]]
+        more = [f"  and {len(tasks) - 20} more"] if len(tasks) > 20 else []
+        super().__init__(
+            "\n".join([f"{len(tasks)} task(s) failed and are empty in the store:", *shown, *more])
+        )
+        self.tasks = list(tasks)

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
 
+from distinf.background import in_background
 from distinf.dispatch import Decision, Dispatcher, GiveUp, Start
-from distinf.errors import CallTimeout, SessionError, TaskError, WorkerLost
+from distinf.driver_works import DriverWorks
+from distinf.errors import CallTimeout, SessionError, TaskError, TaskLost, WorkerLost
 from distinf.progress import Event, Events
 from distinf.transport import Call, Reply, Transport
 from distinf.transport.contract import tensor_bytes
 
 __all__ = ["Farm"]
+
+log = logging.getLogger("distinf")
 
 # A waiting submitter looks up this often, so that no lost wake-up can make it wait for ever.
 _LOOK_UP_SECONDS = 5.0
@@ -51,8 +56,12 @@ class Farm:
     max_attempts : int, optional
         Workers that one task may outlive, by default 3.
     call_timeout : float | None, optional
-        Deadline of one attempt of a task in seconds, by default None: as long as its worker
-        lives.
+        Deadline of one attempt of a task, and of every other call, in seconds, by default None:
+        as long as its worker lives.
+    skip_errors : bool, optional
+        Whether a task that fails leaves the session whole, by default False.
+    driver : DriverWorks | None, optional
+        Runs calls in the driver's own process, by default None: it runs none.
     """
 
     def __init__(
@@ -61,7 +70,12 @@ class Farm:
         depth: int = 2,
         max_attempts: int = 3,
         call_timeout: float | None = None,
+        skip_errors: bool = False,
+        driver: DriverWorks | None = None,
     ) -> None:
+        self._skip_errors = skip_errors
+        self._driver = driver or DriverWorks(None, "never")
+        self._nonfinite: set[int] = set()
         self.events = Events()
         self.transport = transport
         self._dispatcher = Dispatcher(transport.workers, depth, max_attempts)
@@ -113,15 +127,24 @@ class Farm:
             If the session is broken or closed, or none of the workers is left.
         """
         future: Future[Any] = Future()
+        task = _Task(call, future, nbytes)
+        workers = self._driver.admit(workers)
         with self._changed:
             while not self._dispatcher.has_room(workers):
                 self._check(workers)
+                if self._driver.while_idle:
+                    break
                 self._changed.wait(_LOOK_UP_SECONDS)
             self._check(workers)
             number = next(self._numbers)
-            self._tasks[number] = _Task(call, future, nbytes)
-            start = self._dispatcher.submit(number, workers)
-        self._carry_out([start])
+            self._tasks[number] = task
+            room = self._dispatcher.has_room(workers)
+            if room:
+                start = self._dispatcher.submit(number, workers)
+        if room:
+            self._carry_out([start])
+        else:  # the prognostic would wait: its process may as well compute
+            self._deliver_own(number, task, self._driver.run(call))
         return future
 
     def call(self, rank: int, call: Call) -> Future[Any]:
@@ -140,6 +163,9 @@ class Farm:
             error = answer.exception()
             if isinstance(error, WorkerLost):
                 self.lose(rank, error.reason)
+            if isinstance(error, CallTimeout):
+                self.lose(rank, str(error))
+                error = CallTimeout(f"{error} (runtime.call_timeout)")
             if error is not None:
                 _fail(future, error)
                 return
@@ -149,7 +175,9 @@ class Farm:
             else:
                 _fail(future, _task_error(reply, call, attempt=1))
 
-        self.transport.send(rank, call, None).add_done_callback(deliver)
+        if call.method == "__build__":
+            self._driver.note_build(call)
+        self.transport.send(rank, call, self._call_timeout).add_done_callback(deliver)
         return future
 
     def lose(self, rank: int, reason: str) -> None:
@@ -157,6 +185,12 @@ class Farm:
         with self._changed:
             for number in self._dispatcher.on(rank):
                 self._tasks[number].why = reason
+            left = [worker for worker in self._dispatcher.workers if worker != rank]
+            if rank in self._dispatcher.workers:
+                log.warning("rank %d was lost, %d worker(s) left: %s", rank, len(left), reason)
+                if self._driver.needed(left) and 0 not in left:
+                    log.warning("rank 0 runs diagnostics from here on")
+                    self._dispatcher.join(0)
             decisions = self._dispatcher.lose(rank)
             self._changed.notify_all()
         self._carry_out(decisions)
@@ -217,6 +251,10 @@ class Farm:
 
     def _send(self, start: Start, task: _Task) -> None:
         task.attempt = start.attempt
+        if start.worker == 0 and self._driver.able:
+            own = in_background(lambda: self._driver.run(task.call), "distinf-driver-works")
+            own.add_done_callback(lambda done: self._deliver(start, task, done))
+            return
         answer = self.transport.send(start.worker, task.call, self._call_timeout)
         answer.add_done_callback(lambda done: self._deliver(start, task, done))
 
@@ -238,8 +276,13 @@ class Farm:
         if error is not None:
             _fail(task.future, error)
             return
-        reply = answer.result()
+        self._settle(task, answer.result(), start.attempt)
+
+    def _settle(self, task: _Task, reply: Reply, attempt: int) -> None:
+        """Give a task's future what its reply says."""
         if reply.failure is None:
+            if reply.nonfinite:
+                self._warn_of_nonfinite(task.call, reply)
             self.events.record(
                 Event(
                     "diagnose",
@@ -253,18 +296,38 @@ class Farm:
             )
             _resolve(task.future, reply.value)
         else:
-            failure = _task_error(reply, task.call, start.attempt)
-            self.fail(failure, abandon=False)
+            failure = _task_error(reply, task.call, attempt)
+            if not self._skip_errors:
+                self.fail(failure, abandon=False)
             _fail(task.future, failure)
+
+    def _deliver_own(self, number: int, task: _Task, reply: Reply) -> None:
+        with self._changed:
+            self._tasks.pop(number, None)
+        self._settle(task, reply, 1)
+
+    def _warn_of_nonfinite(self, call: Call, reply: Reply) -> None:
+        with self._changed:
+            first = call.model not in self._nonfinite
+            self._nonfinite.add(call.model)
+        if first:
+            log.warning(
+                "%s: %d values of the result are NaN or infinite (rank %d); further results of "
+                "this diagnostic are not told of (runtime.nonfinite)",
+                call.task,
+                reply.nonfinite,
+                reply.rank,
+            )
 
     def _give_up(self, decision: GiveUp, task: _Task) -> None:
         with self._changed:
             self._tasks.pop(decision.task, None)
             self._changed.notify_all()
         reason = "no worker is left" if decision.no_workers else "it will not be tried again"
+        kind = SessionError if decision.no_workers else TaskLost
         _fail(
             task.future,
-            SessionError(
+            kind(
                 f"{task.call.task} was lost with its worker on attempt {task.attempt}, "
                 f"and {reason}: {task.why}"
             ),

@@ -9,7 +9,10 @@ import glob
 import hashlib
 import os
 import re
+import signal
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,9 +23,13 @@ __all__ = [
     "Place",
     "default_nproc",
     "find_place",
+    "follow_launcher",
     "leave_if_superfluous",
     "likely_cause",
 ]
+
+_FOLLOW_SECONDS = 0.5
+_END_SECONDS = 20.0
 
 _CAUSES = {
     "torchrun": "another torchrun of this rendezvous failed, or its process ended",
@@ -254,6 +261,25 @@ def leave_if_superfluous(place: Place | None) -> None:
             flush=True,
         )
     sys.exit(0)
+
+
+def follow_launcher(place: Place | None) -> None:
+    """End this process soon after its launcher's, which may have been killed before it could.
+
+    By SIGTERM, which rank 0 takes for the end of its job: what was written is kept.
+    """
+    if place is None or place.launcher in ("distinf", "environment"):
+        return
+    parent = os.getppid()
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(_FOLLOW_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_END_SECONDS)  # to write what is in flight
+        os._exit(143)
+
+    threading.Thread(target=follow, name="distinf-follow", daemon=True).start()
 
 
 def default_nproc(environ: Mapping[str, str] | None = None) -> int:

@@ -22,7 +22,7 @@ import torch
 import zarr
 
 from distinf.destination import find_destination
-from distinf.errors import DistinfError, Interrupted, StoreError
+from distinf.errors import DistinfError, Interrupted, StoreError, TaskError, TaskLost
 from distinf.options import Output
 from distinf.progress import Event, Events
 from distinf.schema import check_clashes, create, mark, mismatches, shape, step_bytes
@@ -95,6 +95,14 @@ class ForecastStore:
         Results that may wait to be written, by default 8: further ones hold up `write`.
     ensemble : np.ndarray | None, optional
         Numbers of the members, by default None: no dimension ``ensemble``.
+    skip_errors : bool, optional
+        Whether a task that failed is left out and listed in ``skipped``, by default False: its
+        error is raised.
+
+    Attributes
+    ----------
+    skipped : list[str]
+        The tasks that were left out, and why.
 
     Raises
     ------
@@ -118,8 +126,11 @@ class ForecastStore:
         events: Events | None = None,
         pending: int = 8,
         ensemble: np.ndarray | None = None,
+        skip_errors: bool = False,
     ) -> None:
         output = output or Output()
+        self.skipped: list[str] = []
+        self._skip_errors = skip_errors
         self.path = os.fspath(path)
         self._axes: Coords = OrderedDict(time=times, lead_time=lead_times)
         if ensemble is not None:
@@ -299,6 +310,12 @@ class ForecastStore:
                     del self._waiting[file]
             if whole:
                 self._put(file, waiting)
+        except (TaskError, TaskLost) as error:
+            if not self._skip_errors:
+                self._error = self._error or error
+            else:
+                with self._turn:
+                    self.skipped.append(f"{diagnostic}: {error}")
         except BaseException as error:
             self._error = self._error or error
         finally:
@@ -348,6 +365,8 @@ class ForecastStore:
             done = self._complete[diagnostic][where][whole].copy()
             done[[lead - first for lead in leads]] = True
             self._group[mark(diagnostic)][(*where, whole)] = done
+            if not self._destination.is_there():
+                raise StoreError("somebody removed or replaced it during the run")
         except Exception as error:
             task = OrderedDict(
                 (key, values[i : i + 1])

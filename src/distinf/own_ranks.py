@@ -90,6 +90,10 @@ class OwnRanks:
 
         threading.Thread(target=run, name="distinf-watch", daemon=True).start()
 
+    def kill(self, rank: int) -> None:
+        """End a process that is given up."""
+        self._processes[rank].kill()
+
     def expect_end(self) -> None:
         """Stop calling anybody about processes that end."""
         self._stopping.set()

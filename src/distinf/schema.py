@@ -199,7 +199,9 @@ def mismatches(
         return ["it was not made by distinf"]
     problems = [
         f"{key}: the store has {was}, this run {now}"
-        for key, was, now in differences(json.loads(written), config)
+        for key, was, now in differences(
+            json.loads(written), json.loads(json.dumps(config, default=str))
+        )
     ]
     if problems:
         return problems

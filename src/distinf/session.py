@@ -7,96 +7,21 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from distinf import launch, network
 from distinf.errors import ConfigError, SessionError
 from distinf.own_ranks import OwnRanks, listen_on_loopback
+from distinf.runtime import Runtime
 
 if TYPE_CHECKING:
     import torch.distributed as dist
 
     from distinf.farm import Farm
+    from distinf.liveness import Pulse
     from distinf.worker import Worker
 
 __all__ = ["Runtime", "close_session", "current_session", "open_session", "session"]
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """Options of a session; ``runtime.*`` of the config.
-
-    Parameters
-    ----------
-    nproc : int | None
-        Ranks that ``python main.py`` starts by itself when no launcher did, by default None: as
-        many as GPUs, at least 2; 3 on a machine without. 1: everything in this process.
-    carrier : str
-        How tensors travel: ``"cuda"`` (device to device), ``"host"`` (through host memory),
-        ``"auto"``, by default ``"auto"``.
-    threads : int
-        Compute threads of each rank on the CPU, by default 1. Set here because launchers
-        differ in it, and some operations' last bits depend on it.
-    seed : int
-        Of all random draws, by default 0; see `distinf.seeds.task_seed`.
-    batch : int
-        Dates and members that a recipe's prognostic steps together, by default 1.
-    start_timeout : float
-        Seconds within which all ranks must have found each other, by default 120.
-    call_timeout : float | None
-        Seconds that one attempt of a diagnostic call may take before its worker is given up,
-        by default 3600; None: as long as the worker's process lives.
-    max_attempts : int
-        Workers that may be lost while computing one and the same task before the run fails,
-        by default 3.
-    expect_ranks : int | None
-        How many ranks there must be, by default None: as many as the launcher started.
-    interface : str | None
-        Network interface on which ranks of several nodes talk, by default None: the one that
-        leads to rank 0. On one node they stay on loopback.
-
-    Raises
-    ------
-    ConfigError
-        If a value is out of its range.
-    """
-
-    nproc: int | None = None
-    carrier: str = "auto"
-    threads: int = 1
-    seed: int = 0
-    batch: int = 1
-    start_timeout: float = 120.0
-    call_timeout: float | None = 3600.0
-    max_attempts: int = 3
-    expect_ranks: int | None = None
-    interface: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.carrier not in ("auto", "cuda", "host"):
-            raise ConfigError(f"runtime.carrier={self.carrier}: choose auto, cuda or host")
-        for name, least in (
-            ("nproc", 1),
-            ("threads", 1),
-            ("seed", 0),
-            ("batch", 1),
-            ("max_attempts", 1),
-            ("expect_ranks", 1),
-        ):
-            value = getattr(self, name)
-            if value is None and name in ("nproc", "expect_ranks"):
-                continue
-            if type(value) is not int or value < least:
-                raise ConfigError(
-                    f"runtime.{name}={value}: must be a whole number, at least {least}"
-                )
-        for name in ("start_timeout", "call_timeout"):
-            value = getattr(self, name)
-            if value is None and name == "call_timeout":
-                continue
-            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-                raise ConfigError(f"runtime.{name}={value}: must be a number of seconds above 0")
 
 
 class Session:
@@ -118,6 +43,7 @@ class Session:
         self._store: dist.Store | None = None
         self._transport: Any = None
         self._socket: socket.socket | None = None
+        self._pulse: Pulse | None = None
         self.runtime = runtime
         if place is None and nproc is not None and nproc > 1:
             # Workers import while the driver does.
@@ -154,22 +80,24 @@ class Session:
         import torch
 
         from distinf import manager
+        from distinf.transport.in_process import InProcess
         from distinf.worker import Worker
 
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self.runtime.threads)
         self.device = manager.device_of(self.place)
-        worker = Worker(self.rank, self.device)
+        worker = Worker(self.rank, self.device, self.runtime.nonfinite)
         if self.place.world_size == 1:
-            from distinf.transport.in_process import InProcess
-
             manager.initialize_manager(self.place, self.device, None)
             self._transport = InProcess(worker)
         else:
             self._meet(worker, refusal)
         if self.rank == 0:
+            from distinf.driver_works import DriverWorks
             from distinf.farm import Farm
+            from distinf.liveness import Pulse
 
+            farmed = self.place.world_size > 1
             self._farm = Farm(
                 self._transport,
                 # A worker on its own device can take its next input while it computes; this
@@ -177,7 +105,18 @@ class Session:
                 depth=1 if self.place.world_size == 1 else 2,
                 max_attempts=self.runtime.max_attempts,
                 call_timeout=self.runtime.call_timeout,
+                skip_errors=self.runtime.on_error == "skip",
+                driver=DriverWorks(InProcess(worker), self.runtime.driver_works)
+                if farmed
+                else None,
             )
+            if farmed:
+                self._pulse = Pulse(
+                    self._transport,
+                    lambda: tuple(rank for rank in self.farm.workers if rank != 0),
+                    self.runtime.liveness_timeout,
+                    self._lose,
+                )
             if self._own is not None:
                 self._own.watch(self._lose)
 
@@ -219,6 +158,8 @@ class Session:
     def _lose(self, rank: int, reason: str) -> None:
         self._transport.lose(rank)
         self.farm.lose(rank, reason)
+        if self._own is not None:
+            self._own.kill(rank)  # one that is stopped would wake up one day
 
     def serve(self) -> None:
         """Serve calls until the driver parts; workers only."""
@@ -238,6 +179,8 @@ class Session:
             if self.rank != 0:
                 self.serve()
             elif self._transport is not None:
+                if self._pulse is not None:
+                    self._pulse.stop()
                 if self._own is not None:
                     self._own.expect_end()
                 self.farm.fail(error or SessionError("the session is closed"))

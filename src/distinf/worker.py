@@ -28,9 +28,13 @@ class Worker:
         This process's rank.
     device : torch.device
         Where models and the tensors of their calls live.
+    nonfinite : str, optional
+        What NaN or an infinite value in a result of ``forward`` is: ``"allow"``, by default,
+        nothing; ``"warn"`` counts them in the reply; ``"fail"`` makes it an error of the model.
     """
 
-    def __init__(self, rank: int, device: torch.device) -> None:
+    def __init__(self, rank: int, device: torch.device, nonfinite: str = "allow") -> None:
+        self._nonfinite = nonfinite
         self.rank = rank
         self.device = device
         self.host = socket.gethostname()
@@ -51,14 +55,24 @@ class Worker:
         Reply
             Its tensors are on the host.
         """
-        value, failure = None, None
+        value, failure, nonfinite = None, None, 0
         with self._turn:
             started = time.time()
             try:
                 with torch.inference_mode():
-                    value = map_tensors(self._do(call), self._to_host)
+                    result = self._do(call)
+                    if call.method == "__forward__" and self._nonfinite != "allow":
+                        nonfinite = _count_nonfinite(result)
+                        if nonfinite and self._nonfinite == "fail":
+                            raise FloatingPointError(
+                                f"{nonfinite} values of the result are NaN or infinite "
+                                "(runtime.nonfinite=fail)"
+                            )
+                    value = map_tensors(result, self._to_host)
             # Even SystemExit: a model must not take its rank away.
             except BaseException as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    torch.cuda.empty_cache()  # the next, smaller one may fit
                 failure = Failure(
                     what=self._describe(call),
                     kind=type(error).__name__,
@@ -66,7 +80,7 @@ class Worker:
                     traceback="".join(traceback.format_exception(error)),
                 )
             ended = time.time()
-        return Reply(value, failure, self.rank, self.host, started, ended)
+        return Reply(value, failure, self.rank, self.host, started, ended, nonfinite)
 
     def _do(self, call: Call) -> Any:
         if call.method == "__build__":
@@ -109,6 +123,19 @@ def _text_of(error: BaseException) -> str:
         return str(error)
     except Exception:  # some build their text from what is no longer there
         return "(its text cannot be shown)"
+
+
+def _count_nonfinite(result: Any) -> int:
+    found = 0
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal found
+        if tensor.is_floating_point() or tensor.is_complex():
+            found += int(tensor.numel() - torch.isfinite(tensor).sum())
+        return tensor
+
+    map_tensors(result, count)
+    return found
 
 
 def forward_of(model: Any) -> Callable[..., Any]:

@@ -65,6 +65,8 @@ class Reply:
         Where it ran.
     started, ended : float
         Seconds since the epoch on that host's clock.
+    nonfinite : int, optional
+        How many values of the result are NaN or infinite, where somebody wants to know.
     """
 
     value: Any
@@ -73,6 +75,7 @@ class Reply:
     host: str
     started: float
     ended: float
+    nonfinite: int = 0
 
 
 class Transport(Protocol):
@@ -106,6 +109,23 @@ class Transport(Protocol):
         Future[Reply]
             Raises `WorkerLost` when the rank is gone and `CallTimeout` when the deadline has
             passed.
+        """
+        ...
+
+    def ping(self, rank: int, timeout: float) -> Future[None]:
+        """Ask a rank for a sign of life, which it gives even while a model computes.
+
+        Parameters
+        ----------
+        rank : int
+            One of ``workers``.
+        timeout : float
+            Deadline in seconds.
+
+        Returns
+        -------
+        Future[None]
+            Raises as that of :meth:`send`.
         """
         ...
 

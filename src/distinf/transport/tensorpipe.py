@@ -200,6 +200,10 @@ def _run(call: Call) -> Reply:
     return _worker.run(call)
 
 
+def _alive() -> None:
+    """Answer on a thread of its own, whatever a model does meanwhile."""
+
+
 class TensorPipe:
     """The driver's end: carries calls to the workers.
 
@@ -242,6 +246,18 @@ class TensorPipe:
         reply.add_done_callback(functools.partial(self._deliver, answer, rank, call, timeout))
         return answer
 
+    def ping(self, rank: int, timeout: float) -> Future[None]:
+        """Ask a worker for a sign of life."""
+        answer: Future[None] = Future()
+        call = Call(-1, "ping", "a sign of life")
+        try:
+            sign = rpc.rpc_async(_name(rank), _alive, timeout=timeout)
+        except Exception as error:
+            answer.set_exception(self._translate(rank, call, error, timeout))
+            return answer
+        sign.add_done_callback(functools.partial(self._deliver, answer, rank, call, timeout))
+        return answer
+
     def lose(self, rank: int) -> None:
         """Take note that a rank's process has ended."""
         self._lost.add(rank)
@@ -277,11 +293,11 @@ class TensorPipe:
 
     def _deliver(
         self,
-        answer: Future[Reply],
+        answer: Future[Any],
         rank: int,
         call: Call,
         timeout: float | None,
-        reply: torch.futures.Future[Reply],
+        reply: torch.futures.Future[Any],
     ) -> None:
         try:
             value = reply.wait()

@@ -1,0 +1,84 @@
+"""Run main.py with a faulty diagnostic; whatever happens, nothing may be left behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from tests import application
+from tests.ranks.conftest import leaving_nothing
+
+STEPS = 5
+SMALL = (
+    *("prognostic.nlat=32", "prognostic.nlon=64", "+prognostic.dt=900", "recipe=diagnostic"),
+    *(f"parameters.nsteps={STEPS}", "~diagnostic.wind_decomposition"),
+    "+diagnostic.faulty._target_=tests.faults.models.Faulty",
+    "parameters.output_path=out.zarr",
+)
+
+
+class Faults:
+    """Runs in one folder, with one environment that marks their processes."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder, self.environment = folder, environment
+
+    def words(self, faults: str, *overrides: str) -> list[str]:
+        return [
+            *SMALL,
+            f"+diagnostic.faulty.faults={{{faults}}}",
+            f"+diagnostic.faulty.folder={self.folder}",
+            *overrides,
+        ]
+
+    def start(self, command: list[str]) -> application.subprocess.Popen[str]:
+        return application.start(command, self.folder, **self.environment)
+
+    def run(self, faults: str, *overrides: str, deadline: float = 200) -> application.Outcome:
+        command = application.python_main(*self.words(faults, *overrides))
+        return application.finish(self.start(command), deadline)
+
+    def complete(self) -> list[int]:
+        """Lead times (in steps) that are marked complete; each must hold data."""
+        with xr.open_zarr(self.folder / "out.zarr") as store:
+            marks = store["faulty_complete"].values[0]
+            there = store["twice"].notnull().all(("lat", "lon")).values[0]
+        assert (there[marks]).all()
+        return [int(step) for step in np.flatnonzero(marks)]
+
+    def values(self) -> np.ndarray:
+        with xr.open_zarr(self.folder / "out.zarr") as store:
+            return store["twice"].values
+
+    def wait_for_a_step(self, process: application.subprocess.Popen[str]) -> None:
+        """Until one step is marked complete."""
+        deadline = time.monotonic() + 120
+        while not list((self.folder / "out.zarr").glob("faulty_complete/c/*/*")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def faults(tmp_path: Path) -> Iterator[Faults]:
+    with leaving_nothing(30) as environment:  # promised for whatever happens
+        yield Faults(tmp_path, environment)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """What a run without faults gives."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with leaving_nothing() as environment:
+        run = Faults(folder, environment)
+        done = run.run("", "runtime.nproc=1")
+        assert done.status == 0, done.err
+        return run.values()
+
+
+Undisturbed = Callable[[], np.ndarray]

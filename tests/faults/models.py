@@ -1,0 +1,91 @@
+"""A diagnostic that goes wrong at chosen lead times."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class Unpicklable(Exception):
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__("two arguments went in")
+        self.lambda_ = lambda: 0
+
+
+class Faulty:
+    """Twice the wind, but for its faults.
+
+    Parameters
+    ----------
+    faults : dict[int, str]
+        What happens at which lead time (h).
+    folder : str
+        Where a fault that happens once leaves word that it did.
+    constructor : str
+        What happens at construction.
+    """
+
+    weight_free = False
+
+    def __init__(self, faults: dict[int, str], folder: str = ".", constructor: str = "") -> None:
+        self.faults, self.folder = dict(faults), Path(folder)
+        if constructor == "hang":
+            time.sleep(3600)
+        if constructor == "raise":
+            raise RuntimeError("no weights here")
+
+    def input_coords(self) -> OrderedDict[str, np.ndarray]:
+        free = np.empty(0)
+        return OrderedDict(batch=free, variable=np.array(["u850"]), lat=free, lon=free)
+
+    def output_coords(self, coords: Any) -> Any:
+        return OrderedDict(coords, variable=np.array(["twice"]))
+
+    def __call__(self, x: torch.Tensor, coords: Any) -> Any:
+        lead = int(coords["lead_time"][0] / np.timedelta64(1, "h"))
+        fault = self.faults.get(lead, "")
+        if fault.startswith("once ") and self._first_time(f"{lead}"):
+            self._do(fault.removeprefix("once "))
+        elif fault.startswith("on each worker ") and os.environ.get("RANK", "0") != "0":
+            self._do(fault.removeprefix("on each worker "))
+        elif not fault.startswith(("once ", "on each ")):
+            self._do(fault)
+        y = 2 * x
+        if fault == "not finite":
+            y[..., 0, :3] = float("nan")
+        if fault == "shape":
+            y = y[..., :-1]
+        return y, self.output_coords(coords)
+
+    def _first_time(self, name: str) -> bool:
+        try:
+            (self.folder / f"fault {name}").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def _do(self, fault: str) -> None:
+        if fault == "raise":
+            raise ArithmeticError("negative humidity")
+        if fault == "bytes":
+            raise RuntimeError(r"bad \x80 byte " + "\x80")
+        if fault == "unpicklable":
+            raise Unpicklable(1, 2)
+        if fault == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        if fault == "exit":
+            sys.exit(3)
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if fault == "sleep":
+            time.sleep(3600)

@@ -1,0 +1,116 @@
+"""Processes that are killed or stopped, and stores that go away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests import application
+from tests.faults.conftest import STEPS, Faults
+
+pytestmark = pytest.mark.timeout(400)
+ALL = list(range(STEPS + 1))
+
+
+def test_lost_workers_lose_no_task(faults: Faults, undisturbed: np.ndarray) -> None:
+    """One is killed, one is stopped, one hangs; the driver does what is left."""
+    done = faults.run(
+        "0: once kill, 6: once stop, 12: once sleep",
+        *("runtime.nproc=4", "runtime.liveness_timeout=5", "runtime.call_timeout=12"),
+    )
+    assert done.status == 0, done.err
+    for word in ("no sign of life for 5 s", "no answer in 12 s", "rank 0 runs diagnostics"):
+        assert word in done.out + done.err, done.out + done.err
+    assert faults.complete() == ALL
+    np.testing.assert_array_equal(faults.values(), undisturbed)
+
+
+def test_an_idle_driver_works(faults: Faults, undisturbed: np.ndarray) -> None:
+    sleeping = "0: once sleep, 6: once sleep"
+    own = ("runtime.nproc=2", "runtime.driver_works=idle", "runtime.call_timeout=20")
+    done = faults.run(sleeping, *own)
+    assert done.status == 0, done.err
+    assert "rank 0: " in done.out
+    np.testing.assert_array_equal(faults.values(), undisturbed)
+
+
+def test_a_poisonous_task_kills_no_more_workers_than_it_may(faults: Faults) -> None:
+    done = faults.run("12: kill", "runtime.nproc=3", "runtime.max_attempts=2")
+    assert done.status == 1
+    assert "faulty 2000-01-01T00:00 +12 h was lost with its worker on attempt 2" in done.err
+    assert "killed by SIGKILL" in done.err or "its connection ended" in done.err
+
+
+def test_a_killed_driver_leaves_nobody_and_is_resumed(
+    faults: Faults, undisturbed: np.ndarray
+) -> None:
+    words = faults.words("18: once sleep", "runtime.nproc=3")
+    process = faults.start(application.python_main(*words))
+    faults.wait_for_a_step(process)
+    process.kill()
+    process.communicate()
+    done = faults.run("18: once sleep", "runtime.nproc=2", "output.mode=resume")
+    assert done.status == 0, done.err
+    assert faults.complete() == ALL
+    np.testing.assert_array_equal(faults.values(), undisturbed)
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "mpirun"])
+def test_a_killed_launcher_leaves_nobody(launcher: str, faults: Faults) -> None:
+    words = faults.words("18: sleep")
+    command = application.torchrun_main(2, *words)
+    if launcher == "mpirun":
+        own = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2", sys.executable]
+        command = [*own, *application.python_main(*words)[1:]]
+    process = faults.start(command)
+    faults.wait_for_a_step(process)
+    process.kill()
+    process.wait()
+    began = time.monotonic()
+    process.communicate()  # ends when nobody holds its output any more
+    assert time.monotonic() - began < 30
+
+
+def test_ctrl_c_twice_is_as_final_as_once(faults: Faults) -> None:
+    process = faults.start(application.python_main(*faults.words("18: sleep", "runtime.nproc=2")))
+    faults.wait_for_a_step(process)
+    os.kill(process.pid, signal.SIGINT)
+    while process.poll() is None:
+        try:
+            process.wait(0.3)
+        except Exception:
+            os.kill(process.pid, signal.SIGINT)
+    done = application.finish(process, 30)
+    assert done.status in (130, -signal.SIGINT)
+    assert 0 in faults.complete()
+
+
+def test_a_store_that_is_removed_ends_the_run(faults: Faults) -> None:
+    words = faults.words("24: once sleep", "runtime.nproc=2", "runtime.call_timeout=5")
+    process = faults.start(application.python_main(*words))
+    faults.wait_for_a_step(process)
+    shutil.rmtree(faults.folder / "out.zarr")
+    done = application.finish(process, 60)
+    assert done.status == 1
+    assert "could not be written" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_full_disk_ends_the_run(faults: Faults) -> None:
+    full = faults.folder / "full"
+    full.mkdir()
+    words = [*faults.words("", "output.check_space=false", "runtime.nproc=2")]
+    words += ["parameters.output_path=full/out.zarr", "parameters.nsteps=40"]
+    mount = f'mount -t tmpfs -o size=200k none {full} && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", mount, "sh", *application.python_main(*words)]
+    done = application.finish(faults.start(command), 120)
+    assert done.status == 1
+    assert "could not be written" in done.err
+    assert "No space left on device" in done.err
+    assert "Traceback" not in done.err
