@@ -32,9 +32,8 @@ def test_lost_workers_lose_no_task(faults: Faults, undisturbed: np.ndarray) -> N
 
 
 def test_an_idle_driver_works(faults: Faults, undisturbed: np.ndarray) -> None:
-    sleeping = "0: once sleep, 6: once sleep"
-    own = ("runtime.nproc=2", "runtime.driver_works=idle", "runtime.call_timeout=20")
-    done = faults.run(sleeping, *own)
+    own = ("runtime.nproc=2", "runtime.driver_works=idle", "runtime.call_timeout=15")
+    done = faults.run("0: once sleep", *own)
     assert done.status == 0, done.err
     assert "rank 0: " in done.out
     np.testing.assert_array_equal(faults.values(), undisturbed)
