@@ -25,7 +25,7 @@ from distinf.destination import find_destination
 from distinf.errors import DistinfError, Interrupted, StoreError, TaskError, TaskLost
 from distinf.options import Output
 from distinf.progress import Event, Events
-from distinf.schema import check_clashes, create, mark, mismatches, shape, step_bytes
+from distinf.schema import check_clashes, create, extend, mark, mismatches, shape, step_bytes
 
 __all__ = ["ForecastStore", "check_output"]
 
@@ -138,7 +138,6 @@ class ForecastStore:
             self._axes.move_to_end("ensemble", last=False)
         self._diagnostics = dict(diagnostics)
         self._events = events
-        self._leads = min(output.shards or 1, len(lead_times))  # lead times in one file
         check_output(path, output.mode)
         check_clashes(diagnostics)
         self._destination = find_destination(path)
@@ -147,6 +146,7 @@ class ForecastStore:
             store = self._destination.open()
             if output.mode == "resume" and self._destination.is_created():
                 self._check_same(store, config or {})
+                extend(store, self._axes, self._diagnostics, config or {})
             else:
                 if output.check_space:
                     self._check_space(sum(map(self._size, self._diagnostics)))
@@ -162,6 +162,8 @@ class ForecastStore:
                 )
                 self._destination.created()
             self._group = zarr.open_group(store, mode="r+", use_consolidated=False)
+            # Lead times in one file.
+            self._leads = self._group[mark(next(iter(self._diagnostics)))].chunks[-1]
             self._complete = {
                 name: np.asarray(self._group[mark(name)][:]) for name in self._diagnostics
             }

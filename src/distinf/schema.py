@@ -22,6 +22,7 @@ __all__ = [
     "check_clashes",
     "create",
     "differences",
+    "extend",
     "mark",
     "mismatches",
     "shape",
@@ -185,6 +186,29 @@ def check_clashes(diagnostics: Mapping[str, Coords]) -> None:
             seen[variable] = name
 
 
+def extend(store: Store, axes: Coords, diagnostics: Mapping[str, Coords], config: Any) -> None:
+    """Make room for more lead times in a store; arguments as :func:`create`.
+
+    What was there stays. The consolidated metadata changes last, so that a run killed meanwhile
+    leaves the store as it was to whoever opens it.
+    """
+    group = zarr.open_group(store, mode="r+", use_consolidated=False)
+    leads = axes["lead_time"]
+    if group["lead_time"].shape == leads.shape:
+        return
+    where = list(axes).index("lead_time")
+    for name, coords in diagnostics.items():
+        for array in (mark(name), *map(str, coords["variable"])):
+            size = list(group[array].shape)
+            size[where] = len(leads)
+            group[array].resize(tuple(size))
+    group["lead_time"].resize(leads.shape)
+    group["lead_time"][:] = (leads / np.timedelta64(1, "s")).astype(np.int64)
+    group.attrs["config"] = json.dumps(config, default=str)
+    with _consolidated_is_not_in_the_specification():
+        zarr.consolidate_metadata(store)
+
+
 def step_bytes(coords: Coords, leading: int) -> int:
     """Bytes of one result with these coords, the first ``leading`` dimensions being of one each."""
     return 4 * int(np.prod(shape(coords)[leading:]))
@@ -212,8 +236,9 @@ def mismatches(
             wanted.update((k, v) for k, v in coords.items() if k not in (*wanted, "variable"))
             names |= {mark(name), *map(str, coords["variable"])}
         for key, mine in wanted.items():
-            if key not in there.coords or not np.array_equal(there[key].values, mine):
-                has = there[key].values if key in there.coords else "none"
+            has = there[key].values if key in there.coords else "none"
+            longer = key == "lead_time" and len(mine) > len(has)
+            if not np.array_equal(has, mine[: len(has)] if longer else mine):
                 problems.append(f"{key}: the store has {has}, this run {mine}")
         if not names <= set(there):
             has = ", ".join(sorted(map(str, there)))
@@ -230,8 +255,10 @@ def differences(
         if path not in _DECIDING and any(re.fullmatch(free, path) for free in _FREE):
             continue
         a, b = was.get(key), now.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from differences(a, b, f"{path}.")
+        if path == "parameters.nsteps" and isinstance(a, int) and isinstance(b, int) and b > a:
+            continue  # more steps change none of the first ones
+        if isinstance(a or {}, dict) and isinstance(b or {}, dict) and (a or b):
+            yield from differences(a or {}, b or {}, f"{path}.")
         elif json.dumps(a, default=str) != json.dumps(b, default=str):
             yield path, a, b
 

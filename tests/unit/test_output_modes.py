@@ -125,7 +125,7 @@ def test_a_step_is_marked_after_its_data(begun):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"parameters": {"nsteps": 4, "time": "2023-06-01"}}, ["parameters.nsteps", "2", "4"]),
+        ({"parameters": {"nsteps": 1, "time": "2023-06-01"}}, ["parameters.nsteps", "2", "1"]),
         ({"parameters": {"nsteps": 2}}, ["parameters.time", "2023-06-01", "None"]),
         ({**CONFIG, "prognostic": {"_target_": "P"}}, ["prognostic", "None", "P"]),
     ],

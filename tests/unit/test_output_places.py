@@ -125,6 +125,31 @@ def test_a_shard_that_was_begun_is_completed(tmp_path, written):
     assert values(path)[1][0].all()
 
 
+@pytest.mark.parametrize(("shards", "more"), [(None, {}), (3, {}), (9, {"shards": 2})])
+def test_more_steps_extend_a_store(tmp_path, shards, more):
+    path = tmp_path / "f.zarr"
+    axes = {"rain": grid("tp")}
+    first = Output("create", shards=shards)
+    config = {"parameters": {"nsteps": 1, "time": "t"}}
+    with ForecastStore(path, TIMES, LEADS[:2], axes, {}, first, config) as store:
+        store.write("rain", result(0, 0))
+        store.write("rain", result(0, 1))
+    config = {"parameters": {"nsteps": 4, "time": "t"}}
+    with ForecastStore(path, TIMES, LEADS, axes, {}, Output("resume", **more), config) as store:
+        assert store.counts == (2, 10)
+        assert store.last_incomplete(TIMES[:1], None) == 4
+        for j in (3, 2, 4):
+            store.write("rain", result(0, j))
+    with xr.open_zarr(path) as ds:
+        np.testing.assert_array_equal(ds["lead_time"], LEADS)
+        assert json.loads(ds.attrs["config"]) == config
+    np.testing.assert_array_equal(values(path)[0][0], range(5))
+    assert values(path)[1][0].all()
+    config = {"parameters": {"nsteps": 1, "time": "t"}}
+    with pytest.raises(StoreError, match=r"parameters\.nsteps: the store has 4, this run 1"):
+        ForecastStore(path, TIMES, LEADS[:2], axes, {}, Output("resume"), config)
+
+
 def test_a_run_that_does_not_fit_is_refused_before_anything_is_replaced(tmp_path, monkeypatch):
     path = tmp_path / "f.zarr"
     with open_store(path) as store:
