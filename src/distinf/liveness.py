@@ -42,6 +42,7 @@ class Pulse:
         self._timeout = timeout
         self._lost = lost
         self._asked: set[int] = set()
+        self._missed: set[int] = set()
         self._end = threading.Event()
         threading.Thread(target=self._run, name="distinf-pulse", daemon=True).start()
 
@@ -53,14 +54,23 @@ class Pulse:
         while not self._end.wait(self._timeout / _SIGNS):
             for rank in self._workers():
                 if rank not in self._asked:
-                    self._asked.add(rank)
-                    answer = self._transport.ping(rank, self._timeout)
-                    answer.add_done_callback(partial(self._hear, rank))
+                    self._ask(rank)
+
+    def _ask(self, rank: int) -> None:
+        self._asked.add(rank)
+        answer = self._transport.ping(rank, self._timeout / 2)
+        answer.add_done_callback(partial(self._hear, rank))
 
     def _hear(self, rank: int, answer: Future[None]) -> None:
         self._asked.discard(rank)
         # A connection that ended is somebody else's news: a call fails, or its process is seen to.
-        if isinstance(answer.exception(), CallTimeout) and not self._end.is_set():
+        silent = isinstance(answer.exception(), CallTimeout)
+        if silent and not self._end.is_set() and rank not in self._missed:
+            self._missed.add(rank)  # once, as after Ctrl-Z and fg, says nothing
+            self._ask(rank)
+            return
+        self._missed.discard(rank)
+        if silent and not self._end.is_set():
             self._lost(
                 rank,
                 f"it has given no sign of life for {self._timeout:g} s (runtime.liveness_timeout); "

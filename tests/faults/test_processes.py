@@ -54,6 +54,7 @@ def test_a_killed_driver_leaves_nobody_and_is_resumed(
     faults.wait_for_a_step(process)
     process.kill()
     process.communicate()
+    (faults.folder / "fault 18").touch()  # it may not have come to that
     done = faults.run("18: once sleep", "runtime.nproc=2", "output.mode=resume")
     assert done.status == 0, done.err
     assert faults.complete() == ALL
