@@ -8,6 +8,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from distinf.parameters import parse_times
+from distinf.placement import split
 from recipes.checks import check_models
 from recipes.models import make
 
@@ -32,7 +33,8 @@ def fetch(cfg: DictConfig) -> None:
 
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     for name, settings in plain["diagnostic"].items():
-        make(settings, f"diagnostic.{name}")
+        where = f"diagnostic.{name}"
+        make(split(settings, where)[1], where)
         print(f"Fetched diagnostic {name}")
     wanted = make(plain["prognostic"], "prognostic").input_coords()
     print("Fetched prognostic")

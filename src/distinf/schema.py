@@ -199,7 +199,9 @@ def mismatches(
         return ["it was not made by distinf"]
     problems = [
         f"{key}: the store has {was}, this run {now}"
-        for key, was, now in differences(json.loads(written), config)
+        for key, was, now in differences(
+            json.loads(written), json.loads(json.dumps(config, default=str))
+        )
     ]
     if problems:
         return problems
@@ -228,8 +230,8 @@ def differences(
         if path not in _DECIDING and any(re.fullmatch(free, path) for free in _FREE):
             continue
         a, b = was.get(key), now.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from differences(a, b, f"{path}.")
+        if isinstance(a or {}, dict) and isinstance(b or {}, dict) and (a or b):
+            yield from differences(a or {}, b or {}, f"{path}.")
         elif json.dumps(a, default=str) != json.dumps(b, default=str):
             yield path, a, b
 

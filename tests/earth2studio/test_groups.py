@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from distinf.errors import ConfigError
 from distinf.loading import load_data, load_model
 from distinf.options import check_target
+from distinf.placement import Placement, split
 from tests import application
 
 CFG = application.ROOT / "cfg"
@@ -27,7 +28,7 @@ MANDATORY = {
 }
 GROUPS = [
     f"{group}={path.stem}"
-    for group in ("prognostic", "diagnostic", "data")
+    for group in ("prognostic", "diagnostic", "data", "perturbation")
     for path in sorted((CFG / group).glob("*.yaml"))
 ]
 
@@ -50,6 +51,9 @@ def compose(choice: str) -> tuple[str, dict[str, Any]]:
 def test_a_file_composes_and_its_class_is_there(choice: str, tmp_path: Path) -> None:
     where, settings = compose(choice)
     settings.pop("package", None)
+    if where.startswith("diagnostic."):
+        placement, settings = split(settings, where)
+        assert placement == Placement()
     try:
         check_target(settings, where)
     except ConfigError as error:
