@@ -7,12 +7,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from distinf import launch, network
 from distinf.errors import ConfigError, SessionError
 from distinf.own_ranks import OwnRanks, listen_on_loopback
+from distinf.runtime import Runtime
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -21,82 +21,6 @@ if TYPE_CHECKING:
     from distinf.worker import Worker
 
 __all__ = ["Runtime", "close_session", "current_session", "open_session", "session"]
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """Options of a session; ``runtime.*`` of the config.
-
-    Parameters
-    ----------
-    nproc : int | None
-        Ranks that ``python main.py`` starts by itself when no launcher did, by default None: as
-        many as GPUs, at least 2; 3 on a machine without. 1: everything in this process.
-    carrier : str
-        How tensors travel: ``"cuda"`` (device to device), ``"host"`` (through host memory),
-        ``"auto"``, by default ``"auto"``.
-    threads : int
-        Compute threads of each rank on the CPU, by default 1. Set here because launchers
-        differ in it, and some operations' last bits depend on it.
-    seed : int
-        Of all random draws, by default 0; see `distinf.seeds.task_seed`.
-    batch : int
-        Dates and members that a recipe's prognostic steps together, by default 1.
-    start_timeout : float
-        Seconds within which all ranks must have found each other, by default 120.
-    call_timeout : float | None
-        Seconds that one attempt of a diagnostic call may take before its worker is given up,
-        by default 3600; None: as long as the worker's process lives.
-    max_attempts : int
-        Workers that may be lost while computing one and the same task before the run fails,
-        by default 3.
-    expect_ranks : int | None
-        How many ranks there must be, by default None: as many as the launcher started.
-    interface : str | None
-        Network interface on which ranks of several nodes talk, by default None: the one that
-        leads to rank 0. On one node they stay on loopback.
-
-    Raises
-    ------
-    ConfigError
-        If a value is out of its range.
-    """
-
-    nproc: int | None = None
-    carrier: str = "auto"
-    threads: int = 1
-    seed: int = 0
-    batch: int = 1
-    start_timeout: float = 120.0
-    call_timeout: float | None = 3600.0
-    max_attempts: int = 3
-    expect_ranks: int | None = None
-    interface: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.carrier not in ("auto", "cuda", "host"):
-            raise ConfigError(f"runtime.carrier={self.carrier}: choose auto, cuda or host")
-        for name, least in (
-            ("nproc", 1),
-            ("threads", 1),
-            ("seed", 0),
-            ("batch", 1),
-            ("max_attempts", 1),
-            ("expect_ranks", 1),
-        ):
-            value = getattr(self, name)
-            if value is None and name in ("nproc", "expect_ranks"):
-                continue
-            if type(value) is not int or value < least:
-                raise ConfigError(
-                    f"runtime.{name}={value}: must be a whole number, at least {least}"
-                )
-        for name in ("start_timeout", "call_timeout"):
-            value = getattr(self, name)
-            if value is None and name == "call_timeout":
-                continue
-            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-                raise ConfigError(f"runtime.{name}={value}: must be a number of seconds above 0")
 
 
 class Session:
