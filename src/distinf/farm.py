@@ -186,12 +186,13 @@ class Farm:
             for number in self._dispatcher.on(rank):
                 self._tasks[number].why = reason
             left = [worker for worker in self._dispatcher.workers if worker != rank]
+            decisions: list[Decision] = []
             if rank in self._dispatcher.workers:
                 log.warning("rank %d was lost, %d worker(s) left: %s", rank, len(left), reason)
                 if self._driver.needed(left) and 0 not in left:
                     log.warning("rank 0 runs diagnostics from here on")
-                    self._dispatcher.join(0)
-            decisions = self._dispatcher.lose(rank)
+                    decisions += self._dispatcher.join(0)
+            decisions += self._dispatcher.lose(rank)
             self._changed.notify_all()
         self._carry_out(decisions)
 

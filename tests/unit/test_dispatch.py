@@ -14,7 +14,7 @@ from hypothesis.stateful import (
 from distinf.dispatch import Dispatcher, GiveUp, Start
 
 RANKS = (1, 2, 3, 4, 5)
-RESTRICTIONS = (None, *(frozenset(s) for s in ({1}, {2, 3}, {1, 4}, {3}, {1, 2, 3, 4, 5})))
+RESTRICTIONS = (None, *(frozenset(s) for s in ({1}, {2, 3}, {0, 1, 4}, {3}, {1, 2, 3, 4, 5})))
 
 
 class Cluster(RuleBasedStateMachine):
@@ -116,6 +116,21 @@ class Cluster(RuleBasedStateMachine):
         self.waiting = sorted(self.waiting + tasks)
         self.apply(self.dispatcher.lose(rank))
 
+    @precondition(lambda self: len(self.on) < len(RANKS))
+    @rule(data=st.data())
+    def join(self, data):
+        """One more worker, as when the driver helps; a lost one never comes back."""
+        ranks = [rank for rank in (0, *RANKS) if rank not in self.on and rank not in self.lost]
+        if ranks:
+            rank = data.draw(st.sampled_from(ranks))
+            self.on[rank] = []
+            self.apply(self.dispatcher.join(rank))
+
+    @precondition(lambda self: self.on)
+    @rule(data=st.data())
+    def join_again(self, data):
+        assert self.dispatcher.join(data.draw(st.sampled_from(list(self.on)))) == []
+
     @precondition(lambda self: self.lost)
     @rule(data=st.data())
     def lose_again(self, data):
@@ -124,7 +139,7 @@ class Cluster(RuleBasedStateMachine):
     @invariant()
     def agrees_with_the_model(self):
         assert self.dispatcher.workers == tuple(sorted(self.on))
-        for rank in RANKS:
+        for rank in (0, *RANKS):
             assert self.dispatcher.on(rank) == tuple(self.on.get(rank, ()))
         assert all(len(tasks) <= self.depth for tasks in self.on.values())
         for workers in RESTRICTIONS:
@@ -188,6 +203,14 @@ def test_tasks_of_several_lost_workers_go_oldest_first():
     assert dispatcher.lose(1) == dispatcher.lose(2) == []
     assert dispatcher.finish(2, 3) == [Start(0, 3, attempt=2)]
     assert dispatcher.finish(0, 3) == [Start(1, 3, attempt=2)]
+
+
+def test_a_worker_that_joins_takes_what_waits():
+    dispatcher = Dispatcher([1, 2], depth=1)
+    dispatcher.submit(0)
+    dispatcher.submit(1)
+    assert dispatcher.lose(1) == []
+    assert dispatcher.join(0) == [Start(0, 0, attempt=2)]
 
 
 def test_a_task_that_kills_its_workers_is_given_up():

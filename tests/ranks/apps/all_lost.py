@@ -7,7 +7,7 @@ import signal
 
 from common import state
 
-from distinf import DistributedInference, session
+from distinf import DistributedInference, Runtime, session
 
 
 class Deadly:
@@ -16,6 +16,7 @@ class Deadly:
 
 
 if __name__ == "__main__":
-    with session(nproc=3) as rank, DistributedInference(Deadly) as infer:
+    never = Runtime(driver_works="never")  # it would die of the same task
+    with session(never, nproc=3) as rank, DistributedInference(Deadly) as infer:
         for _ in infer.starmap(state(step) for step in range(10)):
             pass

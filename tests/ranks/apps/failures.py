@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from common import outcome_of, state, tell, wait_for
 
-from distinf import DistributedInference, DistributedManager, session
+from distinf import DistributedInference, DistributedManager, Runtime, session
 from distinf.session import current_session
 
 
@@ -93,6 +93,6 @@ def losses(folder):
 
 if __name__ == "__main__":
     for part in (models, losses):
-        with session(nproc=3):
+        with session(Runtime(driver_works="never"), nproc=3):
             part(Path.cwd())
         tell(f"{part.__name__} ended", True)

@@ -1,0 +1,192 @@
+"""Farm: whatever happens to the workers, every future is done in the end, and only once."""
+
+import threading
+from concurrent.futures import Future
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distinf.driver_works import DriverWorks
+from distinf.errors import CallTimeout, SessionError, TaskError, TaskLost, WorkerLost
+from distinf.farm import Farm
+from distinf.transport import Call, Failure, Reply
+
+DEADLINE = 8.0  # of what takes no time
+
+
+class ByHand:
+    """A carrier whose calls end when and how the test says."""
+
+    carrier = "by hand"
+
+    def __init__(self, workers):
+        self.workers = tuple(workers)
+        self.open = {rank: [] for rank in workers}  # (call, its answer), the oldest first
+
+    def send(self, rank, call, timeout):
+        answer = Future()
+        self.open[rank].append((call, answer))
+        return answer
+
+    def ping(self, rank, timeout):
+        raise NotImplementedError
+
+    def close(self, error=False):
+        pass
+
+
+class Here:
+    """The driver's own process: calls run at once."""
+
+    workers = (0,)
+    carrier = "here"
+
+    def __init__(self):
+        self.did = []
+
+    def send(self, rank, call, timeout):
+        answer = Future()
+        if call.method == "__forward__":
+            self.did.append(call.args[0])
+        answer.set_result(reply(0, call))
+        return answer
+
+
+def reply(rank, call, failure=None):
+    return Reply(call.args and call.args[0], failure, rank, "here", 0.0, 0.0)
+
+
+def task(number):
+    return Call(0, "__forward__", f"task {number}", (number,))
+
+
+def farm_of(workers, works="fallback", **options):
+    carrier, here = ByHand(workers), Here()
+    farm = Farm(carrier, driver=DriverWorks(here, works), **options)
+    assert farm.new_model() == 0
+    for rank in workers:
+        built = farm.call(rank, Call(0, "__build__", "construction", (dict,)))
+        carrier.open[rank].pop()[1].set_result(reply(rank, Call(0, "__build__")))
+        built.result(DEADLINE)
+    return farm, carrier, here
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["submit", "submit", "answer", "connection", "silence", "deadline", "raise"]
+        ),
+        st.integers(0, 9),
+        st.sampled_from([None, None, frozenset({1}), frozenset({2, 3})]),
+    ),
+    min_size=12,
+    max_size=40,
+)
+
+
+@settings(max_examples=300)
+@given(
+    workers=st.integers(1, 3),
+    depth=st.integers(1, 2),
+    attempts=st.integers(2, 3),
+    works=st.sampled_from(["never", "fallback"]),
+    events=EVENTS,
+)
+def test_every_task_ends_whatever_is_lost(workers, depth, attempts, works, events):
+    ranks = range(1, workers + 1)
+    farm, carrier, here = farm_of(
+        ranks, works, depth=depth, max_attempts=attempts, skip_errors=True
+    )
+    futures, raised, lost = [], set(), set()
+
+    def end(rank, how):
+        call, answer = carrier.open[rank].pop(0)
+        if how == "raise":
+            raised.add(call.args[0])
+            answer.set_result(reply(rank, call, Failure("f", "ValueError", "no", "")))
+        elif how == "answer":
+            answer.set_result(reply(rank, call))
+        else:
+            lost.add(rank)
+            kinds = {"connection": WorkerLost(rank, "gone"), "deadline": CallTimeout("late")}
+            answer.set_exception(kinds[how])
+
+    for what, which, limit in events:
+        busy = [rank for rank in ranks if carrier.open[rank]]
+        left = [rank for rank in farm.workers if rank]
+        if what == "submit":
+            allowed = left if limit is None else [r for r in left if r in limit]
+            # Only where it need not wait: there is nobody here to end what it would wait for.
+            if any(len(farm._dispatcher.on(rank)) < depth for rank in allowed):
+                futures.append(farm.submit(task(len(futures)), 0, limit))
+        elif what == "silence":
+            if left:
+                lost.add(left[which % len(left)])
+                farm.lose(left[which % len(left)], "silent")
+        elif busy:
+            end(busy[which % len(busy)], what)
+    while busy := [rank for rank in ranks if carrier.open[rank]]:
+        end(busy[0], "answer")
+
+    for number, future in enumerate(futures):
+        error = future.exception(DEADLINE)
+        if error is None:
+            assert future.result() == number
+        elif isinstance(error, TaskError):
+            assert number in raised
+        elif isinstance(error, TaskLost):
+            assert len(lost) >= attempts
+        else:
+            assert isinstance(error, SessionError)
+            assert works == "never"
+            assert "no worker is left" in str(error)
+    assert len(set(here.did)) == len(here.did), "the driver did a task twice"
+
+
+def test_the_driver_takes_what_waits_for_a_full_worker():
+    farm, carrier, here = farm_of([1, 2, 3], depth=1)
+    futures = [farm.submit(task(number), 0, None) for number in range(3)]
+    for rank in (1, 2, 3):  # each but the last while the others are full
+        carrier.open[rank].pop()[1].set_exception(WorkerLost(rank, "killed"))
+    assert [future.result(DEADLINE) for future in futures] == [0, 1, 2]
+    assert sorted(here.did) == [0, 1, 2]
+
+
+def test_an_idle_driver_takes_a_task_instead_of_waiting():
+    farm, carrier, here = farm_of([1], "idle", depth=1)
+    first = farm.submit(task(0), 0, None)
+    assert farm.submit(task(1), 0, None).result(DEADLINE) == 1
+    assert here.did == [1]
+    call, answer = carrier.open[1].pop()
+    answer.set_result(reply(1, call))
+    assert first.result(DEADLINE) == 0
+
+
+def test_an_error_wakes_who_waits_to_submit():
+    farm, carrier, _ = farm_of([1], "never", depth=1)
+    first = farm.submit(task(0), 0, None)
+    caught = Future()
+
+    def submit():
+        try:
+            farm.submit(task(1), 0, None)
+        except TaskError as error:
+            caught.set_result(error)
+
+    waiting = threading.Thread(target=submit, daemon=True)
+    waiting.start()
+    call, answer = carrier.open[1].pop()
+    answer.set_result(reply(1, call, Failure("f", "ValueError", "no", "")))
+    assert "ValueError: no" in str(caught.result(DEADLINE))
+    assert isinstance(first.exception(DEADLINE), TaskError)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_task_is_not_sent_to_lost_workers(number):
+    farm, carrier, _ = farm_of([1, 2], "never")
+    farm.lose(number, "stopped")
+    for i in range(2):
+        farm.submit(task(i), 0, None)
+    assert len(carrier.open[3 - number]) == 2
+    assert not carrier.open[number]
