@@ -15,7 +15,7 @@ from distinf.parameters import parse_ensemble, parse_times
 from distinf.placement import chains, split
 from distinf.reach import check_reachable
 from distinf.session import Runtime
-from recipes.models import is_weight_free, weightless
+from recipes.models import is_weight_free, take_restartable, weightless
 
 _SECTIONS = (
     *("recipe", "parameters", "prognostic", "diagnostic", "perturbation", "data"),
@@ -52,6 +52,7 @@ def check_structure(cfg: DictConfig) -> Runtime:
         raise ConfigError(f"output.netcdf={output.netcdf}: its folder does not exist")
     if not plain["diagnostic"]:
         raise ConfigError("diagnostic is empty: choose at least one of its group")
+    take_restartable(plain["prognostic"])
     check_target(plain["prognostic"], "prognostic")
     check_target(plain["data"], "data")
     placements = {}
@@ -68,6 +69,7 @@ def check_structure(cfg: DictConfig) -> Runtime:
 def check_models(cfg: DictConfig) -> None:
     """Refuse models and data that do not fit together, as far as it is known without weights."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    restartable = take_restartable(plain["prognostic"])
     check_reachable(plain["prognostic"], "prognostic")
     check_reachable(plain["data"], "data")
     for name, settings in plain["diagnostic"].items():
@@ -84,9 +86,11 @@ def check_models(cfg: DictConfig) -> None:
 
     from distinf.chain import Chain, Kept, Link
     from distinf.forecast import step_coords
+    from distinf.restart import is_restartable
     from distinf.schema import check_clashes
     from recipes.farmed import check_stored, state_plan
 
+    is_restartable(prognostic, restartable)
     state = step_coords(prognostic, times[0], member=parameters["ensemble"] and 0)
     grids = {}
     if (own := state_plan(output, state)) is not None:

@@ -17,20 +17,22 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from distinf.background import in_background
+from distinf.blocks import blocks, tasks
 from distinf.chain import Kept
 from distinf.ensemble import perturb
 from distinf.errors import TasksSkipped
 from distinf.farm import Farm
-from distinf.forecast import blocks, forecasts, lead_times, step_coords, tasks
+from distinf.forecast import forecasts, lead_times, step_coords
 from distinf.netcdf import to_netcdf
 from distinf.options import Output
 from distinf.output import ForecastStore, check_output
 from distinf.parameters import parse_ensemble, parse_times
 from distinf.progress import Progress, summarize, versions
+from distinf.restart import RestartStates, is_restartable
 from distinf.session import current_session
 from recipes.checks import check_models
 from recipes.farmed import attributes, check_stored, construct, state_plan
-from recipes.models import make
+from recipes.models import make, take_restartable
 from recipes.place import output_path
 
 log = logging.getLogger("distinf")
@@ -58,6 +60,7 @@ def diagnostic(cfg: DictConfig) -> None:
     output = Output(**plain["output"])
     times, nsteps = parse_times(plain["parameters"]["time"]), plain["parameters"]["nsteps"]
     members = parse_ensemble(plain["parameters"]["ensemble"], plain["perturbation"])
+    restartable = take_restartable(plain["prognostic"])
     kept = Kept(output.variables, output.region)
 
     with ExitStack() as stack:
@@ -94,7 +97,7 @@ def diagnostic(cfg: DictConfig) -> None:
                 skip_errors=session.runtime.on_error == "skip",
             )
         )
-        done, total = store.counts
+        done, total = store.marks.counts
         log.info(
             "%d rank(s) by %s, carrier %s, %d of %d tasks to do",
             session.place.world_size,
@@ -104,14 +107,21 @@ def diagnostic(cfg: DictConfig) -> None:
             total,
         )
         todo = [
-            dataclasses.replace(block, nsteps=last * output.every)
+            dataclasses.replace(block, nsteps=lacks[1] * output.every)
             for block in blocks(times, members, nsteps, batch)
-            if (last := store.last_incomplete(block.times, block.members)) is not None
+            if (lacks := store.marks.incomplete(block.times, block.members)) is not None
         ]
+        restart = None
+        if output.restart_every is not None and is_restartable(prognostic, restartable):
+            restart = RestartStates(
+                store.destination, output.restart_every, store.marks, output.every
+            )
         with Progress(farm.events, total, done, farm.busy):
-            states = forecasts(prognostic, data, todo, device, farm.events, perturbation, seed)
+            states = forecasts(
+                prognostic, data, todo, device, farm.events, perturbation, seed, restart
+            )
             for x, coords in itertools.chain.from_iterable(itertools.starmap(tasks, states)):
-                lacking = store.lacking(coords)
+                lacking = store.marks.lacking(coords)
                 for infer, made in makes.items():
                     if names := [name for name in made if name in lacking]:
                         future = infer.submit(x, coords)

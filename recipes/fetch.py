@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from distinf.parameters import parse_times
 from distinf.placement import split
 from recipes.checks import check_models
-from recipes.models import make
+from recipes.models import make, take_restartable
 
 
 def check(cfg: DictConfig) -> None:
@@ -36,6 +36,7 @@ def fetch(cfg: DictConfig) -> None:
         where = f"diagnostic.{name}"
         make(split(settings, where)[1], where)
         print(f"Fetched diagnostic {name}")
+    take_restartable(plain["prognostic"])
     wanted = make(plain["prognostic"], "prognostic").input_coords()
     print("Fetched prognostic")
     data = make(plain["data"], "data")

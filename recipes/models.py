@@ -46,6 +46,20 @@ def make(settings: Mapping[str, Any], where: str) -> Any:
         raise
 
 
+def take_restartable(settings: dict[str, Any]) -> bool | None:
+    """Take ``restartable`` out of the prognostic's settings: it is for us, not for the model.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither true, false nor null.
+    """
+    stated = settings.pop("restartable", None)
+    if stated not in (True, False, None):
+        raise ConfigError(f"prognostic.restartable={stated}: choose true, false or null")
+    return stated
+
+
 def is_weight_free(settings: Mapping[str, Any]) -> bool:
     """Whether the object of a section costs nothing to make."""
     target = settings["_target_"]

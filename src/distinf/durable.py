@@ -9,7 +9,7 @@ from typing import Any
 
 from zarr.storage import LocalStore
 
-__all__ = ["DurableStore"]
+__all__ = ["DurableStore", "sync"]
 
 
 class DurableStore(LocalStore):  # type: ignore[misc]
@@ -21,13 +21,15 @@ class DurableStore(LocalStore):  # type: ignore[misc]
     async def set(self, key: str, value: Any) -> None:
         """Write a key; return when it would survive a power failure."""
         await super().set(key, value)
-        await asyncio.to_thread(_sync, Path(self.root) / key)
+        path = Path(self.root) / key
+        await asyncio.to_thread(sync, path)
+        await asyncio.to_thread(sync, path.parent)
 
 
-def _sync(path: Path) -> None:
-    for target in (path, path.parent):
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def sync(path: Path) -> None:
+    """Return when a file, or what a folder lists, would survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time as clock
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,16 +13,18 @@ import numpy as np
 import torch
 
 from distinf.background import in_background
+from distinf.blocks import Block, Coords, State, tasks
 from distinf.errors import ConfigError
 from distinf.progress import Event, Events
 from distinf.reach import unreachable, unread
-from distinf.seeds import seed_all, task_seed
+from distinf.restart import RestartStates, Saved
+from distinf.seeds import seed_all, set_generators, task_seed
 from distinf.selection import plan
 
-__all__ = ["Block", "blocks", "forecasts", "lead_times", "rollout", "step_coords", "tasks"]
+log = logging.getLogger("distinf")
 
-Coords = OrderedDict[str, np.ndarray]
-State = tuple[torch.Tensor, Coords]
+__all__ = ["forecasts", "lead_times", "rollout", "step_coords"]
+
 Perturb = Callable[[torch.Tensor, Coords], State]
 
 
@@ -77,58 +79,6 @@ def step_coords(
     return coords
 
 
-@dataclass(frozen=True)
-class Block:
-    """Initial times and members that the prognostic steps together.
-
-    Parameters
-    ----------
-    times : np.ndarray
-        Initial times, datetime64[ns].
-    members : np.ndarray | None
-        Numbers of the members; None without an ensemble.
-    nsteps : int
-        How many steps.
-    """
-
-    times: np.ndarray
-    members: np.ndarray | None
-    nsteps: int
-
-
-def blocks(times: np.ndarray, members: int | None, nsteps: int, batch: int) -> list[Block]:
-    """Divide dates and members into blocks of at most ``batch``.
-
-    Members of one date come first into the same block; dates share one only where all their
-    members fit.
-
-    Parameters
-    ----------
-    times : np.ndarray
-        Initial times.
-    members : int | None
-        Size of the ensemble; None without one.
-    nsteps : int
-        Steps of each forecast.
-    batch : int
-        States that the prognostic takes at once.
-
-    Returns
-    -------
-    list[Block]
-        In the order of dates, then members.
-    """
-    if members is None:
-        return [Block(times[i : i + batch], None, nsteps) for i in range(0, len(times), batch)]
-    every = np.arange(members)
-    dates = max(1, batch // members)
-    return [
-        Block(times[i : i + dates], every[j : j + batch], nsteps)
-        for i in range(0, len(times), dates)
-        for j in range(0, members, batch)
-    ]
-
-
 def rollout(
     prognostic: Any,
     data: Any,
@@ -176,6 +126,7 @@ def forecasts(
     events: Events | None = None,
     perturbation: Perturb | None = None,
     seed: int | None = None,
+    restart: RestartStates | None = None,
 ) -> Iterator[State]:
     """Forecast one block after the other, without a gap between them.
 
@@ -193,6 +144,9 @@ def forecasts(
     seed : int | None, optional
         The run's seed, for a prognostic that draws random numbers: they begin anew with each block.
         By default None: it draws as it pleases.
+    restart : RestartStates | None, optional
+        Where states are saved, and from which a block begins if one of its states is there, by
+        default None: every block begins with its initial condition.
 
     Raises
     ------
@@ -206,39 +160,36 @@ def forecasts(
     """
     wanted = prognostic.input_coords()
     method = getattr(prognostic, "interp_method", None)
-    reads = [partial(_read, data, block.times, wanted, method, device, events) for block in todo]
-    upcoming = in_background(reads[0], "distinf-read") if reads else None
+
+    def begin(block: Block) -> State | Saved:
+        if restart is not None and (saved := restart.newest(block)) is not None:
+            return saved
+        return _read(data, block.times, wanted, method, device, events)
+
+    upcoming = in_background(partial(begin, todo[0]), "distinf-read") if todo else None
     for number, block in enumerate(todo):
         assert upcoming is not None
-        x, coords = upcoming.result()
+        first = upcoming.result()
         upcoming = None
         if number + 1 < len(todo):
-            upcoming = in_background(reads[number + 1], "distinf-read")
+            upcoming = in_background(partial(begin, todo[number + 1]), "distinf-read")
         start = clock.time()
-        if block.members is not None:
-            x, coords = _members(x, coords, block.members, perturbation)
-        yield from _steps(prognostic, x, coords, block, events, seed, start)
-
-
-def tasks(x: torch.Tensor, coords: Coords) -> Iterator[State]:
-    """Take a state of several dates and members apart into those of one each, as views."""
-    axes = [key for key in ("ensemble", "time") if key in coords]
-    for index in np.ndindex(*(len(coords[key]) for key in axes)):
-        part, own = x, OrderedDict(coords)
-        for axis, (key, i) in enumerate(zip(axes, index, strict=True)):
-            part = part.narrow(axis, i, 1)
-            own[key] = coords[key][i : i + 1]
-        yield part, own
+        if not isinstance(first, Saved) and block.members is not None:
+            first = _members(*first, block.members, perturbation)
+        yield from _steps(prognostic, first, block, events, seed, start, device, restart)
+        if restart is not None:
+            restart.finish(block)
 
 
 def _steps(
     prognostic: Any,
-    x: torch.Tensor,
-    coords: Coords,
+    first: State | Saved,
     block: Block,
     events: Events | None,
     seed: int | None,
     start: float,
+    device: torch.device | str,
+    restart: RestartStates | None,
 ) -> Iterator[State]:
     member = None if block.members is None else int(block.members[0])
     if seed is not None:
@@ -250,9 +201,18 @@ def _steps(
     label += "" if member is None else f" member {member}"
     more = len(block.times) * (1 if block.members is None else len(block.members)) - 1
     label += f" and {more} more" if more else ""
+    if isinstance(first, Saved):
+        log.info("%s: goes on from its saved step %d", label, first.step)
+        if seed is not None:
+            set_generators(first.generators, device)
+        begun, x, coords = first.step, first.x.to(device), first.coords
+    else:
+        begun, (x, coords) = 0, first
     states = prognostic.create_iterator(x, coords)
-    for step in range(block.nsteps + 1):
+    for step in range(begun, block.nsteps + 1):
         x, coords = next(states)
+        if restart is not None and step > begun:
+            restart.offer(block, step, x, coords)
         if events is not None:
             events.record(Event("forecast", f"{label} step {step}", 0, start, clock.time()))
         yield x, coords

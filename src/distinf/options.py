@@ -45,6 +45,12 @@ class Output:
         A NetCDF file that is written as well once the run is complete, by default None.
     check_space : bool
         Whether a run that may not fit on the disk is refused, by default True.
+    verify : bool
+        Whether a resumed store is read back first, and what is damaged computed again, by default
+        False.
+    restart_every : int | None
+        Steps between saved states of a prognostic that can restart from them, by default 10; None:
+        none is saved. They lie in the store until its forecast is complete.
 
     Raises
     ------
@@ -61,15 +67,21 @@ class Output:
     shards: int | None = None
     netcdf: str | None = None
     check_space: bool = True
+    verify: bool = False
+    restart_every: int | None = 10
 
     def __post_init__(self) -> None:
         if self.mode not in _MODES:
             raise ConfigError(f"output.mode={self.mode}: choose one of {', '.join(_MODES)}")
-        for name in ("writers", "every", "shards"):
+        for name in ("writers", "every", "shards", "restart_every"):
             value = getattr(self, name)
-            # YAML's `true` is an int to Python.
-            if (type(value) is not int or value < 1) and (name != "shards" or value is not None):
+            if value is None and name in ("shards", "restart_every"):
+                continue
+            if type(value) is not int or value < 1:  # YAML's `true` is an int to Python
                 raise ConfigError(f"output.{name}={value}: must be a whole number, at least 1")
+        for name in ("check_space", "verify"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"output.{name}={getattr(self, name)}: choose true or false")
         for name in ("prognostic_variables", "variables"):
             value = getattr(self, name)
             names = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)

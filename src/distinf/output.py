@@ -8,9 +8,9 @@ dimension ``ensemble``.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-import time as clock
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,21 +18,22 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import torch
 import zarr
 
 from distinf.destination import find_destination
 from distinf.errors import DistinfError, Interrupted, StoreError, TaskError, TaskLost
+from distinf.files import Files
+from distinf.holder import RESTART
+from distinf.marks import Marks
 from distinf.options import Output
-from distinf.progress import Event, Events
-from distinf.schema import check_clashes, create, extend, mark, mismatches, shape, step_bytes
+from distinf.progress import Events
+from distinf.schema import check_clashes, create, extend, mismatches, step_bytes
 
 __all__ = ["ForecastStore", "check_output"]
 
+log = logging.getLogger("distinf")
+
 Coords = OrderedDict[str, np.ndarray]
-Result = tuple[torch.Tensor, Coords]
-# A file of a diagnostic: its name, where it is in the leading dimensions, its first lead time.
-File = tuple[str, tuple[int, ...], int]
 
 
 def check_output(path: str | os.PathLike[str], mode: str) -> None:
@@ -101,6 +102,10 @@ class ForecastStore:
 
     Attributes
     ----------
+    destination : Destination
+        Where it lies.
+    marks : Marks
+        What is complete.
     skipped : list[str]
         The tasks that were left out, and why.
 
@@ -137,20 +142,19 @@ class ForecastStore:
             self._axes["ensemble"] = ensemble
             self._axes.move_to_end("ensemble", last=False)
         self._diagnostics = dict(diagnostics)
-        self._events = events
         check_output(path, output.mode)
         check_clashes(diagnostics)
-        self._destination = find_destination(path)
-        self._destination.hold()
+        self.destination = find_destination(path)
+        self.destination.hold()
         try:
-            store = self._destination.open()
-            if output.mode == "resume" and self._destination.is_created():
+            store = self.destination.open()
+            if output.mode == "resume" and self.destination.is_created():
                 self._check_same(store, config or {})
                 extend(store, self._axes, self._diagnostics, config or {})
             else:
                 if output.check_space:
                     self._check_space(sum(map(self._size, self._diagnostics)))
-                self._destination.begin()
+                self.destination.begin()
                 create(
                     store,
                     self._axes,
@@ -160,17 +164,23 @@ class ForecastStore:
                     versions or {},
                     output.shards,
                 )
-                self._destination.created()
+                self.destination.created()
             self._group = zarr.open_group(store, mode="r+", use_consolidated=False)
-            # Lead times in one file.
-            self._leads = self._group[mark(next(iter(self._diagnostics)))].chunks[-1]
-            self._complete = {
-                name: np.asarray(self._group[mark(name)][:]) for name in self._diagnostics
-            }
+            self.marks = Marks(self._group, self._axes, self._diagnostics, self.path)
+            self._files = Files(
+                self._group,
+                self._axes,
+                self._diagnostics,
+                self.marks,
+                self.destination,
+                self.path,
+                events,
+            )
+            if output.verify:
+                self._verify()
         except BaseException:
-            self._destination.release()
+            self.destination.release()
             raise
-        self._waiting: dict[File, dict[int, list[np.ndarray]]] = {}
         self._turn = threading.Lock()
         self._slots = threading.BoundedSemaphore(pending)
         self._writers = ThreadPoolExecutor(output.writers, thread_name_prefix="distinf-write")
@@ -185,30 +195,8 @@ class ForecastStore:
         member: int | None = None,
     ) -> bool:
         """Whether this step of a diagnostic is in the store."""
-        where = OrderedDict(ensemble=[member], time=[time], lead_time=[lead_time])
-        return bool(self._complete[diagnostic][self._where(diagnostic, where)])
-
-    def lacking(self, coords: Mapping[str, Any]) -> list[str]:
-        """Diagnostics whose result for a state with these coords is to be stored, and is not."""
-        if coords["lead_time"][-1] not in self._axes["lead_time"]:
-            return []
-        where = {**coords, "lead_time": coords["lead_time"][-1:]}
-        return [n for n, done in self._complete.items() if not done[self._where(n, where)]]
-
-    def last_incomplete(self, times: np.ndarray, members: np.ndarray | None) -> int | None:
-        """Index of the last lead time that any of these forecasts lacks; None if none does."""
-        done = np.logical_and.reduce(list(self._complete.values()))
-        axes = [times] if members is None else [members, times]
-        names = [name for name in self._axes if name != "lead_time"]
-        where = [np.isin(self._axes[name], own) for name, own in zip(names, axes, strict=True)]
-        lacking = np.flatnonzero(~done[np.ix_(*where)].reshape(-1, done.shape[-1]).all(axis=0))
-        return int(lacking[-1]) if len(lacking) else None
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """How many tasks are complete, and how many there are."""
-        marks = self._complete.values()
-        return int(sum(m.sum() for m in marks)), int(sum(m.size for m in marks))
+        where = {"ensemble": [member], "time": [time], "lead_time": [lead_time]}
+        return self.marks.is_complete(diagnostic, where)
 
     def write(self, diagnostic: str, future: Future[Any]) -> None:
         """Write the result of a task when it is there; returns at once unless too many wait.
@@ -263,7 +251,7 @@ class ForecastStore:
             return
         # After an error of a model what is in flight still arrives; after Ctrl-C it does not.
         self._close(wait=isinstance(error, DistinfError) and not isinstance(error, Interrupted))
-        done, total = self.counts
+        done, total = self.marks.counts
         error.add_note(
             f"{done} of {total} tasks are complete in {self.path}; the same command with "
             "output.mode=resume continues from there"
@@ -276,13 +264,14 @@ class ForecastStore:
             self._wait_for_all()
         self._closed = True
         self._writers.shutdown(wait=True)
-        for file, rows in self._waiting.items():  # files that lack some lead times
-            try:
-                self._put(file, rows)
-            except StoreError as error:
-                self._error = self._error or error
-        self._waiting.clear()
-        self._destination.release()
+        try:
+            self._files.finish()
+        except StoreError as error:
+            self._error = self._error or error
+        done, total = self.marks.counts
+        if done == total:
+            self.destination.remove(RESTART)
+        self.destination.release()
 
     def _wait_for_all(self) -> None:
         taken = 0
@@ -303,15 +292,7 @@ class ForecastStore:
             result = future.result()
             if isinstance(result, Mapping):
                 result = result[diagnostic]
-            file, lead, rows = self._rows(diagnostic, *result)
-            with self._turn:
-                waiting = self._waiting.setdefault(file, {})
-                waiting[lead] = rows
-                whole = len(waiting) == self._lacking(file)
-                if whole:
-                    del self._waiting[file]
-            if whole:
-                self._put(file, waiting)
+            self._files.add(diagnostic, *result)
         except (TaskError, TaskLost) as error:
             if not self._skip_errors:
                 self._error = self._error or error
@@ -323,95 +304,29 @@ class ForecastStore:
         finally:
             self._slots.release()
 
-    def _rows(
-        self, diagnostic: str, x: torch.Tensor, coords: Coords
-    ) -> tuple[File, int, list[np.ndarray]]:
-        """Take a result [(ensemble=1,) time=1, lead_time=1, ...] apart into its variables."""
-        expected = self._diagnostics[diagnostic]
-        leading = len(self._axes)
-        sizes = (*(1,) * leading, *shape(expected)[leading:])
-        if list(coords) != list(expected) or tuple(x.shape) != sizes:
-            raise StoreError(
-                f"{diagnostic}{_step(coords)}: the result has dimensions "
-                f"{dict(zip(coords, x.shape, strict=False))}, "
-                f"the store {dict(zip(expected, sizes, strict=False))}"
-            )
-        *where, lead = self._where(diagnostic, coords)
-        data = x.to("cpu", torch.float32).numpy()
-        axis = list(expected).index("variable")
-        rows = [data.take(i, axis)[(0,) * leading] for i in range(len(expected["variable"]))]
-        return (diagnostic, tuple(where), lead - lead % self._leads), lead, rows
-
-    def _lacking(self, file: File) -> int:
-        """How many lead times of a file were not in the store when this run began or since."""
-        diagnostic, where, first = file
-        done = self._complete[diagnostic][where][first : first + self._leads]
-        return int(done.size - done.sum())
-
-    def _put(self, file: File, rows: dict[int, list[np.ndarray]]) -> None:
-        """Write one file of each variable and mark its lead times complete."""
-        diagnostic, where, first = file
-        leads = sorted(rows)
-        start = clock.time()
-        whole = slice(first, min(first + self._leads, len(self._axes["lead_time"])))
-        try:
-            for i, name in enumerate(self._diagnostics[diagnostic]["variable"]):
-                array = self._group[str(name)]
-                if self._leads == 1:
-                    array[(*where, first)] = rows[first][i]
-                    continue
-                values = np.asarray(array[(*where, whole)])  # what earlier runs wrote stays
-                for lead in leads:
-                    values[lead - first] = rows[lead][i]
-                array[(*where, whole)] = values
-            done = self._complete[diagnostic][where][whole].copy()
-            done[[lead - first for lead in leads]] = True
-            self._group[mark(diagnostic)][(*where, whole)] = done
-            if not self._destination.is_there():
-                raise StoreError("somebody removed or replaced it during the run")
-        except Exception as error:
-            task = OrderedDict(
-                (key, values[i : i + 1])
-                for (key, values), i in zip(self._axes.items(), (*where, leads[0]), strict=True)
-            )
-            raise StoreError(
-                f"{diagnostic}{_step(task)} could not be written to {self.path}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        self._complete[diagnostic][where][whole] = done
-        if self._events is not None:
-            seconds = (clock.time() - start) / len(leads)
-            for i, lead in enumerate(leads):
-                begun = start + i * seconds
-                task = OrderedDict(self._axes, lead_time=self._axes["lead_time"][lead : lead + 1])
-                nbytes = sum(row.nbytes for row in rows[lead])
-                label = f"{diagnostic}{_step(task, where)}"
-                self._events.record(Event("write", label, 0, begun, begun + seconds, nbytes))
-
-    def _where(self, diagnostic: str, coords: Mapping[str, Any]) -> tuple[int, ...]:
-        found = []
-        for key, values in self._axes.items():
-            index = np.flatnonzero(values == coords[key][0])
-            if index.size != 1:
-                raise StoreError(
-                    f"{diagnostic}{_step(coords)}: {self.path} has no {key} {coords[key][0]}"
-                )
-            found.append(int(index[0]))
-        return tuple(found)
-
     def _size(self, diagnostic: str) -> int:
         """Bytes of all results of a diagnostic, not compressed."""
         steps = int(np.prod([len(values) for values in self._axes.values()]))
         return steps * step_bytes(self._diagnostics[diagnostic], len(self._axes))
 
     def _check_space(self, needed: int) -> None:
-        free = self._destination.free()
+        free = self.destination.free()
         if free is not None and needed > free:
             raise StoreError(
                 f"{self.path} would take up to {needed / 1e9:.1f} GB (before compression), and "
                 f"{free / 1e9:.1f} GB are free there. Store fewer variables, a region or every "
                 "k-th lead time (output.variables, output.region, output.every), or set "
                 "output.check_space=false if it compresses well"
+            )
+
+    def _verify(self) -> None:
+        torn = self._files.verify()
+        if torn:
+            log.warning(
+                "%d step(s) in %s are damaged and are computed again: %s",
+                len(torn),
+                self.path,
+                ", ".join([*torn[:5], *(["..."] if len(torn) > 5 else [])]),
             )
 
     def _check_same(self, store: Any, config: Mapping[str, Any]) -> None:
@@ -421,18 +336,3 @@ class ForecastStore:
                 f"{self.path} cannot be resumed by this run, which would make other results. "
                 + "; ".join(problems)
             )
-
-
-def _step(coords: Mapping[str, Any], where: tuple[int, ...] = ()) -> str:
-    """Say which step a result is of, as far as it tells; ``where`` is in the leading dimensions."""
-    own = dict(coords)
-    for key, i in zip([k for k in coords if k in ("ensemble", "time")], where, strict=False):
-        own[key] = coords[key][i : i + 1]
-    words = [""]
-    for time in own.get("time", ())[:1]:
-        words.append(str(np.datetime_as_string(time, "m")))
-    for lead_time in own.get("lead_time", ())[:1]:
-        words.append(f"+{lead_time / np.timedelta64(1, 'h'):g} h")
-    for member in own.get("ensemble", ())[:1]:
-        words.append(f"member {member}")
-    return " ".join(words)

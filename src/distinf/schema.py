@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 import zarr
 from zarr.abc.store import Store
+from zarr.codecs import ZstdCodec
 
 from distinf.errors import ConfigError
 
@@ -40,6 +41,8 @@ _COORD_ATTRIBUTES = {
     "ensemble": {"standard_name": "realization", "long_name": "ensemble member"},
 }
 
+# Zarr's default, with a checksum: a file that a lost node left half written is recognized.
+_CODEC = ZstdCodec(level=0, checksum=True)
 
 # Keys that decide no bytes, but for those of `runtime` that do.
 _FREE = (
@@ -49,6 +52,7 @@ _FREE = (
     "recipe",
     r"parameters\.output_path",
     r"diagnostic\.[^.]*\.workers",
+    r"prognostic\.restartable",
 )
 _DECIDING = ("runtime.batch", "runtime.seed", "runtime.threads")
 
@@ -109,6 +113,7 @@ def create(
                     chunks=[*ones, *grid_shape],
                     shards=[*ones[:-1], leads, *grid_shape] if leads > 1 else None,
                     dtype="float32",
+                    compressors=_CODEC,
                     fill_value=np.nan,
                     dimension_names=dims[name],
                     attributes={"diagnostic": name, **attributes.get(str(variable), {})},
@@ -118,6 +123,7 @@ def create(
                 shape=shape[: len(axes)],
                 chunks=[*ones[:-1], leads],
                 dtype="bool",
+                compressors=_CODEC,
                 fill_value=False,
                 dimension_names=list(axes),
                 attributes={"long_name": f"whether this step of {name} is complete"},
@@ -267,5 +273,5 @@ def differences(
 def _consolidated_is_not_in_the_specification() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata")
-        warnings.filterwarnings("ignore", message="Object at .distinf.lock")
+        warnings.filterwarnings("ignore", message="Object at .distinf")
         yield

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["seed_all", "seed_of", "seeded", "task_seed"]
+__all__ = ["generators", "seed_all", "seed_of", "seeded", "set_generators", "task_seed"]
 
 
 def task_seed(
@@ -97,3 +97,30 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     torch.manual_seed(seed)
+
+
+def generators(device: torch.device | str = "cpu") -> dict[str, np.ndarray]:
+    """States of the global generators of Python, NumPy and torch, as arrays to be saved."""
+    own = random.getstate()[1]
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002
+    last = [numpy["state"]["pos"], numpy["has_gauss"], numpy["gauss"]]
+    found = {
+        "python": np.array(own, dtype=np.uint64),
+        "numpy": np.append(numpy["state"]["key"].astype(np.float64), last),
+        "torch": torch.get_rng_state().numpy(),
+    }
+    if torch.device(device).type == "cuda":
+        found["cuda"] = torch.cuda.get_rng_state(device).numpy()
+    return found
+
+
+def set_generators(states: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> None:
+    """Set these generators to what :func:`generators` gave."""
+    random.setstate((3, tuple(map(int, states["python"])), None))
+    *key, place, has_gauss, gauss = states["numpy"]
+    np.random.set_state(  # noqa: NPY002
+        ("MT19937", np.array(key, np.uint32), int(place), int(has_gauss), float(gauss))
+    )
+    torch.set_rng_state(torch.from_numpy(states["torch"]))
+    if torch.device(device).type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(torch.from_numpy(states["cuda"]), device)

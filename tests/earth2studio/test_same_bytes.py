@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 import torch
 import xarray as xr
 
+from distinf.forecast import rollout
+from distinf.restart import is_restartable
 from tests import packages
 from tests.earth2studio.conftest import TIME, Run
 
@@ -129,3 +132,27 @@ def test_persistence_and_wind_gust(
     assert done.status == 0, done.err
     assert list(gusts) == ["fg10m"]
     assert_same(tmp_path / "diagnostic_distributed.zarr", gusts)
+
+
+@pytest.mark.parametrize("name", ["FCN", "Persistence"])
+def test_models_that_bind_a_checkpoint_state_restart_from_any_step(
+    name: str, made: dict[str, Path]
+) -> None:
+    from earth2studio.data import DataArrayFile
+    from earth2studio.models.auto import Package
+    from earth2studio.models.px import FCN, Persistence
+
+    prognostic: Any = FCN.load_model(Package(str(made["fcn"])))
+    if name == "Persistence":
+        wanted = prognostic.input_coords()
+        grid = OrderedDict((key, wanted[key]) for key in ("lat", "lon"))
+        prognostic = Persistence(["t2m", "u10m"], grid)
+    assert is_restartable(prognostic)
+    time = np.array([np.datetime64(TIME)])
+    source = DataArrayFile(str(made["fields"]))
+    states = list(rollout(prognostic, source, time[0], nsteps=2))
+    x, coords = states[1]
+    again = prognostic.create_iterator(x.clone(), coords.copy())
+    for state, step in zip(states[1:], again, strict=False):
+        assert torch.equal(state[0], step[0])
+        assert state[1]["lead_time"] == step[1]["lead_time"]

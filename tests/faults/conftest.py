@@ -57,8 +57,12 @@ class Faults:
 
     def wait_for_a_step(self, process: application.subprocess.Popen[str]) -> None:
         """Until one step is marked complete."""
+        self.wait_for("faulty_complete/c/*/*", process)
+
+    def wait_for(self, files: str, process: application.subprocess.Popen[str]) -> None:
+        """Until the store has one of these files."""
         deadline = time.monotonic() + 120
-        while not list((self.folder / "out.zarr").glob("faulty_complete/c/*/*")):
+        while not list((self.folder / "out.zarr").glob(files)):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.02)

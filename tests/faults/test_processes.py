@@ -49,14 +49,17 @@ def test_a_poisonous_task_kills_no_more_workers_than_it_may(faults: Faults) -> N
 def test_a_killed_driver_leaves_nobody_and_is_resumed(
     faults: Faults, undisturbed: np.ndarray
 ) -> None:
-    words = faults.words("18: once sleep", "runtime.nproc=3")
+    resume = ("output.mode=resume", "output.verify=true", "output.restart_every=1")
+    words = faults.words("18: once sleep", "runtime.nproc=3", *resume)
     process = faults.start(application.python_main(*words))
     faults.wait_for_a_step(process)
+    faults.wait_for(".distinf.restart/*.npz", process)
     process.kill()
     process.communicate()
     (faults.folder / "fault 18").touch()  # it may not have come to that
-    done = faults.run("18: once sleep", "runtime.nproc=2", "output.mode=resume")
+    done = faults.run("18: once sleep", "runtime.nproc=2", *resume)
     assert done.status == 0, done.err
+    assert "goes on from its saved step" in done.out
     assert faults.complete() == ALL
     np.testing.assert_array_equal(faults.values(), undisturbed)
 

@@ -11,8 +11,9 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distinf.blocks import Block, blocks, tasks
 from distinf.ensemble import perturb
-from distinf.forecast import Block, blocks, forecasts, tasks
+from distinf.forecast import forecasts
 from distinf.progress import Events
 from distinf.seeds import task_seed
 

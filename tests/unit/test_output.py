@@ -132,10 +132,10 @@ def test_both_kinds_of_grid(path, make):
 
 def test_counts_and_completeness(path):
     with open_store(path) as store:
-        assert store.counts == (0, 12)
+        assert store.marks.counts == (0, 12)
         store.write("rain", result(DIAGNOSTICS["rain"], 0, 1))
         store.close()
-        assert store.counts == (1, 12)
+        assert store.marks.counts == (1, 12)
         assert store.is_complete("rain", TIMES[0], LEADS[1])
         assert not store.is_complete("rain", TIMES[1], LEADS[1])
         assert not store.is_complete("wind", TIMES[0], LEADS[1])

@@ -17,6 +17,7 @@ from distinf.errors import ConfigError, StoreError
 from distinf.options import Output
 from distinf.output import ForecastStore, check_output
 from tests.unit.test_output import (
+    ATTRIBUTES,
     CONFIG,
     DIAGNOSTICS,
     LEADS,
@@ -93,7 +94,7 @@ def test_these_modes_create_where_there_is_nothing(path, mode):
 
 def test_overwrite_replaces(begun):
     with open_store(begun, "overwrite", {"wind": grid("gust")}) as store:
-        assert store.counts == (0, 6)
+        assert store.marks.counts == (0, 6)
         store.write("wind", result(grid("gust"), 0, 0))
     ds = look(begun)
     assert set(ds.data_vars) == {"gust", "wind_complete"}
@@ -103,7 +104,7 @@ def test_overwrite_replaces(begun):
 def test_resume_keeps_what_is_complete(begun):
     before = snapshot(begun)
     with open_store(begun, "resume") as store:
-        assert store.counts == (1, 12)
+        assert store.marks.counts == (1, 12)
         assert store.is_complete("rain", TIMES[0], LEADS[1])
         assert not store.is_complete("rain", TIMES[0], LEADS[0])
         store.write("rain", result(DIAGNOSTICS["rain"], 0, 0, value=5.0))
@@ -145,7 +146,7 @@ def test_what_does_not_decide_the_bytes_may_change(begun):
     other = {**CONFIG, "runtime": {"nproc": 8}, "output": {"mode": "resume"}, "recipe": "x"}
     other["parameters"] = {**CONFIG["parameters"], "output_path": "elsewhere.zarr"}
     with open_store(begun, "resume", config=other) as store:
-        assert store.counts[0] == 1
+        assert store.marks.counts[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_a_store_that_something_else_made_cannot_be_resumed(path):
         open_store(path, "resume")
 
 
-@pytest.mark.parametrize("at", ["create", "zarr.open_group", "mark"])
+@pytest.mark.parametrize("at", ["create", "zarr.open_group", "Marks"])
 @pytest.mark.parametrize("mode", ["resume", "overwrite"])
 def test_a_run_killed_while_it_creates_the_store_can_be_run_again(path, monkeypatch, at, mode):
     def killed(*args, **kwargs):
@@ -260,4 +261,54 @@ def test_a_store_that_another_run_holds_is_refused_until_that_run_is_dead(begun)
         holder.send_signal(signal.SIGKILL)
         holder.communicate(timeout=30)
     with open_store(begun, "resume") as store:
-        assert store.counts == (1, 12)
+        assert store.marks.counts == (1, 12)
+
+
+def damage(path, how):
+    """What a lost node may leave: half a file, an empty one, none."""
+    if how == "half":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "flipped":
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        path.write_bytes(data)
+    elif how == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("how", ["half", "flipped", "empty", "missing"])
+@pytest.mark.parametrize("shards", [None, 2])
+def test_what_a_lost_node_left_is_found_and_computed_again(path, how, shards, caplog):
+    def opened(mode, **output):
+        options = Output(mode, shards=shards, **output)
+        return ForecastStore(path, TIMES, LEADS, DIAGNOSTICS, ATTRIBUTES, options, CONFIG)
+
+    with opened("create") as store:
+        for j in range(3):
+            store.write("wind", result(DIAGNOSTICS["wind"], 0, j))
+            store.write("rain", result(DIAGNOSTICS["rain"], 0, j, value=float("nan")))
+    with opened("resume", verify=True) as store:
+        assert store.marks.counts[0] == 6
+    damage(path / "calm" / "c" / "0" / "0" / "0" / "0", how)
+    with opened("resume") as store:
+        assert store.marks.counts[0] == 6
+    with opened("resume", verify=True) as store:
+        assert store.marks.counts[0] == (5 if shards is None else 4)
+        assert "wind 2023-06-01T00:00 +0 h" in caplog.text
+        for j in range(2):
+            if not store.is_complete("wind", TIMES[0], LEADS[j]):
+                store.write("wind", result(DIAGNOSTICS["wind"], 0, j))
+    ds = look(path)
+    assert ds["calm"][0].notnull().all()
+    assert ds["wind_complete"][0].all()
+
+
+@pytest.mark.parametrize("how", ["half", "empty"])
+def test_a_damaged_mark_counts_as_not_set(begun, how):
+    damage(begun / "rain_complete" / "c" / "0" / "1", how)
+    with open_store(begun, "resume") as store:
+        assert store.marks.counts[0] == 0
+        store.write("rain", result(DIAGNOSTICS["rain"], 0, 1))
+    assert look(begun)["rain_complete"].sum() == 1

@@ -68,15 +68,15 @@ def test_an_ensemble_has_a_first_dimension(tmp_path):
     path = tmp_path / "f.zarr"
     with open_store(path, MEMBERS) as store:
         store.write("rain", result(1, 2, member=2))
-        assert store.last_incomplete(TIMES, MEMBERS) == 4
+        assert store.marks.incomplete(TIMES, MEMBERS)[1] == 4
         for j in (0, 1, 3, 4):
             store.write("rain", result(1, j, member=2))
     with open_store(path, MEMBERS, mode="resume") as store:
         assert store.is_complete("rain", TIMES[1], LEADS[2], 2)
         assert not store.is_complete("rain", TIMES[1], LEADS[2], 1)
-        assert store.last_incomplete(TIMES[1:], MEMBERS[2:]) is None
-        assert store.last_incomplete(TIMES[1:], MEMBERS[1:]) == 4
-        assert store.lacking(grid(member=1)) == ["rain"]
+        assert store.marks.incomplete(TIMES[1:], MEMBERS[2:]) is None
+        assert store.marks.incomplete(TIMES[1:], MEMBERS[1:])[1] == 4
+        assert store.marks.lacking(grid(member=1)) == ["rain"]
     with xr.open_zarr(path) as ds:
         assert ds["tp"].dims == ("ensemble", "time", "lead_time", "lat", "lon")
         assert ds["ensemble"].attrs["standard_name"] == "realization"
@@ -92,7 +92,7 @@ def test_another_number_of_members_cannot_resume(tmp_path):
 def test_a_state_between_the_stored_lead_times_lacks_nothing(tmp_path):
     with open_store(tmp_path / "f.zarr") as store:
         between = OrderedDict(grid("tp"), lead_time=LEADS[:1] + np.timedelta64(1, "h"))
-        assert store.lacking(between) == []
+        assert store.marks.lacking(between) == []
 
 
 @settings(max_examples=15, deadline=None)
@@ -118,7 +118,7 @@ def test_a_shard_that_was_begun_is_completed(tmp_path, written):
     assert np.flatnonzero(values(path)[1][0]).tolist() == sorted(written)
     assert np.flatnonzero(~np.isnan(values(path)[0][0])).tolist() == sorted(written)
     with open_store(path, mode="resume", shards=3) as store:
-        assert store.counts == (len(written), 10)
+        assert store.marks.counts == (len(written), 10)
         for j in set(range(5)) - set(written):
             store.write("rain", result(0, j))
     np.testing.assert_array_equal(values(path)[0][0], range(5))
@@ -136,8 +136,8 @@ def test_more_steps_extend_a_store(tmp_path, shards, more):
         store.write("rain", result(0, 1))
     config = {"parameters": {"nsteps": 4, "time": "t"}}
     with ForecastStore(path, TIMES, LEADS, axes, {}, Output("resume", **more), config) as store:
-        assert store.counts == (2, 10)
-        assert store.last_incomplete(TIMES[:1], None) == 4
+        assert store.marks.counts == (2, 10)
+        assert store.marks.incomplete(TIMES[:1], None)[1] == 4
         for j in (3, 2, 4):
             store.write("rain", result(0, j))
     with xr.open_zarr(path) as ds:
@@ -213,7 +213,7 @@ def test_a_store_in_a_bucket_is_as_one_in_a_folder(bucket, tmp_path, shards):
         with open_store(path, shards=shards) as store:
             store.write("rain", result(0, 1))
         with open_store(path, mode="resume", shards=shards) as store:
-            assert store.counts == (1, 10)
+            assert store.marks.counts == (1, 10)
             for j in (0, 2, 3, 4):
                 store.write("rain", result(0, j))
     for ours, theirs in zip(values(url), values(tmp_path / "f.zarr"), strict=True):
@@ -234,7 +234,7 @@ def test_what_is_no_store_in_a_bucket_is_never_touched(bucket):
 
 HOLD = """
 import sys, time
-from distinf.destination import Objects
+from distinf.objects import Objects
 held = Objects(sys.argv[1]); held.hold(); print("held", flush=True); time.sleep(600)
 """
 

@@ -1,0 +1,206 @@
+"""Results into the store's files: one for each variable and step, or for several lead times."""
+
+from __future__ import annotations
+
+import threading
+import time as clock
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import zarr
+
+from distinf.destination import Destination
+from distinf.errors import StoreError
+from distinf.marks import Marks, step_words
+from distinf.progress import Event, Events
+from distinf.schema import shape
+
+__all__ = ["Files"]
+
+Coords = OrderedDict[str, np.ndarray]
+# A file of a diagnostic: its name, where it is in the leading dimensions, its first lead time.
+File = tuple[str, tuple[int, ...], int]
+
+
+class Files:
+    """Write results, and mark a step complete once its data is on disk.
+
+    Parameters
+    ----------
+    group : zarr.Group
+        The store.
+    axes : Coords
+        Its leading dimensions.
+    diagnostics : Mapping[str, Coords]
+        For each diagnostic its output coords.
+    marks : Marks
+        Its completeness marks.
+    destination : Destination
+        Where it lies.
+    path : str
+        The same, for messages.
+    events : Events | None
+        Where writes are recorded.
+    """
+
+    def __init__(
+        self,
+        group: zarr.Group,
+        axes: Coords,
+        diagnostics: Mapping[str, Coords],
+        marks: Marks,
+        destination: Destination,
+        path: str,
+        events: Events | None,
+    ) -> None:
+        self._axes, self._diagnostics = axes, diagnostics
+        # Also for a result that is NaN everywhere, so that a file that is missing shows.
+        whole = {"write_empty_chunks": True}
+        self._arrays = {
+            str(name): group[str(name)].with_config(whole)
+            for coords in diagnostics.values()
+            for name in coords["variable"]
+        }
+        self._marks, self._destination, self._path = marks, destination, path
+        self._events = events
+        self._waiting: dict[File, dict[int, list[np.ndarray]]] = {}
+        self._turn = threading.Lock()
+
+    def add(self, diagnostic: str, x: torch.Tensor, coords: Coords) -> None:
+        """Take a result [(ensemble=1,) time=1, lead_time=1, ...]; write its file if it is whole.
+
+        Raises
+        ------
+        StoreError
+            If it does not fit, or cannot be written.
+        """
+        file, lead, rows = self._rows(diagnostic, x, coords)
+        with self._turn:
+            waiting = self._waiting.setdefault(file, {})
+            waiting[lead] = rows
+            whole = len(waiting) == self._marks.lacking_in_file(*file)
+            if whole:
+                del self._waiting[file]
+        if whole:
+            self._put(file, waiting)
+
+    def finish(self) -> None:
+        """Write what waits for other lead times of its file.
+
+        Raises
+        ------
+        StoreError
+            The first that cannot be written; the others are written.
+        """
+        first: StoreError | None = None
+        waiting, self._waiting = self._waiting, {}
+        for file, rows in waiting.items():
+            try:
+                self._put(file, rows)
+            except StoreError as error:
+                first = first or error
+        if first is not None:
+            raise first
+
+    def verify(self) -> list[str]:
+        """Read back every complete step; those that are not whole are no longer complete.
+
+        Returns
+        -------
+        list[str]
+            These steps, in words.
+        """
+        torn: list[str] = []
+        for diagnostic, where, first, leads in self._marks.marked_files():
+            if not all(
+                self._is_whole(str(name), where, first, leads)
+                for name in self._diagnostics[diagnostic]["variable"]
+            ):
+                self._marks.set(diagnostic, where, first, leads, complete=False)
+                torn += [f"{diagnostic}{self._words(where, lead)}" for lead in leads]
+        return torn
+
+    def _is_whole(self, name: str, where: tuple[int, ...], first: int, leads: list[int]) -> bool:
+        if not self._destination.has(self._file_name(name, where, first)):
+            return False
+        try:
+            values = np.asarray(self._arrays[name][(*where, self._marks.file(first))])
+        except Exception:  # its checksum, or whatever a damaged file makes a codec say
+            return False
+        # A shard without its index reads as one without chunks.
+        missing = [np.isnan(values[lead - first]).all() for lead in leads]
+        return self._marks.leads == 1 or not any(missing)
+
+    def _file_name(self, name: str, where: tuple[int, ...], first: int) -> str:
+        array = self._arrays[name]
+        grid = (0,) * (array.ndim - len(self._axes))
+        key = array.metadata.encode_chunk_key((*where, first // self._marks.leads, *grid))
+        return f"{name}/{key}"
+
+    def _rows(
+        self, diagnostic: str, x: torch.Tensor, coords: Coords
+    ) -> tuple[File, int, list[np.ndarray]]:
+        """Take a result apart into its variables."""
+        expected = self._diagnostics[diagnostic]
+        leading = len(self._axes)
+        sizes = (*(1,) * leading, *shape(expected)[leading:])
+        if list(coords) != list(expected) or tuple(x.shape) != sizes:
+            raise StoreError(
+                f"{diagnostic}{step_words(coords)}: the result has dimensions "
+                f"{dict(zip(coords, x.shape, strict=False))}, "
+                f"the store {dict(zip(expected, sizes, strict=False))}"
+            )
+        *where, lead = self._marks.where(diagnostic, coords)
+        data = x.to("cpu", torch.float32).numpy()
+        axis = list(expected).index("variable")
+        rows = [data.take(i, axis)[(0,) * leading] for i in range(len(expected["variable"]))]
+        return (diagnostic, tuple(where), lead - lead % self._marks.leads), lead, rows
+
+    def _put(self, file: File, rows: dict[int, list[np.ndarray]]) -> None:
+        """Write one file of each variable and mark its lead times complete."""
+        diagnostic, where, first = file
+        start = clock.time()
+        try:
+            for i, name in enumerate(self._diagnostics[diagnostic]["variable"]):
+                self._put_variable(str(name), where, first, {k: v[i] for k, v in rows.items()})
+            self._marks.set(diagnostic, where, first, rows)
+            if not self._destination.is_there():
+                raise StoreError("somebody removed or replaced it during the run")
+        except Exception as error:
+            raise StoreError(
+                f"{diagnostic}{self._words(where, min(rows))} could not be written to "
+                f"{self._path}: {type(error).__name__}: {error}"
+            ) from error
+        if self._events is not None:
+            seconds = (clock.time() - start) / len(rows)
+            for i, lead in enumerate(sorted(rows)):
+                begun = start + i * seconds
+                nbytes = sum(row.nbytes for row in rows[lead])
+                label = f"{diagnostic}{self._words(where, lead)}"
+                self._events.record(Event("write", label, 0, begun, begun + seconds, nbytes))
+
+    def _put_variable(
+        self, name: str, where: tuple[int, ...], first: int, rows: dict[int, np.ndarray]
+    ) -> None:
+        array = self._arrays[name]
+        if self._marks.leads == 1:
+            array[(*where, first)] = rows[first]
+            return
+        whole = self._marks.file(first)
+        if self._marks.lacking_in_file(array.attrs["diagnostic"], where, first) < (
+            whole.stop - whole.start
+        ):
+            values = np.asarray(array[(*where, whole)])  # what earlier runs wrote stays
+        else:
+            # Zarr would read what is there, which a lost node may have left half written.
+            self._destination.remove(self._file_name(name, where, first))
+            values = np.full((whole.stop - whole.start, *array.shape[len(where) + 1 :]), np.nan)
+        for lead, row in rows.items():
+            values[lead - first] = row
+        array[(*where, whole)] = values
+
+    def _words(self, where: tuple[int, ...], lead: int) -> str:
+        lead_time = self._axes["lead_time"][lead : lead + 1]
+        return step_words(OrderedDict(self._axes, lead_time=lead_time), where)
