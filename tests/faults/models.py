@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from distinf.session import current_session
+
 
 class Unpicklable(Exception):
     def __init__(self, first: int, second: int) -> None:
@@ -31,12 +33,20 @@ class Faulty:
         Where a fault that happens once leaves word that it did.
     constructor : str
         What happens at construction.
+    seconds : float
+        How long a call takes.
     """
 
     weight_free = False
 
-    def __init__(self, faults: dict[int, str], folder: str = ".", constructor: str = "") -> None:
-        self.faults, self.folder = dict(faults), Path(folder)
+    def __init__(
+        self,
+        faults: dict[int, str],
+        folder: str = ".",
+        constructor: str = "",
+        seconds: float = 0.0,
+    ) -> None:
+        self.faults, self.folder, self.seconds = dict(faults), Path(folder), seconds
         if constructor == "hang":
             time.sleep(3600)
         if constructor == "raise":
@@ -50,14 +60,14 @@ class Faulty:
         return OrderedDict(coords, variable=np.array(["twice"]))
 
     def __call__(self, x: torch.Tensor, coords: Any) -> Any:
+        time.sleep(self.seconds)
         lead = int(coords["lead_time"][0] / np.timedelta64(1, "h"))
         fault = self.faults.get(lead, "")
-        if fault.startswith("once ") and self._first_time(f"{lead}"):
-            self._do(fault.removeprefix("once "))
-        elif fault.startswith("on each worker ") and os.environ.get("RANK", "0") != "0":
-            self._do(fault.removeprefix("on each worker "))
-        elif not fault.startswith(("once ", "on each ")):
-            self._do(fault)
+        if fault.startswith("on a worker "):
+            fault = fault.removeprefix("on a worker ") if current_session().rank != 0 else ""
+        if fault.startswith("once "):
+            fault = fault.removeprefix("once ") if self._first_time(f"{lead}") else ""
+        self._do(fault)
         y = 2 * x
         if fault == "not finite":
             y[..., 0, :3] = float("nan")

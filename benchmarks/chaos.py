@@ -1,0 +1,321 @@
+"""Random faults on random runs, until each run is complete: is anything lost, stuck or left?
+
+uv run python -m benchmarks.chaos --runs 40 --seed 1
+
+Every run is one small forecast, resumed until it is complete: models that raise, kill, stop or
+stall their process, signals to any process of it, and files cut short between two attempts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from tests import application
+from tests.launchers.cluster import cluster
+from tests.ranks.apps.processes import marked
+
+STEPS = 23
+LAUNCHES = ("own", "torchrun", "mpirun", "srun")
+IN_MODEL = ("raise", "unpicklable", "bytes", "memory", "exit", "kill", "stop", "sleep", "shape")
+SIGNALS = {
+    "killed": signal.SIGKILL,
+    "stopped": signal.SIGSTOP,
+    "terminated": signal.SIGTERM,
+    "interrupted": signal.SIGINT,
+}
+LIVENESS, CALL = 8, 12  # s
+ATTEMPT = 240.0  # s: of an attempt that takes 15 s by itself, and at most 3 x CALL by its faults
+LEFT = 30.0  # s, as promised
+
+
+@dataclass
+class Score:
+    """What is counted; all but the first three must be 0."""
+
+    runs: int = 0
+    attempts: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    lost: int = 0
+    twice: int = 0
+    hangs: int = 0
+    leftovers: int = 0
+    different: int = 0
+    untrue: int = 0  # attempts that exit with 0 though something is lacking
+
+    @property
+    def bad(self) -> int:
+        return self.lost + self.twice + self.hangs + self.leftovers + self.different + self.untrue
+
+
+class Run:
+    """One forecast in a folder of its own."""
+
+    def __init__(self, draw: random.Random, slurm: dict[str, str], score: Score) -> None:
+        self.draw, self.score = draw, score
+        self.folder = Path(tempfile.mkdtemp(prefix="distinf-chaos-"))
+        self.store = self.folder / "out.zarr"
+        self.launch = draw.choice([way for way in LAUNCHES if way != "srun" or slurm])
+        self.ranks = draw.randint(2, 4)
+        self.marker = uuid.uuid4().hex
+        self.environment = {"DISTINF_TEST_RUN": self.marker, **slurm}
+        steps = draw.sample(range(STEPS), draw.randint(3, 6))
+        self.faults = {6 * step: draw.choice(IN_MODEL) for step in steps}
+
+    def command(self) -> list[str]:
+        faults = ",".join(f"{lead}: once {fault}" for lead, fault in self.faults.items())
+        words = [
+            *(
+                "prognostic.nlat=32",
+                "prognostic.nlon=64",
+                "+prognostic.dt=900",
+                "recipe=diagnostic",
+            ),
+            *(f"parameters.nsteps={STEPS}", "parameters.output_path=out.zarr"),
+            *("~diagnostic.wind_decomposition", "output.mode=resume", "output.verify=true"),
+            *("output.restart_every=3", f"output.shards={self.draw.choice(['null', 4])}"),
+            "+diagnostic.faulty._target_=tests.faults.models.Faulty",
+            f"+diagnostic.faulty.faults={{{faults}}}",
+            f"+diagnostic.faulty.folder={self.folder}",
+            "+diagnostic.faulty.seconds=0.1",
+            *(f"runtime.liveness_timeout={LIVENESS}", f"runtime.call_timeout={CALL}"),
+            f"runtime.on_error={self.draw.choice(['fail', 'skip'])}",
+            f"runtime.driver_works={self.draw.choice(['never', 'fallback', 'idle'])}",
+        ]
+        main = [str(application.ROOT / "main.py"), *words]
+        if self.launch == "own":
+            return [sys.executable, *main, f"runtime.nproc={self.ranks}"]
+        if self.launch == "torchrun":
+            return application.torchrun_main(self.ranks, *words)
+        if self.launch == "mpirun":
+            own = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--enable-recovery"]
+            return [*own, "-np", str(self.ranks), sys.executable, *main]
+        own = ["srun", "--nodes=1", "--overlap", "--kill-on-bad-exit=0", "--wait=0"]
+        return [*own, f"--ntasks={self.ranks}", sys.executable, *main]
+
+    def to_its_end(self) -> None:
+        """Attempt after attempt until everything is there."""
+        self.score.runs += 1
+        command = self.command()
+        expected = sum(1 for _ in range(STEPS + 1))
+        for attempt in range(12):
+            before = self.written()
+            disturb = attempt < 3
+            status = self.attempt(command, disturb)
+            self.compare(before)
+            complete = self.complete()
+            if status == 0 and complete < expected:
+                # mpirun that lets survivors live says 0 of whatever its ranks say.
+                self.score.untrue += self.launch != "mpirun"
+            if complete == expected:
+                break
+            if disturb:
+                self.tear()
+        self.score.lost += expected - self.complete()
+        self.score.faults.update(
+            f"model: {fault}"
+            for lead, fault in self.faults.items()
+            if (self.folder / f"fault {lead}").exists()
+        )
+
+    def attempt(self, command: list[str], disturb: bool) -> int | None:
+        self.score.attempts += 1
+        with (self.folder / "log.txt").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=application.environment(**self.environment),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        if disturb and self.draw.random() < 0.8:
+            self.strike(process)
+        status: int | None = None
+        try:
+            status = process.wait(ATTEMPT)
+        except subprocess.TimeoutExpired:
+            self.score.hangs += 1
+            self.tell("hangs")
+        deadline = time.monotonic() + LEFT
+        # What somebody else stopped can end nothing by itself.
+        while (left := marked(self.marker)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if left and status is not None and not all(map(_stopped, left)):
+            self.score.leftovers += 1
+            self.tell(f"left over: {[(pid, _cmdline(pid)) for pid in left]}")
+        for pid in marked(self.marker):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait(30)
+        return status
+
+    def strike(self, process: subprocess.Popen[bytes]) -> None:
+        """Send a signal to one of the run's processes, at a random moment."""
+        if self.draw.random() < 0.25:  # while it starts
+            moment, marks = self.draw.uniform(0, 15), 0
+        else:
+            moment, marks = self.draw.uniform(0, 1), self.complete() + self.draw.randint(1, 8)
+        deadline = time.monotonic() + 60
+        while self.complete() < marks and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moment)
+        found = [pid for pid in marked(self.marker) if "main" in _cmdline(pid)]
+        if process.poll() is not None or not found:
+            return
+        what = self.draw.choice(list(SIGNALS))
+        victim = process.pid if what in ("terminated", "interrupted") else self.draw.choice(found)
+        if what == "stopped" and victim in (process.pid, found[0]):
+            what = "killed"  # a driver that somebody stops has not failed
+        role = "first process" if victim == process.pid else "another process"
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, SIGNALS[what])
+            self.score.faults[f"{what}: {role} ({self.launch})"] += 1
+
+    def tear(self) -> None:
+        """Cut a chunk short, as a lost node may leave it."""
+        chunks = [path for path in self.store.glob("twice/c/**/*") if path.is_file()]
+        if chunks and self.draw.random() < 0.3:
+            path = self.draw.choice(sorted(chunks))
+            data = path.read_bytes()
+            path.write_bytes(data[: len(data) // 2])
+            self.torn = path
+            self.score.faults["torn chunk"] += 1
+
+    def complete(self) -> int:
+        return sum(map(len, self.marks().values())) if self.store.exists() else 0
+
+    def marks(self) -> dict[str, list[int]]:
+        import zarr
+
+        try:
+            marks = zarr.open_group(self.store, mode="r", use_consolidated=False)["faulty_complete"]
+            return {"faulty": [int(i) for i in np.flatnonzero(np.asarray(marks[:]).ravel())]}
+        except Exception:  # not created yet, or just being written
+            return {}
+
+    def written(self) -> dict[Path, tuple[int, bytes]]:
+        """Chunks of unsharded complete steps: when they were written, and their bytes."""
+        done = self.marks().get("faulty", [])
+        paths = [self.store / "twice" / "c" / "0" / str(step) / "0" / "0" for step in done]
+        return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in paths if p.exists()}
+
+    def compare(self, before: dict[Path, tuple[int, bytes]]) -> None:
+        """No chunk that was complete before this attempt was written again, but a torn one."""
+        torn, self.torn = getattr(self, "torn", None), None
+        for path, (when, data) in before.items():
+            if len(list(path.parent.parent.parent.iterdir())) < STEPS // 2:
+                return  # shards: several steps to a file
+            again = path.exists() and path.stat().st_mtime_ns != when
+            if again and path != torn:
+                self.score.twice += 1
+                self.tell(f"written twice: {path}, same bytes: {path.read_bytes() == data}")
+
+    def values(self) -> np.ndarray:
+        with xr.open_zarr(self.store) as store:
+            return store["twice"].values
+
+    def tell(self, what: str) -> None:
+        print(f"  {self.launch} x {self.ranks} in {self.folder}: {what}", flush=True)
+
+
+def _cmdline(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:200]
+    return ""
+
+
+def _stopped(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return True
+
+
+def undisturbed() -> np.ndarray:
+    """The bytes that every run must have."""
+    run = Run(random.Random(0), {}, Score())
+    run.launch, run.faults, run.ranks = "own", {}, 1
+    assert run.attempt(run.command(), disturb=False) == 0, (run.folder / "log.txt").read_text()
+    values = run.values()
+    shutil.rmtree(run.folder)
+    return values
+
+
+@contextlib.contextmanager
+def slurm(wanted: bool) -> Iterator[dict[str, str]]:
+    """A Slurm of this machine, if it is wanted and there."""
+    if wanted and shutil.which("srun"):
+        with cluster() as environment:
+            yield environment
+    else:
+        yield {}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.chaos")
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-slurm", action="store_true", help="no run under srun")
+    parser.add_argument("--faults", type=int, help="go on until there were as many")
+    parser.add_argument("--json", type=Path, help="write the counts to this file, too")
+    args = parser.parse_args()
+    score, began = Score(), time.monotonic()
+    expected = undisturbed()
+    with slurm(not args.no_slurm) as environment:
+        number = 0
+        while number < args.runs or (args.faults or 0) > score.faults.total():
+            run = Run(random.Random(f"{args.seed} {number}"), environment, score)
+            before, faults = score.bad, score.faults.total()
+            run.to_its_end()
+            if score.lost == 0 and not np.array_equal(run.values(), expected, equal_nan=True):
+                score.different += 1
+                run.tell("its bytes differ")
+            verdict = "bad" if score.bad > before else "good"
+            faults = score.faults.total() - faults
+            print(f"run {number}: {run.launch} x {run.ranks}, {faults} fault(s): {verdict}")
+            sys.stdout.flush()
+            if score.bad == before:
+                shutil.rmtree(run.folder)
+            number += 1
+    print(
+        f"\n{score.runs} runs, {score.attempts} attempts, {score.faults.total()} faults, "
+        f"{time.monotonic() - began:.0f} s"
+    )
+    for what, count in sorted(score.faults.items()):
+        print(f"  {count:4d} {what}")
+    counts = {
+        "tasks lost": score.lost,
+        "tasks written twice": score.twice,
+        "hangs": score.hangs,
+        "leftovers": score.leftovers,
+        "runs whose bytes differ": score.different,
+        "exit status 0 of an incomplete run": score.untrue,
+    }
+    print("\n".join(f"{what}: {count}" for what, count in counts.items()))
+    if args.json is not None:
+        told = {"runs": score.runs, "attempts": score.attempts, "faults": dict(score.faults)}
+        args.json.write_text(json.dumps({**told, **counts}, indent=2))
+    return 1 if score.bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
