@@ -108,6 +108,7 @@ def diagnostic(cfg: DictConfig) -> None:
             for block in blocks(times, members, nsteps, batch)
             if (last := store.last_incomplete(block.times, block.members)) is not None
         ]
+        farm.events.save(Path(HydraConfig.get().runtime.output_dir) / "events.jsonl")
         with Progress(farm.events, total, done, farm.busy):
             states = forecasts(prognostic, data, todo, device, farm.events, perturbation, seed)
             for x, coords in itertools.chain.from_iterable(itertools.starmap(tasks, states)):
@@ -127,12 +128,12 @@ def diagnostic(cfg: DictConfig) -> None:
 
 
 def report(farm: Farm, path: str, output: Output) -> None:
-    """Say what the run did, and leave its events and a NetCDF file if one is wanted."""
-    events = list(farm.events)
-    farm.events.save(Path(HydraConfig.get().runtime.output_dir) / "events.jsonl")
-    if events:
-        wall = max(event.end for event in events) - min(event.start for event in events)
-        print(summarize(events, wall, farm.transport.workers))
+    """Say what the run did, and leave a NetCDF file if one is wanted."""
+    farm.events.flush()
+    totals = farm.events.totals
+    if totals.counts:
+        wall = totals.end - totals.start
+        print(summarize(farm.events, wall, farm.transport.workers, output.writers))
     print(f"Results: {path}")
     if output.netcdf is not None:
         to_netcdf(path, output.netcdf)
