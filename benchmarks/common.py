@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ROOT", "fresh", "machine", "parser", "save", "table"]
+__all__ = ["ROOT", "fresh", "machine", "parser", "save", "table", "tell"]
 
 ROOT = Path(__file__).parent.parent
 _CHILD = "BENCHMARK "
@@ -72,11 +72,11 @@ def fresh(module: str, task: Mapping[str, Any], timeout: float) -> dict[str, Any
     """
     command = [sys.executable, "-m", module, "--child", json.dumps(task)]
     done = subprocess.run(
-        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=timeout, check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith(_CHILD)]
     if done.returncode or not lines:
-        raise SystemExit(f"{module} {task} ended with status {done.returncode}:\n{done.stdout}")
+        raise SystemExit(f"{module} {task} ended with status {done.returncode}:\n{done.stderr}")
     told: dict[str, Any] = json.loads(lines[-1].removeprefix(_CHILD))
     return told
 
