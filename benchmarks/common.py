@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -41,7 +42,8 @@ def machine() -> dict[str, Any]:
 def save(path: Path | None, figures: Mapping[str, Any]) -> None:
     """Write figures and machine as JSON, if a path is given."""
     if path is not None:
-        path.write_text(json.dumps({**machine(), **figures}, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(_finite({**machine(), **figures}), indent=1, allow_nan=False)
+        path.write_text(text + "\n", encoding="utf-8")
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -84,6 +86,15 @@ def fresh(module: str, task: Mapping[str, Any], timeout: float) -> dict[str, Any
 def tell(figures: Mapping[str, Any]) -> None:
     """Hand figures to the process that called :func:`fresh`."""
     print(_CHILD + json.dumps(figures), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """Replace infinity, which JSON does not have, by null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if value in (math.inf, -math.inf) else value
 
 
 def _cell(value: Any) -> str:

@@ -7,6 +7,7 @@ Simulates distinf's dispatcher with a virtual clock. Costs are options, or measu
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ def options() -> argparse.ArgumentParser:
     add("--share", type=float, default=0.95, help="of the best wall time that is good enough")
     add("--plot", type=Path, help="draw wall time over workers into this file")
     add("--validate", action="store_true", help="compare with real runs of 1 to 16 workers")
+    add("--runs", type=Path, help="with --validate: the --json of earlier runs, not new ones")
     return made
 
 
@@ -131,10 +133,14 @@ def rows_of_drivers(
 
 
 def validate(args: argparse.Namespace) -> dict[str, Any]:
-    """Make real runs, and predict them from the costs of one more run."""
+    """Make real runs, as many as there are numbers of workers, and predict each from one other."""
     from benchmarks.validation import validate
 
-    found = validate([w for w in args.workers if w <= 16] if args.workers != WORKERS else None)
+    if args.runs:
+        found = json.loads(args.runs.read_text(encoding="utf-8"))
+        found["costs"] = {k: math.inf if v is None else v for k, v in found["costs"].items()}
+    else:
+        found = validate(None if args.workers == WORKERS else args.workers)
     print(table(found["runs"]))
     worst = max(abs(row["predicted / measured"] - 1) for row in found["runs"])
     print(f"Largest difference: {100 * worst:.1f} % (at most 10 % is wanted)")
@@ -147,18 +153,23 @@ def draw(path: Path, rows: list[dict[str, Any]], what: str, measured: Any = ()) 
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     workers = [row["workers"] for row in rows]
     axes.plot(workers, [row["ideal s"] for row in rows], "k--", lw=1, label="ideal")
-    axes.plot(workers, [row["wall s"] for row in rows], "o-", ms=3, label="1 driver")
+    axes.plot(workers, [row["wall s"] for row in rows], "o-", ms=3, label="simulated, 1 driver")
     for name in rows[0]:
         if name.endswith("drivers s"):
             pairs = [(row["workers"], row[name]) for row in rows if row[name] is not None]
             axes.plot(*zip(*pairs, strict=True), "o-", ms=3, label=name.removesuffix(" s"))
     if measured:
-        axes.plot(*zip(*measured, strict=True), "kx", label="measured")
-    axes.set(xscale="log", yscale="log", xlabel="workers", ylabel="wall time (s)", title=what)
+        axes.plot(*zip(*measured, strict=True), "kx", ms=8, label="measured")
+    axes.set(xscale="log", yscale="log", xlabel="workers", ylabel="wall time (s)")
+    axes.set_title(what, fontsize=9)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}" if axis is axes.yaxis else NullFormatter())
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

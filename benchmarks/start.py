@@ -13,18 +13,31 @@ from typing import Any
 
 from benchmarks.commands import Command, fcn_and_climatenet, run_main, shallow_water
 from benchmarks.common import parser, save, table
+from distinf.events import Event
 
 
 def milestones(run: Command) -> dict[str, float]:
     """Divide the time to the first task: each part from the end of the one before."""
-    task, state = run.first("diagnose"), run.first("forecast")
+    task, state, read = run.first("diagnose"), run.first("forecast"), run.first("read")
+    loads = {event.task: event for event in run.events if event.kind == "load"}
+    met = min(event.start for event in loads.values())
+    loaded = max(event.end for event in loads.values())
     return {
         "first task s": task.start - run.begun,
         "python, hydra s": run.configured - run.begun,
-        "imports, ranks, models, store s": run.ready - run.configured,
-        "data, first state s": state.end - run.ready,
+        "imports, ranks meet s": met - run.configured,
+        "models s": loaded - met,
+        "(prognostic) s": _length(loads["prognostic"]),
+        "(diagnostic) s": _length(loads["diagnostics"]),
+        "store s": run.ready - loaded,
+        "data s": read.end - run.ready,
+        "first state s": state.end - read.end,
         "to the worker s": task.start - state.end,
     }
+
+
+def _length(event: Event) -> float:
+    return event.end - event.start
 
 
 def imports(log: Path, most: int) -> list[dict[str, Any]]:

@@ -83,6 +83,8 @@ def calibrate(infer: Any) -> Costs:
     return Costs(
         prognostic=work.prognostic,
         diagnostic=work.diagnostic,
+        bytes_in=NBYTES,  # their time is part of the latency
+        bytes_out=4 * ROWS * emulated.COLUMNS,
         latency=max(0.0, statistics.median(single) - done.submit),
         submit=done.submit,
         result=max(0.0, done.own - done.submit),

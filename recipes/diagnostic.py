@@ -62,10 +62,14 @@ def diagnostic(cfg: DictConfig) -> None:
 
     with ExitStack() as stack:
         # Workers load their models while the driver loads its own.
-        load = functools.partial(construct, plain["diagnostic"], farm.workers, kept, seed)
+        def load() -> list[Any]:
+            with farm.events.timed("load", "diagnostics", 0):
+                return construct(plain["diagnostic"], farm.workers, kept, seed)
+
         loading = _at_once(load) if 0 in farm.workers else in_background(load, "distinf-load")
-        prognostic = make(plain["prognostic"], "prognostic").to(device)
-        data = make(plain["data"], "data")
+        with farm.events.timed("load", "prognostic", 0):
+            prognostic = make(plain["prognostic"], "prognostic").to(device)
+            data = make(plain["data"], "data")
         farmed = [stack.enter_context(infer) for infer in loading.result()]
         perturbation = None
         if members is not None:
@@ -131,8 +135,7 @@ def report(farm: Farm, path: str, output: Output) -> None:
     """Say what the run did, and leave a NetCDF file if one is wanted."""
     farm.events.flush()
     totals = farm.events.totals
-    if totals.counts:
-        wall = totals.end - totals.start
+    if (wall := totals.end - totals.start) > 0:
         print(summarize(farm.events, wall, farm.transport.workers, output.writers))
     print(f"Results: {path}")
     if output.netcdf is not None:

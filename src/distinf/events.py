@@ -33,8 +33,8 @@ class Event:
     Parameters
     ----------
     kind : str
-        ``"read"`` (initial conditions), ``"forecast"`` (a prognostic step), ``"diagnose"`` (a
-        diagnostic call) or ``"write"``.
+        ``"load"`` (models), ``"read"`` (initial conditions), ``"forecast"`` (a prognostic step),
+        ``"diagnose"`` (a diagnostic call) or ``"write"``.
     task : str
         Which step or task.
     rank : int
@@ -69,7 +69,8 @@ class Totals:
     nbytes_out : int
         Bytes that came back from diagnostic calls.
     start, end : float
-        When the first event began and the last one ended, in seconds since the epoch.
+        When the first event began and the last one ended, in seconds since the epoch; without
+        loading.
     first_state, first_step : float
         When the first forecast event ended, and how long it took.
     """
@@ -91,7 +92,8 @@ class Totals:
         self.counts[event.kind] += 1
         self.seconds[event.kind] += seconds
         self.nbytes[event.kind] += event.nbytes
-        self.start, self.end = min(self.start, event.start), max(self.end, event.end)
+        if event.kind != "load":
+            self.start, self.end = min(self.start, event.start), max(self.end, event.end)
         if event.kind == "diagnose":
             self.calls[event.rank] += 1
             self.busy[event.rank] += seconds

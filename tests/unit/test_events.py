@@ -9,6 +9,13 @@ from distinf.events import Event, Events
 from distinf.progress import summarize
 
 
+def test_loading_is_no_part_of_the_wall_time():
+    events = Events()
+    events.record(Event("load", "prognostic", 0, 10.0, 90.0))
+    events.record(Event("read", "", 0, 99.0, 100.0))
+    assert (events.totals.start, events.totals.end) == (99.0, 100.0)
+
+
 def events_of_a_run():
     """41 states, 50 ms apart; a call of 0.2 s on each, on two workers in turn; 10 ms a write."""
     yield Event("read", "", 0, 99.0, 100.0)
