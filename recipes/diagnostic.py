@@ -22,6 +22,7 @@ from distinf.ensemble import perturb
 from distinf.errors import TasksSkipped
 from distinf.farm import Farm
 from distinf.forecast import blocks, forecasts, lead_times, step_coords, tasks
+from distinf.imports import import_first
 from distinf.netcdf import to_netcdf
 from distinf.options import Output
 from distinf.output import ForecastStore, check_output
@@ -70,6 +71,7 @@ def diagnostic(cfg: DictConfig) -> None:
         with farm.events.timed("load", "prognostic", 0):
             prognostic = make(plain["prognostic"], "prognostic").to(device)
             data = make(plain["data"], "data")
+            import_first("earth2studio.data")  # reads it; the workers are still loading
         farmed = [stack.enter_context(infer) for infer in loading.result()]
         perturbation = None
         if members is not None:

@@ -38,6 +38,9 @@ class Work:
         Seconds until the first state is there, by default 0.
     writers : int, optional
         Results that are written at once, by default 1.
+    last_call, last_write : float | None, optional
+        Seconds of the shortest call and of the shortest write, where they differ, since the last
+        one may be that; by default None: as all others.
 
     Raises
     ------
@@ -52,6 +55,8 @@ class Work:
     write: float = 0.0
     start: float = 0.0
     writers: int = 1
+    last_call: float | None = None
+    last_write: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("states", "tasks", "writers"):
@@ -67,6 +72,16 @@ class Work:
     def steps(self) -> float:
         """Seconds of all steps, one after the other."""
         return (self.states - 1) * self.prognostic
+
+    @property
+    def stepped(self) -> float:
+        """Seconds of all steps and of the last state's call."""
+        return self.steps + (self.diagnostic if self.last_call is None else self.last_call)
+
+    @property
+    def writes(self) -> float:
+        """Seconds of all writing."""
+        return self.tasks * self.write
 
     @property
     def calls(self) -> float:
@@ -89,14 +104,14 @@ def ideal(work: Work, workers: float) -> float:
     float
         Seconds from the run's begin to its last write.
     """
-    computed = max(work.steps + work.diagnostic, work.calls / workers)
-    written = work.diagnostic + work.tasks * work.write / work.writers
-    return work.start + max(computed + work.write, written)
+    computed = max(work.stepped, work.calls / workers)
+    last_write = work.write if work.last_write is None else work.last_write
+    return work.start + max(computed + last_write, work.writes / work.writers)
 
 
 def serial(work: Work) -> float:
     """Seconds of one process that does everything in turn."""
-    return work.start + work.steps + work.calls + work.tasks * work.write
+    return work.start + work.steps + work.calls + work.writes
 
 
 def fewest(seconds: Callable[[int], float], enough: float, most: int) -> int:
@@ -142,8 +157,7 @@ def worth_having(work: Work, share: float = 0.95) -> int:
 
 def keeping_up(work: Work) -> int:
     """Fewest workers with which the diagnostics end with the prognostic and its last task."""
-    longest = work.steps + work.diagnostic
-    return fewest(lambda workers: work.calls / workers, longest, work.tasks)
+    return fewest(lambda workers: work.calls / workers, work.stepped, work.tasks)
 
 
 def limit(work: Work, workers: int) -> str:
@@ -155,12 +169,12 @@ def limit(work: Work, workers: int) -> str:
         ``"prognostic"``, ``"diagnostics"``, ``"writing"``, or ``"one call"`` where there are so
         few steps that a single diagnostic call is the longest part.
     """
-    steps, calls = work.steps + work.diagnostic, work.calls / workers
-    if work.tasks * work.write / work.writers > max(work.steps, calls):
+    calls = work.calls / workers
+    if work.writes / work.writers > max(work.steps, calls):
         return "writing"
-    if calls > steps:
+    if calls > work.stepped:
         return "diagnostics"
-    return "prognostic" if work.steps >= work.diagnostic else "one call"
+    return "prognostic" if 2 * work.steps >= work.stepped else "one call"
 
 
 def advise(work: Work, workers: int, in_process: bool = False) -> str:

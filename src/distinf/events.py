@@ -73,6 +73,8 @@ class Totals:
         loading.
     first_state, first_step : float
         When the first forecast event ended, and how long it took.
+    shortest : dict[str, float]
+        Seconds of the shortest event of each kind.
     """
 
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -85,6 +87,7 @@ class Totals:
     end: float = -math.inf
     first_state: float = math.inf
     first_step: float = 0.0
+    shortest: dict[str, float] = field(default_factory=lambda: defaultdict(lambda: math.inf))
 
     def add(self, event: Event) -> None:
         """Count one more event."""
@@ -92,6 +95,7 @@ class Totals:
         self.counts[event.kind] += 1
         self.seconds[event.kind] += seconds
         self.nbytes[event.kind] += event.nbytes
+        self.shortest[event.kind] = max(0.0, min(seconds, self.shortest[event.kind]))
         if event.kind != "load":
             self.start, self.end = min(self.start, event.start), max(self.end, event.end)
         if event.kind == "diagnose":
@@ -114,6 +118,8 @@ class Totals:
             max(0.0, self.seconds["write"] / tasks),
             max(0.0, self.first_state - self.start) if self.counts["forecast"] else 0.0,
             writers,
+            self.shortest["diagnose"],
+            self.shortest["write"] if self.counts["write"] else 0.0,
         )
 
 

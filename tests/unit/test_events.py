@@ -4,9 +4,30 @@ import json
 import tracemalloc
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from distinf.events import Event, Events
+from distinf.advice import ideal
+from distinf.events import Event, Events, Totals
 from distinf.progress import summarize
+
+times = st.integers(0, 40).map(lambda n: n / 8)
+
+
+@given(st.lists(st.tuples(times, times, times), min_size=1, max_size=20), st.integers(1, 4))
+def test_no_run_is_faster_than_its_least_time(durations, workers):
+    """Steps, calls and writes of any length, done as early as can be."""
+    totals, now, free, writers = Totals(), 10.0, [0.0] * workers, [0.0, 0.0]
+    for step, call, write in durations:
+        totals.add(Event("forecast", "", 0, now, now + step))
+        now += step
+        begun = max(now, min(free))
+        free[free.index(min(free))] = begun + call
+        totals.add(Event("diagnose", "", 1, begun, begun + call))
+        written = max(begun + call, min(writers))
+        writers[writers.index(min(writers))] = written + write
+        totals.add(Event("write", "", 0, written, written + write))
+    assert ideal(totals.work(writers=2), workers) <= totals.end - totals.start + 1e-9
 
 
 def test_loading_is_no_part_of_the_wall_time():
