@@ -8,12 +8,18 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import Command, fcn_and_climatenet, run_main, shallow_water
 from benchmarks.common import parser, save, table
 from distinf.events import Event
+
+CASES: dict[str, Callable[[Path], list[str]]] = {
+    "shallow water": lambda home: shallow_water(1),
+    "FCN, ClimateNet": lambda home: fcn_and_climatenet(home, 1),
+}
 
 
 def milestones(run: Command) -> dict[str, float]:
@@ -63,15 +69,13 @@ def main() -> None:
     made.add_argument("--runs", type=int, default=2, help="the first one may find cold files")
     made.add_argument("--imports", type=int, default=12, metavar="N", help="packages; 0: none")
     made.add_argument("--timeout", type=float, default=500.0, help="seconds for one run")
+    made.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     args = made.parse_args()
     rows: list[dict[str, Any]] = []
     packages: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="distinf-benchmark-") as scratch:
         home = Path(scratch)
-        cases = {
-            "shallow water": shallow_water(1),
-            "FCN, ClimateNet": fcn_and_climatenet(home / "packages", 1),
-        }
+        cases = {name: CASES[name](home / "packages") for name in args.cases}
         for number in range(args.runs):
             for name, overrides in cases.items():
                 folder = home / f"{name}-{number}"
