@@ -23,6 +23,7 @@ from distinf.ensemble import perturb
 from distinf.errors import TasksSkipped
 from distinf.farm import Farm
 from distinf.forecast import forecasts, lead_times, step_coords
+from distinf.imports import import_first
 from distinf.netcdf import to_netcdf
 from distinf.options import Output
 from distinf.output import ForecastStore, check_output
@@ -65,10 +66,15 @@ def diagnostic(cfg: DictConfig) -> None:
 
     with ExitStack() as stack:
         # Workers load their models while the driver loads its own.
-        load = functools.partial(construct, plain["diagnostic"], farm.workers, kept, seed)
+        def load() -> list[Any]:
+            with farm.events.timed("load", "diagnostics", 0):
+                return construct(plain["diagnostic"], farm.workers, kept, seed)
+
         loading = _at_once(load) if 0 in farm.workers else in_background(load, "distinf-load")
-        prognostic = make(plain["prognostic"], "prognostic").to(device)
-        data = make(plain["data"], "data")
+        with farm.events.timed("load", "prognostic", 0):
+            prognostic = make(plain["prognostic"], "prognostic").to(device)
+            data = make(plain["data"], "data")
+            import_first("earth2studio.data")  # reads it; the workers are still loading
         farmed = [stack.enter_context(infer) for infer in loading.result()]
         perturbation = None
         if members is not None:
@@ -116,6 +122,7 @@ def diagnostic(cfg: DictConfig) -> None:
             restart = RestartStates(
                 store.destination, output.restart_every, store.marks, output.every
             )
+        farm.events.save(Path(HydraConfig.get().runtime.output_dir) / "events.jsonl")
         with Progress(farm.events, total, done, farm.busy):
             states = forecasts(
                 prognostic, data, todo, device, farm.events, perturbation, seed, restart
@@ -137,12 +144,11 @@ def diagnostic(cfg: DictConfig) -> None:
 
 
 def report(farm: Farm, path: str, output: Output) -> None:
-    """Say what the run did, and leave its events and a NetCDF file if one is wanted."""
-    events = list(farm.events)
-    farm.events.save(Path(HydraConfig.get().runtime.output_dir) / "events.jsonl")
-    if events:
-        wall = max(event.end for event in events) - min(event.start for event in events)
-        print(summarize(events, wall, farm.transport.workers))
+    """Say what the run did, and leave a NetCDF file if one is wanted."""
+    farm.events.flush()
+    totals = farm.events.totals
+    if (wall := totals.end - totals.start) > 0:
+        print(summarize(farm.events, wall, farm.transport.workers, output.writers))
     print(f"Results: {path}")
     if output.netcdf is not None:
         to_netcdf(path, output.netcdf)

@@ -14,7 +14,9 @@ as those workers had slots.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+import itertools
+from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -91,13 +93,19 @@ class Dispatcher:
     def __init__(self, workers: Iterable[int], depth: int = 2, max_attempts: int = 3) -> None:
         if depth < 1 or max_attempts < 1:
             raise ValueError("depth and max_attempts must be at least 1")
-        # Insertion order is the order of preference among equally loaded workers: the one that
-        # was used longest ago comes first.
-        self._on: OrderedDict[int, deque[int]] = OrderedDict((w, deque()) for w in workers)
+        self._on: dict[int, deque[int]] = {}
+        # Among equally loaded workers the one that was used longest ago comes first.
+        self._uses = itertools.count()
+        self._used: dict[int, int] = {}
+        # Workers with a free slot, in the order of preference; kept sorted, since looking at
+        # every worker for every task would take longer than a task at some thousands of them.
+        self._free: list[tuple[int, int, int]] = []
         self._tasks: dict[int, _Task] = {}
         self._retry: deque[int] = deque()
         self._depth = depth
         self._max_attempts = max_attempts
+        for worker in workers:
+            self.join(worker)
 
     @property
     def workers(self) -> tuple[int, ...]:
@@ -162,7 +170,9 @@ class Dispatcher:
         """
         if task not in self._on.get(worker, ()):
             return []
+        self._leave(worker)
         self._on[worker].remove(task)
+        self._enter(worker)
         del self._tasks[task]
         return self._start_waiting()
 
@@ -174,7 +184,10 @@ class Dispatcher:
         list[Decision]
             Tasks of lost workers that can start on it.
         """
-        self._on.setdefault(worker, deque())
+        if worker not in self._on:
+            self._on[worker] = deque()
+            self._used[worker] = next(self._uses)
+            self._enter(worker)
         return self._start_waiting()
 
     def lose(self, worker: int) -> list[Decision]:
@@ -187,9 +200,11 @@ class Dispatcher:
         list[Decision]
             What starts elsewhere at once, and what is given up.
         """
-        tasks = self._on.pop(worker, None)
-        if tasks is None:
+        if worker not in self._on:
             return []
+        self._leave(worker)
+        tasks = self._on.pop(worker)
+        del self._used[worker]
         if tasks:
             self._tasks[tasks[0]].losses += 1
         # By age, also beside those of workers lost before: tasks are kept in order of submission.
@@ -198,17 +213,29 @@ class Dispatcher:
         return self._give_up() + self._start_waiting()
 
     def _start(self, task: int, worker: int) -> Start:
+        self._leave(worker)
         self._on[worker].append(task)
-        self._on.move_to_end(worker)
+        self._used[worker] = next(self._uses)
+        self._enter(worker)
         return Start(task, worker, self._tasks[task].losses + 1)
 
+    def _place(self, worker: int) -> tuple[int, int, int]:
+        """Where a worker stands in the order of preference."""
+        return len(self._on[worker]), self._used[worker], worker
+
+    def _enter(self, worker: int) -> None:
+        if len(self._on[worker]) < self._depth:
+            insort(self._free, self._place(worker))
+
+    def _leave(self, worker: int) -> None:
+        if len(self._on[worker]) < self._depth:
+            del self._free[bisect_left(self._free, self._place(worker))]
+
     def _pick(self, workers: frozenset[int] | None) -> int | None:
-        free = [
-            (len(tasks), order, worker)
-            for order, (worker, tasks) in enumerate(self._on.items())
-            if len(tasks) < self._depth and (workers is None or worker in workers)
-        ]
-        return min(free)[2] if free else None
+        for _, _, worker in self._free:
+            if workers is None or worker in workers:
+                return worker
+        return None
 
     def _start_waiting(self) -> list[Decision]:
         started: list[Decision] = []

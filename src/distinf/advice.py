@@ -1,0 +1,216 @@
+"""What a run could take at best, what limits it, and how many workers are worth having.
+
+Pure arithmetic, without torch: the summary of a run and ``benchmarks/scale.py`` share it.
+
+The prognostic's steps follow one another, diagnostic calls are shared by the workers. The last
+state's call begins when that state is there, and its result is still to be written. So no run is
+shorter than::
+
+    start + max(prognostic + one diagnostic, all diagnostics / workers) + one write
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["Work", "advise", "fewest", "ideal", "keeping_up", "limit", "serial", "worth_having"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run has to do.
+
+    Parameters
+    ----------
+    states : int
+        States that the prognostic makes, initial ones included.
+    tasks : int
+        Diagnostic calls.
+    prognostic : float
+        Seconds of a step.
+    diagnostic : float
+        Seconds of a call.
+    write : float, optional
+        Seconds of writing a result, by default 0.
+    start : float, optional
+        Seconds until the first state is there, by default 0.
+    writers : int, optional
+        Results that are written at once, by default 1.
+    last_call, last_write : float | None, optional
+        Seconds of the shortest call and of the shortest write, where they differ, since the last
+        one may be that; by default None: as all others.
+
+    Raises
+    ------
+    ValueError
+        If there is no state, task or writer, or a time is negative or not finite.
+    """
+
+    states: int
+    tasks: int
+    prognostic: float
+    diagnostic: float
+    write: float = 0.0
+    start: float = 0.0
+    writers: int = 1
+    last_call: float | None = None
+    last_write: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("states", "tasks", "writers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("prognostic", "diagnostic", "write", "start"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name} must be a number of seconds, at least 0, not {getattr(self, name)}"
+                )
+
+    @property
+    def steps(self) -> float:
+        """Seconds of all steps, one after the other."""
+        return (self.states - 1) * self.prognostic
+
+    @property
+    def stepped(self) -> float:
+        """Seconds of all steps and of the last state's call."""
+        return self.steps + (self.diagnostic if self.last_call is None else self.last_call)
+
+    @property
+    def writes(self) -> float:
+        """Seconds of all writing."""
+        return self.tasks * self.write
+
+    @property
+    def calls(self) -> float:
+        """Seconds of all diagnostic calls."""
+        return self.tasks * self.diagnostic
+
+
+def ideal(work: Work, workers: float) -> float:
+    """Seconds below which no run with this many workers ends.
+
+    Parameters
+    ----------
+    work : Work
+        What there is to do.
+    workers : float
+        Their number, at least 1; ``math.inf`` for as many as one likes.
+
+    Returns
+    -------
+    float
+        Seconds from the run's begin to its last write.
+    """
+    computed = max(work.stepped, work.calls / workers)
+    last_write = work.write if work.last_write is None else work.last_write
+    return work.start + max(computed + last_write, work.writes / work.writers)
+
+
+def serial(work: Work) -> float:
+    """Seconds of one process that does everything in turn."""
+    return work.start + work.steps + work.calls + work.writes
+
+
+def fewest(seconds: Callable[[int], float], enough: float, most: int) -> int:
+    """Find the fewest workers that take no longer than ``enough``.
+
+    Parameters
+    ----------
+    seconds : Callable[[int], float]
+        Time with this many workers; must not grow with them.
+    enough : float
+        Seconds.
+    most : int
+        Workers that are taken to be enough.
+
+    Returns
+    -------
+    int
+        Between 1 and ``most``.
+    """
+    low, high = 1, most
+    while low < high:
+        middle = (low + high) // 2
+        if seconds(middle) <= enough:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def worth_having(work: Work, share: float = 0.95) -> int:
+    """Fewest workers whose ideal time is within ``share`` of that of any number.
+
+    Parameters
+    ----------
+    work : Work
+        What there is to do.
+    share : float, optional
+        Best time over time, by default 0.95.
+    """
+    best = ideal(work, math.inf)
+    return fewest(lambda workers: ideal(work, workers), best / share, work.tasks)
+
+
+def keeping_up(work: Work) -> int:
+    """Fewest workers with which the diagnostics end with the prognostic and its last task."""
+    return fewest(lambda workers: work.calls / workers, work.stepped, work.tasks)
+
+
+def limit(work: Work, workers: int) -> str:
+    """Say what the ideal time consists of.
+
+    Returns
+    -------
+    str
+        ``"prognostic"``, ``"diagnostics"``, ``"writing"``, or ``"one call"`` where there are so
+        few steps that a single diagnostic call is the longest part.
+    """
+    calls = work.calls / workers
+    if work.writes / work.writers > max(work.steps, calls):
+        return "writing"
+    if calls > work.stepped:
+        return "diagnostics"
+    return "prognostic" if 2 * work.steps >= work.stepped else "one call"
+
+
+def advise(work: Work, workers: int, in_process: bool = False) -> str:
+    """Say what limited a run and what would help.
+
+    Parameters
+    ----------
+    work : Work
+        What it had to do.
+    workers : int
+        How many it had.
+    in_process : bool, optional
+        Whether one process did everything, by default False.
+    """
+    if in_process:
+        gain = serial(work) / max(ideal(work, 1), 1e-9)
+        return (
+            "Limited by one process doing everything in turn. One worker more (runtime.nproc=2) "
+            f"could make it up to {max(1.0, gain):.1f} times as fast."
+        )
+    what = limit(work, workers)
+    enough = keeping_up(work)
+    if what == "writing":
+        return "Limited by writing. A faster disk or fewer variables would help."
+    if what == "one call":
+        return "Limited by the time of a single diagnostic call: more workers would not help."
+    if what == "diagnostics":
+        return (
+            f"Limited by the diagnostics. {enough} workers (runtime.nproc={enough + 1}) would keep "
+            "up with the prognostic, where there are as many GPUs or cores."
+        )
+    if enough < workers:
+        return (
+            f"Limited by the prognostic. {enough} worker(s) (runtime.nproc={enough + 1}) would "
+            "keep up with it as well; a faster device for rank 0 would help."
+        )
+    return (
+        "Limited by the prognostic. A faster device for rank 0 would help; more workers would not."
+    )

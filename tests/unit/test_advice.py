@@ -1,0 +1,88 @@
+"""The arithmetic of the summary's advice."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distinf.advice import Work, advise, ideal, keeping_up, limit, serial, worth_having
+
+seconds = st.integers(0, 1000).map(lambda n: n / 16)
+WORKS = st.builds(
+    Work,
+    states=st.integers(1, 500),
+    tasks=st.integers(1, 1000),
+    prognostic=seconds,
+    diagnostic=seconds,
+    write=seconds,
+    start=seconds,
+    writers=st.integers(1, 4),
+)
+workers = st.integers(1, 200)
+
+
+@given(WORKS, workers)
+def test_the_ideal_lies_between_its_parts_and_the_sum(work, workers):
+    best = ideal(work, workers)
+    assert best >= work.start + work.steps + work.diagnostic + work.write
+    assert best >= work.start + work.calls / workers
+    assert best <= serial(work) + 1e-9
+    assert ideal(work, workers + 1) <= best
+    assert ideal(work, math.inf) <= best
+
+
+@given(WORKS.filter(lambda work: work.prognostic == 0 and work.write == 0))
+def test_one_worker_takes_the_sum_without_a_prognostic(work):
+    assert ideal(work, 1) == pytest.approx(serial(work))
+
+
+@given(WORKS, st.sampled_from([0.5, 0.8, 0.95, 1.0]))
+def test_no_fewer_workers_are_worth_having(work, share):
+    found = worth_having(work, share)
+    enough = ideal(work, math.inf) / share
+    assert ideal(work, found) <= enough + 1e-9
+    assert found == 1 or ideal(work, found - 1) > enough - 1e-9
+
+
+@given(WORKS)
+def test_with_enough_workers_the_diagnostics_limit_nothing(work):
+    assert limit(work, keeping_up(work)) != "diagnostics"
+    if keeping_up(work) > 1 and limit(work, keeping_up(work) - 1) != "writing":
+        assert limit(work, keeping_up(work) - 1) == "diagnostics"
+
+
+def test_the_measured_job():
+    work = Work(states=41, tasks=41, prognostic=0.05, diagnostic=0.2)
+    assert ideal(work, 4) == pytest.approx(2.2)
+    assert ideal(work, 2) == pytest.approx(4.1)
+    assert keeping_up(work) == 4
+    assert serial(work) == pytest.approx(10.2)
+
+
+@pytest.mark.parametrize(
+    ("work", "workers", "words"),
+    [
+        (Work(41, 41, 0.05, 0.2), 2, ["by the diagnostics", "4 workers (runtime.nproc=5)"]),
+        (Work(41, 41, 0.05, 0.2), 4, ["by the prognostic", "more workers would not"]),
+        (Work(41, 41, 0.05, 0.2), 9, ["by the prognostic", "4 worker(s) (runtime.nproc=5)"]),
+        (Work(41, 41, 0.05, 0.2, write=0.1), 4, ["by writing"]),
+        (Work(2, 2, 0.1, 20.0), 2, ["a single diagnostic call", "would not help"]),
+        (Work(1, 10, 0.0, 1.0), 2, ["by the diagnostics", "10 workers"]),
+    ],
+)
+def test_advice(work, workers, words):
+    text = advise(work, workers)
+    assert text.startswith("Limited by")
+    for word in words:
+        assert word in text
+
+
+def test_advice_for_one_process():
+    assert "up to 1.2 times as fast" in advise(Work(41, 41, 0.05, 0.2), 1, in_process=True)
+
+
+@pytest.mark.parametrize("wrong", [{"states": 0}, {"tasks": 0}, {"prognostic": -1.0}])
+def test_impossible_work_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Work(**{"states": 2, "tasks": 2, "prognostic": 1.0, "diagnostic": 1.0, **wrong})
