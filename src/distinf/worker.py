@@ -13,7 +13,7 @@ import torch
 
 from distinf.transport.contract import Call, Failure, Reply, map_tensors
 
-__all__ = ["Worker", "forward_of"]
+__all__ = ["Worker", "forward_of", "to_host"]
 
 # Optional methods of a model that the driver asks for.
 _ASKED = ("input_coords", "output_coords", "variable_attributes")
@@ -42,13 +42,16 @@ class Worker:
         # Calls arrive on several threads, so that the next input can travel; they compute in turn.
         self._turn = threading.Lock()
 
-    def run(self, call: Call) -> Reply:
+    def run(self, call: Call, put: Callable[[torch.Tensor], Any] | None = None) -> Reply:
         """Run one call and put its outcome into an envelope; never raises.
 
         Parameters
         ----------
         call : Call
             Tensors among its arguments may be on any device.
+        put : Callable[[torch.Tensor], Any] | None, optional
+            What becomes of the result's tensors while the model does not compute, by default
+            `to_host`.
 
         Returns
         -------
@@ -68,7 +71,8 @@ class Worker:
                                 f"{nonfinite} values of the result are NaN or infinite "
                                 "(runtime.nonfinite=fail)"
                             )
-                    value = map_tensors(result, self._to_host)
+                    value = map_tensors(result, put or to_host)
+                    del result
             # Even SystemExit: a model must not take its rank away.
             except BaseException as error:
                 if isinstance(error, torch.OutOfMemoryError):
@@ -111,11 +115,13 @@ class Worker:
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device)
 
-    def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        host = tensor.detach().cpu()
-        # A view would take the whole of its storage with it.
-        whole = host.untyped_storage().nbytes() == host.numel() * host.element_size()
-        return host if whole and host.is_contiguous() else host.contiguous().clone()
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a result's tensor in host memory, without a larger storage behind it."""
+    host = tensor.detach().cpu()
+    # A view would take the whole of its storage with it.
+    whole = host.untyped_storage().nbytes() == host.numel() * host.element_size()
+    return host if whole and host.is_contiguous() else host.contiguous().clone()
 
 
 def _text_of(error: BaseException) -> str:
