@@ -14,7 +14,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,8 +124,6 @@ class Results:
 
 def check(array: Any) -> None:
     """Refuse results [lead, lat, lon] that are not those of the job."""
-    expected = Prognostic.__new__(Prognostic)
-    del expected
     for step in range(STEPS + 1):
         chunk = np.asarray(array[step])
         if not (chunk[0, :8] == 2 * step).all() or not np.isfinite(chunk).all():
@@ -150,10 +147,6 @@ def tell(seconds: float, path: str) -> None:
 
 def report(seconds: float, **more: Any) -> None:
     print(json.dumps({"seconds": seconds, **more}), flush=True)
-
-
-def size(path: str) -> int:
-    return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
 
 
 def one_thread() -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from distinf import selection
+from distinf.copying import copy
 from distinf.errors import ConfigError, SessionError
 from distinf.farm import Farm
 from distinf.proposed import ProposedInterface
@@ -327,7 +328,8 @@ class DistributedInference(ProposedInterface):
             if leaf.layout is not torch.strided or leaf.is_quantized:
                 return leaf.clone()
             own = self._farm.transport.empty(leaf.shape, leaf.dtype, leaf.device)
-            return own.copy_(leaf.detach())
+            copy(leaf.detach(), own)
+            return own
         return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
     def _plan(self, coords: Coords) -> selection.Selection:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distinf.copying import copy, gather
 from distinf.errors import ConfigError
 
 __all__ = ["Selection", "plan", "plan_region", "rename_variables"]
@@ -74,12 +75,10 @@ class Selection:
         if last is not None:
             shape[last[0]] = len(last[1])
         out = (empty or _empty)(shape, y.dtype, y.device)
-        if last is None:
-            out.copy_(y)
-        elif out.device == y.device:
-            torch.index_select(y, *last, out=out)
+        if last is not None and out.device == y.device:
+            gather(y, *last, out)
         else:
-            out.copy_(torch.index_select(y, *last))
+            copy(y if last is None else torch.index_select(y, *last), out)
         return out, self.select_coords(coords)
 
     def count(self, coords: Coords) -> int:

@@ -7,7 +7,6 @@ Slots are kept and used again, since the first touch of fresh memory costs sever
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import mmap
@@ -27,7 +26,6 @@ __all__ = ["SMALL", "Mappings", "Placed", "PrivateView", "Slot", "Slots", "view"
 SMALL = 64 * 1024  # bytes; a smaller tensor travels in the message itself
 
 _numbers = itertools.count()
-_POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14, which mmap does not name
 
 
 @dataclass(frozen=True)
@@ -243,9 +241,6 @@ class PrivateView:
             self._map = mmap.mmap(descriptor, placed.nbytes, access=mmap.ACCESS_COPY)
         finally:
             os.close(descriptor)
-        # All pages at once cost less than one by one; older kernels do not know how.
-        with contextlib.suppress(OSError):
-            self._map.madvise(_POPULATE_READ)
         memory = torch.from_numpy(np.frombuffer(self._map, dtype=np.uint8))
         self.tensor = memory.view(placed.dtype).reshape(placed.shape)
         self.number = placed.number
