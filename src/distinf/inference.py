@@ -33,6 +33,7 @@ __all__ = ["DistributedInference"]
 
 Coords = OrderedDict[str, np.ndarray]
 _FLOAT = 4  # bytes of a value of a state
+_SMALL = 2**14  # bytes that are not worth asking the transport where to put them
 
 
 class DistributedInference(ProposedInterface):
@@ -163,7 +164,7 @@ class DistributedInference(ProposedInterface):
         number = next(self._running)
         task = _describe(self.name, number, args)
         args = self._own(args)
-        kwargs = map_leaves(kwargs, self._copy)
+        kwargs = map_leaves(kwargs, self._copy) if kwargs else kwargs
         call = Call(self._number, "__forward__", task, args, kwargs)
         return self._farm.submit(call, tensor_bytes((args, kwargs)), self._ranks)
 
@@ -327,6 +328,8 @@ class DistributedInference(ProposedInterface):
         if isinstance(leaf, torch.Tensor):
             if leaf.layout is not torch.strided or leaf.is_quantized:
                 return leaf.clone()
+            if leaf.nbytes < _SMALL:
+                return leaf.clone(memory_format=torch.contiguous_format)
             own = self._farm.transport.empty(leaf.shape, leaf.dtype, leaf.device)
             copy(leaf.detach(), own)
             return own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import socket
 import threading
 import time
@@ -48,7 +49,7 @@ class Worker:
         Parameters
         ----------
         call : Call
-            Tensors among its arguments may be on any device.
+            Tensors among its arguments are on the host or on this rank's device.
         put : Callable[[torch.Tensor], Any] | None, optional
             What becomes of the result's tensors while the model does not compute, by default
             `to_host`.
@@ -101,8 +102,10 @@ class Worker:
             return None
         model = self._models[call.model]
         function = forward_of(model) if call.method == "__forward__" else None
-        args, kwargs = map_tensors((call.args, call.kwargs), self._to_device)
-        return (function or getattr(model, call.method))(*args, **kwargs)
+        given = call.args, call.kwargs
+        if self.device.type != "cpu":
+            given = map_tensors(given, self._to_device)
+        return (function or getattr(model, call.method))(*given[0], **given[1])
 
     def _describe(self, call: Call) -> str:
         if call.method == "__build__":
@@ -137,7 +140,9 @@ def _count_nonfinite(result: Any) -> int:
     def count(tensor: torch.Tensor) -> torch.Tensor:
         nonlocal found
         # Neither NaN nor infinity gets lost in a sum, which takes a tenth of the time.
-        if (tensor.is_floating_point() or tensor.is_complex()) and not tensor.sum().isfinite():
+        if (tensor.is_floating_point() or tensor.is_complex()) and not cmath.isfinite(
+            tensor.sum().item()
+        ):
             found += int(tensor.numel() - torch.isfinite(tensor).sum())
         return tensor
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from distinf.background import in_background
+from distinf.copying import copy
 from distinf.transport.contract import Call, Reply, map_leaves, map_tensors
 from distinf.transport.slots import SMALL, Mappings, Placed, PrivateView, Slot, Slots, view
 from distinf.worker import Worker, to_host
@@ -46,10 +47,24 @@ class Message:
         The call.
     freed : tuple[int, ...]
         The receiver's slots that nobody has any longer.
+    placed : bool
+        Whether any tensor lies in a slot.
     """
 
     call: Call
     freed: tuple[int, ...] = ()
+    placed: bool = False
+
+    def wire(self) -> tuple[Any, ...]:
+        """Return it as plain values: half the time of a small call is pickling."""
+        call = self.call
+        fields = call.model, call.method, call.task, call.args, call.kwargs
+        return fields, self.freed, self.placed
+
+    @classmethod
+    def of(cls, fields: tuple[Any, ...], freed: tuple[int, ...], placed: bool) -> Message:
+        """Make it from what :meth:`wire` returned."""
+        return cls(Call(*fields), freed, placed)
 
 
 @dataclass(frozen=True)
@@ -62,10 +77,24 @@ class Answer:
         The reply.
     kept : tuple[int, ...]
         Slots of the call that the model still looks at.
+    placed : bool
+        Whether any tensor lies in a slot.
     """
 
     reply: Reply
     kept: tuple[int, ...] = ()
+    placed: bool = False
+
+    def wire(self) -> tuple[Any, ...]:
+        """Return it as plain values."""
+        reply = self.reply
+        envelope = reply.value, reply.failure, reply.rank, reply.host, reply.started, reply.ended
+        return (*envelope, reply.nonfinite), self.kept, self.placed
+
+    @classmethod
+    def of(cls, fields: tuple[Any, ...], kept: tuple[int, ...], placed: bool) -> Answer:
+        """Make it from what :meth:`wire` returned."""
+        return cls(Reply(*fields), kept, placed)
 
 
 class DriverMemory:
@@ -129,7 +158,8 @@ class DriverMemory:
             return slot.place(tensor)
 
         args, kwargs = map_tensors((call.args, call.kwargs), pack_tensor)
-        message = Message(Call(call.model, call.method, call.task, args, kwargs), self._drain(rank))
+        packed = Call(call.model, call.method, call.task, args, kwargs)
+        message = Message(packed, self._drain(rank), bool(used))
         return message, partial(self._unpack, rank, number, used)
 
     def unsent(self, rank: int, message: Message) -> None:
@@ -171,6 +201,8 @@ class DriverMemory:
         for slot in used.values():
             if slot.number not in answer.kept:
                 slot.readers.discard(number)
+        if not answer.placed:
+            return answer.reply
 
         def unpack(leaf: Any) -> Any:
             return self._view(rank, leaf) if isinstance(leaf, Placed) else leaf
@@ -190,6 +222,8 @@ class DriverMemory:
 
     def _drain(self, rank: int) -> tuple[int, ...]:
         freed = self._freed[rank]
+        if not freed:
+            return ()
         return tuple(freed.popleft() for _ in range(len(freed)))
 
 
@@ -230,14 +264,17 @@ class WorkerMemory:
             self._slots.give_back(self._lent.pop(number))
         views: list[PrivateView] = []
         placed: list[int] = []
-        call = _map_call(message.call, partial(self._open, views))
+        call = message.call
+        if message.placed:
+            call = _map_call(call, partial(self._open, views))
         put = partial(self._put, placed) if self._shares else to_host
         reply = self._worker.run(call, put)
         del call
         if reply.failure is not None:
             for number in placed:
                 self._slots.give_back(self._lent.pop(number))
-        return Answer(reply, tuple(view.number for view in views if not view.close()))
+        kept = tuple(view.number for view in views if not view.close())
+        return Answer(reply, kept, bool(placed))
 
     def _open(self, views: list[PrivateView], leaf: Any) -> Any:
         if not isinstance(leaf, Placed):
@@ -257,7 +294,7 @@ class WorkerMemory:
         except (OSError, RuntimeError):  # no descriptor left
             return to_host(tensor)
         place = slot.memory[: tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
-        place.copy_(tensor.detach())
+        copy(tensor.detach(), place)
         self._lent[slot.number] = slot
         placed.append(slot.number)
         return slot.place(place)

@@ -198,9 +198,9 @@ def _until_stop(rank: int, partings: int) -> torch.futures.Future[bool]:
         return _stops.setdefault(rank, torch.futures.Future())
 
 
-def _run(message: Message) -> Answer:
+def _run(*wire: Any) -> tuple[Any, ...]:
     assert _memory is not None
-    return _memory.run(message)
+    return _memory.run(Message.of(*wire)).wire()
 
 
 def _probe(offer: Placed) -> Placed | None:
@@ -273,13 +273,18 @@ class TensorPipe:
         message, unpack = self._memory.pack(rank, call)
         try:
             reply = rpc.rpc_async(
-                _name(rank), _run, args=(message,), timeout=_FOREVER if timeout is None else timeout
+                _name(rank),
+                _run,
+                args=message.wire(),
+                timeout=_FOREVER if timeout is None else timeout,
             )
         except Exception as error:  # also whatever pickling an argument raised
             self._memory.unsent(rank, message)
             answer.set_exception(self._translate(rank, call, error, timeout))
             return answer
-        deliver = functools.partial(self._deliver, answer, rank, call, timeout, unpack)
+        deliver = functools.partial(
+            self._deliver, answer, rank, call, timeout, lambda wire: unpack(Answer.of(*wire))
+        )
         reply.add_done_callback(deliver)
         return answer
 
