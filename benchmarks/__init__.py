@@ -1,1 +1,1 @@
-"""How long things take here, next to what they could take at best."""
+"""What a run costs, measured; see docs/performance.md."""

@@ -130,7 +130,7 @@ class Farm:
         task = _Task(call, future, nbytes)
         workers = self._driver.admit(workers)
         with self._changed:
-            while not self._dispatcher.has_room(workers):
+            while not (room := self._dispatcher.has_room(workers)):
                 self._check(workers)
                 if self._driver.while_idle:
                     break
@@ -138,7 +138,6 @@ class Farm:
             self._check(workers)
             number = next(self._numbers)
             self._tasks[number] = task
-            room = self._dispatcher.has_room(workers)
             if room:
                 start = self._dispatcher.submit(number, workers)
         if room:

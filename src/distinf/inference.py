@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from distinf import selection
+from distinf.copying import copy
 from distinf.errors import ConfigError, SessionError
 from distinf.farm import Farm
 from distinf.proposed import ProposedInterface
@@ -31,6 +32,8 @@ from distinf.transport.contract import map_leaves, tensor_bytes
 __all__ = ["DistributedInference"]
 
 Coords = OrderedDict[str, np.ndarray]
+_FLOAT = 4  # bytes of a value of a state
+_SMALL = 2**14  # bytes that are not worth asking the transport where to put them
 
 
 class DistributedInference(ProposedInterface):
@@ -114,7 +117,9 @@ class DistributedInference(ProposedInterface):
         ConfigError
             If the state lacks variables that the model needs.
         """
-        selected = self._plan(coords).select_coords(coords)
+        plan = self._plan(coords)
+        self._farm.transport.expect(plan.count(coords) * _FLOAT)
+        selected = plan.select_coords(coords)
         answer: Coords = self.call_func("output_coords", selected, rank=self._holders()[0])
         return answer
 
@@ -159,7 +164,7 @@ class DistributedInference(ProposedInterface):
         number = next(self._running)
         task = _describe(self.name, number, args)
         args = self._own(args)
-        kwargs = map_leaves(kwargs, _copy)
+        kwargs = map_leaves(kwargs, self._copy) if kwargs else kwargs
         call = Call(self._number, "__forward__", task, args, kwargs)
         return self._farm.submit(call, tensor_bytes((args, kwargs)), self._ranks)
 
@@ -314,9 +319,21 @@ class DistributedInference(ProposedInterface):
         """Arguments in memory of the task's own, cut down to what the model needs."""
         x, coords = args[:2] if len(args) >= 2 else (None, None)
         if self._wanted is None or not _is_state(x, coords):
-            return tuple(map_leaves(list(args), _copy))
-        y, y_coords = self._plan(coords)(x, coords)
-        return (y, *map_leaves([y_coords, *args[2:]], _copy))
+            return tuple(map_leaves(list(args), self._copy))
+        y, y_coords = self._plan(coords)(x, coords, self._farm.transport.empty)
+        return (y, *map_leaves([y_coords, *args[2:]], self._copy))
+
+    def _copy(self, leaf: Any) -> Any:
+        """Memory of the task's own, also for coords: a lost worker's task is sent once more."""
+        if isinstance(leaf, torch.Tensor):
+            if leaf.layout is not torch.strided or leaf.is_quantized:
+                return leaf.clone()
+            if leaf.nbytes < _SMALL:
+                return leaf.clone(memory_format=torch.contiguous_format)
+            own = self._farm.transport.empty(leaf.shape, leaf.dtype, leaf.device)
+            copy(leaf.detach(), own)
+            return own
+        return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
     def _plan(self, coords: Coords) -> selection.Selection:
         key = tuple(
@@ -339,13 +356,6 @@ class DistributedInference(ProposedInterface):
 
 def _is_state(x: Any, coords: Any) -> bool:
     return isinstance(x, torch.Tensor) and isinstance(coords, OrderedDict) and x.ndim == len(coords)
-
-
-def _copy(leaf: Any) -> Any:
-    """Memory of the task's own, also for coords: a lost worker's task is sent once more."""
-    if isinstance(leaf, torch.Tensor):
-        return leaf.clone(memory_format=torch.contiguous_format)
-    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
 
 def _describe(name: str, number: int, args: tuple[Any, ...]) -> str:

@@ -6,19 +6,23 @@ gather per dimension, into memory that is the task's own.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from distinf.copying import copy, gather
 from distinf.errors import ConfigError
 
 __all__ = ["Selection", "plan", "plan_region", "rename_variables"]
 
 Coords = OrderedDict[str, np.ndarray]
 Index = slice | torch.Tensor
+Allocate = Callable[[Sequence[int], torch.dtype, torch.device], torch.Tensor]
 
 # Set per step, not by a diagnostic's request; as in Earth2Studio's `map_coords`.
 _FREE = ("batch", "ensemble", "time", "lead_time")
@@ -39,7 +43,9 @@ class Selection:
     indices: dict[int, Index]
     coords: dict[str, np.ndarray]
 
-    def __call__(self, x: torch.Tensor, coords: Coords) -> tuple[torch.Tensor, Coords]:
+    def __call__(
+        self, x: torch.Tensor, coords: Coords, empty: Allocate | None = None
+    ) -> tuple[torch.Tensor, Coords]:
         """Cut out the selection.
 
         Parameters
@@ -48,24 +54,38 @@ class Selection:
             A state.
         coords : Coords
             Its coordinates; dimensions as those that the plan was made for.
+        empty : Allocate | None, optional
+            Gives the memory for the result, contiguous, for a shape, a dtype and the device of
+            ``x``; by default None: new memory on that device.
 
         Returns
         -------
         tuple[torch.Tensor, Coords]
-            A contiguous tensor on the device of ``x`` that shares no memory with it, and its
-            coordinates.
+            A contiguous tensor that shares no memory with ``x``, and its coordinates.
         """
-        y = x
+        y = x.detach()
         for dim, index in self.indices.items():
             if isinstance(index, slice):
                 y = y.narrow(dim, index.start, index.stop - index.start)
-        for dim, index in self.indices.items():
-            if isinstance(index, torch.Tensor):
-                y = torch.index_select(y, dim, index.to(y.device))
-        y = y.contiguous()
-        if y.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
-            y = y.clone(memory_format=torch.contiguous_format)
-        return y, self.select_coords(coords)
+        gathers = [(d, i.to(y.device)) for d, i in self.indices.items() if isinstance(i, Tensor)]
+        last = gathers.pop() if gathers else None
+        for dim, index in gathers:
+            y = torch.index_select(y, dim, index)
+        shape = list(y.shape)
+        if last is not None:
+            shape[last[0]] = len(last[1])
+        out = (empty or _empty)(shape, y.dtype, y.device)
+        if last is not None and out.device == y.device:
+            gather(y, *last, out)
+        else:
+            copy(y if last is None else torch.index_select(y, *last), out)
+        return out, self.select_coords(coords)
+
+    def count(self, coords: Coords) -> int:
+        """Return the number of values that it cuts out of a state with these coordinates."""
+        # Coordinates of a curvilinear grid have two dimensions each.
+        axes = self.select_coords(coords).items()
+        return math.prod(v.shape[-1] if key == "lon" else len(v) for key, v in axes)
 
     def select_coords(self, coords: Coords) -> Coords:
         """Coordinates of the selection from those of the state."""
@@ -207,6 +227,10 @@ def rename_variables(coords: Coords, names: Mapping[str, str]) -> Coords:
     new = OrderedDict(coords)
     new["variable"] = np.array([names.get(str(v), str(v)) for v in coords["variable"]])
     return new
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.empty(tuple(shape), dtype=dtype, device=device)
 
 
 def _as_index(index: np.ndarray) -> Index:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import socket
 import threading
 import time
@@ -13,7 +14,7 @@ import torch
 
 from distinf.transport.contract import Call, Failure, Reply, map_tensors
 
-__all__ = ["Worker", "forward_of"]
+__all__ = ["Worker", "forward_of", "to_host"]
 
 # Optional methods of a model that the driver asks for.
 _ASKED = ("input_coords", "output_coords", "variable_attributes")
@@ -42,13 +43,16 @@ class Worker:
         # Calls arrive on several threads, so that the next input can travel; they compute in turn.
         self._turn = threading.Lock()
 
-    def run(self, call: Call) -> Reply:
+    def run(self, call: Call, put: Callable[[torch.Tensor], Any] | None = None) -> Reply:
         """Run one call and put its outcome into an envelope; never raises.
 
         Parameters
         ----------
         call : Call
-            Tensors among its arguments may be on any device.
+            Tensors among its arguments are on the host or on this rank's device.
+        put : Callable[[torch.Tensor], Any] | None, optional
+            What becomes of the result's tensors while the model does not compute, by default
+            `to_host`.
 
         Returns
         -------
@@ -68,7 +72,8 @@ class Worker:
                                 f"{nonfinite} values of the result are NaN or infinite "
                                 "(runtime.nonfinite=fail)"
                             )
-                    value = map_tensors(result, self._to_host)
+                    value = map_tensors(result, put or to_host)
+                    del result
             # Even SystemExit: a model must not take its rank away.
             except BaseException as error:
                 if isinstance(error, torch.OutOfMemoryError):
@@ -97,8 +102,10 @@ class Worker:
             return None
         model = self._models[call.model]
         function = forward_of(model) if call.method == "__forward__" else None
-        args, kwargs = map_tensors((call.args, call.kwargs), self._to_device)
-        return (function or getattr(model, call.method))(*args, **kwargs)
+        given = call.args, call.kwargs
+        if self.device.type != "cpu":
+            given = map_tensors(given, self._to_device)
+        return (function or getattr(model, call.method))(*given[0], **given[1])
 
     def _describe(self, call: Call) -> str:
         if call.method == "__build__":
@@ -111,11 +118,13 @@ class Worker:
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device)
 
-    def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        host = tensor.detach().cpu()
-        # A view would take the whole of its storage with it.
-        whole = host.untyped_storage().nbytes() == host.numel() * host.element_size()
-        return host if whole and host.is_contiguous() else host.contiguous().clone()
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a result's tensor in host memory, without a larger storage behind it."""
+    host = tensor.detach().cpu()
+    # A view would take the whole of its storage with it.
+    whole = host.untyped_storage().nbytes() == host.numel() * host.element_size()
+    return host if whole and host.is_contiguous() else host.contiguous().clone()
 
 
 def _text_of(error: BaseException) -> str:
@@ -130,7 +139,10 @@ def _count_nonfinite(result: Any) -> int:
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
         nonlocal found
-        if tensor.is_floating_point() or tensor.is_complex():
+        # Neither NaN nor infinity gets lost in a sum, which takes a tenth of the time.
+        if (tensor.is_floating_point() or tensor.is_complex()) and not cmath.isfinite(
+            tensor.sum().item()
+        ):
             found += int(tensor.numel() - torch.isfinite(tensor).sum())
         return tensor
 

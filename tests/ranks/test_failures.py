@@ -77,6 +77,7 @@ def test_whoever_submits_later_gets_that_first_error(app, name):
 
 
 def test_no_task_is_lost_with_a_worker(app):
+    assert app["carrier"] == "host (shared memory)"
     assert app["sums"] == [float(step) for step in range(12)]
 
 

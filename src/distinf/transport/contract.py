@@ -6,7 +6,7 @@ and processes, but nothing of weather, and nothing of who gets which task.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -85,12 +85,36 @@ class Transport(Protocol):
     ----------
     workers : tuple[int, ...]
         The ranks that take calls.
-    carrier : str
-        Its name, as told in the log.
     """
 
     workers: tuple[int, ...]
-    carrier: str
+
+    @property
+    def carrier(self) -> str:
+        """Its name, as told in the log."""
+        ...
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Return memory for a tensor of a call, from where it travels best.
+
+        Parameters
+        ----------
+        shape, dtype : Sequence[int], torch.dtype
+            Of the tensor, which is contiguous and has a storage of its own.
+        device : torch.device
+            Where its values come from; the memory may be elsewhere.
+
+        Returns
+        -------
+        torch.Tensor
+            Its values are undefined. The memory is used again once nobody has the tensor or a
+            view of it, and no call that took it can still be looking at it.
+        """
+        ...
+
+    def expect(self, nbytes: int) -> None:
+        """Hear that tensors of this size will be sent to every worker, so that memory is ready."""
+        ...
 
     def send(self, rank: int, call: Call, timeout: float | None) -> Future[Reply]:
         """Carry a call to a rank; returns at once unless the carrier is this process.
@@ -100,7 +124,8 @@ class Transport(Protocol):
         rank : int
             One of ``workers``.
         call : Call
-            Its tensors must not be changed until the future is done.
+            Its tensors must not be changed until the future is done. A model that writes to its
+            input changes its own copy alone: the same call may be sent once more, elsewhere.
         timeout : float | None
             Deadline in seconds; None waits as long as the rank lives.
 
@@ -140,14 +165,14 @@ class Transport(Protocol):
         ...
 
 
-def map_tensors(tree: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
     """Change every tensor in nested tuples, lists and dicts, leaving all else as it is.
 
     Parameters
     ----------
     tree : Any
         Arguments or a result.
-    change : Callable[[torch.Tensor], torch.Tensor]
+    change : Callable[[torch.Tensor], Any]
         Applied to each tensor.
 
     Returns

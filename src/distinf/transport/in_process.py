@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
+
+import torch
 
 from distinf.transport.contract import Call, Reply
 from distinf.worker import Worker
@@ -24,6 +27,13 @@ class InProcess:
     def __init__(self, worker: Worker) -> None:
         self.workers: tuple[int, ...] = (worker.rank,)
         self._worker = worker
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Return plain memory on the device."""
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+
+    def expect(self, nbytes: int) -> None:
+        """Nothing to prepare: one call runs at a time."""
 
     def send(self, rank: int, call: Call, timeout: float | None) -> Future[Reply]:
         """Run the call; a deadline cannot be kept by the thread that would have to keep it."""

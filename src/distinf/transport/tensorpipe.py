@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -22,7 +22,9 @@ import torch.distributed as dist
 from torch.distributed import rpc
 
 from distinf.errors import CallTimeout, SessionError, WorkerLost
-from distinf.transport.contract import Call, Reply, map_tensors
+from distinf.transport.contract import Call, Reply
+from distinf.transport.shared_memory import Answer, DriverMemory, Message, WorkerMemory
+from distinf.transport.slots import Placed
 from distinf.worker import Worker
 
 __all__ = ["TensorPipe", "join", "serve"]
@@ -35,7 +37,7 @@ _PART_SECONDS = 5.0
 _GONE = ("eof", "connection reset", "broken pipe", "connection refused", "econn", "epipe")
 
 _store: dist.Store | None = None
-_worker: Worker | None = None
+_memory: WorkerMemory | None = None
 _stops: dict[int, torch.futures.Future[bool]] = {}
 _stops_lock = threading.Lock()
 # How often this process has parted together with its peers. Torch numbers these partings in each
@@ -92,8 +94,8 @@ def join(
     SessionError
         If the group could not be formed.
     """
-    global _store, _worker
-    _store, _worker = store, worker
+    global _store, _memory
+    _store, _memory = store, WorkerMemory(worker)
     options = rpc.TensorPipeRpcBackendOptions(
         num_worker_threads=max(_THREADS, 2 * world_size),
         rpc_timeout=timeout,
@@ -165,7 +167,7 @@ def serve(rank: int, store: dist.Store) -> None:
 
 def _leave(together: bool) -> None:
     """Shut RPC down: with the peers when all live, else without asking them."""
-    global _partings
+    global _memory, _partings
     _partings += together
     # A thread that is inside a model cannot be stopped; its process can.
     guard = _end_process_after(_PART_SECONDS, "")
@@ -173,6 +175,7 @@ def _leave(together: bool) -> None:
         rpc.shutdown(graceful=together, timeout=_PART_SECONDS / 2)
     except RuntimeError:  # somebody ended meanwhile
         rpc.shutdown(graceful=False)
+    _memory = None
     guard.cancel()
 
 
@@ -195,9 +198,23 @@ def _until_stop(rank: int, partings: int) -> torch.futures.Future[bool]:
         return _stops.setdefault(rank, torch.futures.Future())
 
 
-def _run(call: Call) -> Reply:
-    assert _worker is not None
-    return _worker.run(call)
+def _run(*wire: Any) -> tuple[Any, ...]:
+    assert _memory is not None
+    return _memory.run(Message.of(*wire)).wire()
+
+
+def _probe(offer: Placed) -> Placed | None:
+    assert _memory is not None
+    return _memory.probe(offer)
+
+
+def _ask(rank: int, offer: Placed) -> Placed | None:
+    answer: Placed | None = rpc.rpc_sync(_name(rank), _probe, args=(offer,), timeout=_PART_SECONDS)
+    return answer
+
+
+def _nothing(value: Any) -> Any:
+    return value
 
 
 def _alive() -> None:
@@ -221,11 +238,31 @@ class TensorPipe:
 
     def __init__(self, worker: Worker, world_size: int, store: dist.Store, on_device: bool) -> None:
         self.workers = tuple(range(1, world_size))
-        self.carrier = "cuda" if on_device else "host"
         self._store = store
+        self._memory = DriverMemory(len(self.workers), on_device)
         self._on_device = on_device
         self._lost: set[int] = set()
         self._closed = False
+        if not on_device:
+            for rank in self.workers:
+                self._memory.try_rank(rank, functools.partial(_ask, rank))
+
+    @property
+    def carrier(self) -> str:
+        """Its name, and how many workers take tensors from shared memory."""
+        sharing = len(self._memory.ranks)
+        if self._on_device or not sharing:
+            return "cuda" if self._on_device else "host"
+        part = "" if sharing == len(self.workers) else f" with {sharing} of {len(self.workers)}"
+        return f"host (shared memory{part})"
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Return memory for a tensor of a call, from where it travels best."""
+        return self._memory.empty(shape, dtype, device)
+
+    def expect(self, nbytes: int) -> None:
+        """Make memory ready, in the background."""
+        self._memory.expect(nbytes)
 
     def send(self, rank: int, call: Call, timeout: float | None) -> Future[Reply]:
         """Carry a call to a worker."""
@@ -233,17 +270,22 @@ class TensorPipe:
         if rank in self._lost or self._closed:
             answer.set_exception(WorkerLost(rank, "it left the session"))
             return answer
-        if not self._on_device:
-            args, kwargs = map_tensors((call.args, call.kwargs), lambda tensor: tensor.cpu())
-            call = Call(call.model, call.method, call.task, args, kwargs)
+        message, unpack = self._memory.pack(rank, call)
         try:
             reply = rpc.rpc_async(
-                _name(rank), _run, args=(call,), timeout=_FOREVER if timeout is None else timeout
+                _name(rank),
+                _run,
+                args=message.wire(),
+                timeout=_FOREVER if timeout is None else timeout,
             )
         except Exception as error:  # also whatever pickling an argument raised
+            self._memory.unsent(rank, message)
             answer.set_exception(self._translate(rank, call, error, timeout))
             return answer
-        reply.add_done_callback(functools.partial(self._deliver, answer, rank, call, timeout))
+        deliver = functools.partial(
+            self._deliver, answer, rank, call, timeout, lambda wire: unpack(Answer.of(*wire))
+        )
+        reply.add_done_callback(deliver)
         return answer
 
     def ping(self, rank: int, timeout: float) -> Future[None]:
@@ -255,7 +297,8 @@ class TensorPipe:
         except Exception as error:
             answer.set_exception(self._translate(rank, call, error, timeout))
             return answer
-        sign.add_done_callback(functools.partial(self._deliver, answer, rank, call, timeout))
+        deliver = functools.partial(self._deliver, answer, rank, call, timeout, _nothing)
+        sign.add_done_callback(deliver)
         return answer
 
     def lose(self, rank: int) -> None:
@@ -297,10 +340,11 @@ class TensorPipe:
         rank: int,
         call: Call,
         timeout: float | None,
+        unpack: Callable[[Any], Any],
         reply: torch.futures.Future[Any],
     ) -> None:
         try:
-            value = reply.wait()
+            value = unpack(reply.wait())
         except Exception as error:
             answer.set_exception(self._translate(rank, call, error, timeout))
         else:

@@ -42,6 +42,7 @@ class Deadly:
             marker = folder / "killed once"
             if always or not marker.exists():
                 marker.touch()
+                x.zero_()  # the next worker must not see this
                 os.kill(os.getpid(), signal.SIGKILL)
         return x.sum().item(), coords, DistributedManager().rank
 
@@ -67,7 +68,9 @@ def models(folder):
 
 def losses(folder):
     infer = DistributedInference(Deadly)
+    tell("carrier", current_session().farm.transport.carrier)
     x, coords = state(0)
+    x = x.repeat(1, 1, 1, 8, 1)  # too large for a message
     futures = []
     for step in range(12):
         x.fill_(step)
