@@ -96,10 +96,11 @@ def diagnostic(cfg: DictConfig) -> None:
         )
         done, total = store.counts
         log.info(
-            "%d rank(s) by %s, carrier %s, %d of %d tasks to do",
+            "%d rank(s) by %s, carrier %s%s, %d of %d tasks to do",
             session.place.world_size,
             session.place.launcher,
             farm.transport.carrier,
+            farm.transport.reason and f": {farm.transport.reason}",
             total - done,
             total,
         )

@@ -7,11 +7,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
-from distinf.transport.contract import Call, Failure, Reply, map_tensors
+from distinf.transport.contract import Call, Failure, Reply, map_tensors, owned
+from distinf.transport.streams import Cuda, Lane
 
 __all__ = ["Worker", "forward_of"]
 
@@ -31,10 +33,29 @@ class Worker:
     nonfinite : str, optional
         What NaN or an infinite value in a result of ``forward`` is: ``"allow"``, by default,
         nothing; ``"warn"`` counts them in the reply; ``"fail"`` makes it an error of the model.
+    lane : Lane | None, optional
+        Stream of the GPU on which the models run, by default None: its default stream.
+
+    Attributes
+    ----------
+    results_stay : bool
+        Whether results of ``forward`` stay on the device; at first False: they go to the host.
+    when_unusable : Callable[[str], None] | None
+        Called with the reason, once, when an error has left the GPU unusable for this process.
     """
 
-    def __init__(self, rank: int, device: torch.device, nonfinite: str = "allow") -> None:
+    def __init__(
+        self,
+        rank: int,
+        device: torch.device,
+        nonfinite: str = "allow",
+        lane: Lane | None = None,
+    ) -> None:
         self._nonfinite = nonfinite
+        self._lane = lane or (Lane(Cuda(device)) if device.type == "cuda" else None)
+        self._unusable = False
+        self.results_stay = False
+        self.when_unusable: Callable[[str], None] | None = None
         self.rank = rank
         self.device = device
         self.host = socket.gethostname()
@@ -53,13 +74,13 @@ class Worker:
         Returns
         -------
         Reply
-            Its tensors are on the host.
+            Its tensors are on the host, those of ``forward`` only unless `results_stay`.
         """
-        value, failure, nonfinite = None, None, 0
+        value, failure, nonfinite, unusable = None, None, 0, False
         with self._turn:
             started = time.time()
             try:
-                with torch.inference_mode():
+                with self._computing(call), torch.inference_mode():
                     result = self._do(call)
                     if call.method == "__forward__" and self._nonfinite != "allow":
                         nonfinite = _count_nonfinite(result)
@@ -68,11 +89,10 @@ class Worker:
                                 f"{nonfinite} values of the result are NaN or infinite "
                                 "(runtime.nonfinite=fail)"
                             )
-                    value = map_tensors(result, self._to_host)
+                    value = self._leave(result, call)
             # Even SystemExit: a model must not take its rank away.
             except BaseException as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    torch.cuda.empty_cache()  # the next, smaller one may fit
+                unusable = self._lane is not None and not self._lane.recover(error)
                 failure = Failure(
                     what=self._describe(call),
                     kind=type(error).__name__,
@@ -80,7 +100,22 @@ class Worker:
                     traceback="".join(traceback.format_exception(error)),
                 )
             ended = time.time()
-        return Reply(value, failure, self.rank, self.host, started, ended, nonfinite)
+            if unusable and not self._unusable and self.when_unusable is not None:
+                assert failure is not None
+                self.when_unusable(f"{failure.kind}: {failure.message}")
+            self._unusable = self._unusable or unusable
+        return Reply(value, failure, self.rank, self.host, started, ended, nonfinite, unusable)
+
+    def _computing(self, call: Call) -> AbstractContextManager[Any]:
+        return nullcontext() if self._lane is None else self._lane.entered(call.ready)
+
+    def _leave(self, result: Any, call: Call) -> Any:
+        """Take a result away from the model; all of the call's work is done then."""
+        if self._lane is None:
+            return map_tensors(result, owned)
+        if self.results_stay and call.method == "__forward__":
+            return self._lane.keep(result)
+        return self._lane.to_host(result)
 
     def _do(self, call: Call) -> Any:
         if call.method == "__build__":
@@ -109,13 +144,7 @@ class Worker:
         return f"{name}.{call.method.strip('_')}"
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.device)
-
-    def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        host = tensor.detach().cpu()
-        # A view would take the whole of its storage with it.
-        whole = host.untyped_storage().nbytes() == host.numel() * host.element_size()
-        return host if whole and host.is_contiguous() else host.contiguous().clone()
+        return tensor.to(self.device) if self._lane is None else self._lane.take(tensor)
 
 
 def _text_of(error: BaseException) -> str:

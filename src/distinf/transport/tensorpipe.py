@@ -7,6 +7,7 @@ rank's port can run code there: the session binds them to loopback on one node.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import sys
@@ -22,7 +23,9 @@ import torch.distributed as dist
 from torch.distributed import rpc
 
 from distinf.errors import CallTimeout, SessionError, WorkerLost
+from distinf.transport.carrier import Choice
 from distinf.transport.contract import Call, Reply, map_tensors
+from distinf.transport.streams import Copies, Cuda, Departures, on_gpu
 from distinf.worker import Worker
 
 __all__ = ["TensorPipe", "join", "serve"]
@@ -31,6 +34,12 @@ _SCHEME = "distinf"
 _FOREVER = 0.0  # torch.distributed.rpc's word for no timeout
 _THREADS = 16
 _PART_SECONDS = 5.0
+# Channels that carry host memory. The others load CUDA, and cuda_ipc ends the process where GPUs
+# cannot see each other (pytorch#95487), whether or not tensors are on them.
+_HOST_CHANNELS = ["cma", "mpt_uv", "basic"]
+# From device to device; not cuda_basic, which goes through host memory and is slower than we are.
+_DEVICE_CHANNELS = ["cuda_ipc", "basic"]
+_NETWORK_CHANNELS = ["cuda_ipc", "cuda_gdr", "basic"]
 # What TensorPipe says of a peer that is no longer there.
 _GONE = ("eof", "connection reset", "broken pipe", "connection refused", "econn", "epipe")
 
@@ -70,6 +79,7 @@ def join(
     store: dist.Store,
     device_maps: dict[int, dict[torch.device, torch.device]],
     timeout: float,
+    several_nodes: bool = False,
 ) -> None:
     """Join the RPC group of a session; every rank calls this at the same time.
 
@@ -86,6 +96,8 @@ def join(
         travel through host memory.
     timeout : float
         Deadline in seconds for the peers to answer.
+    several_nodes : bool, optional
+        Whether tensors travel from device to device between nodes, too.
 
     Raises
     ------
@@ -98,9 +110,9 @@ def join(
         num_worker_threads=max(_THREADS, 2 * world_size),
         rpc_timeout=timeout,
         init_method=f"{_SCHEME}://{worker.rank}/{world_size}",
-        # The default transports poll a whole core while idle and need thousands of file
-        # descriptors; device-to-device channels need them, host memory does not.
-        _transports=None if device_maps else ["uv"],
+        # The others poll a whole core while idle and need thousands of file descriptors.
+        _transports=["uv"],
+        _channels=_channels(bool(device_maps), several_nodes),
     )
     for peer, devices in device_maps.items():
         options.set_device_map(_name(peer), devices)
@@ -122,6 +134,12 @@ def join(
     finally:
         guard.cancel()
         _store = None
+
+
+def _channels(on_device: bool, several_nodes: bool) -> list[str]:
+    if not on_device:
+        return _HOST_CHANNELS
+    return _NETWORK_CHANNELS if several_nodes else _DEVICE_CHANNELS
 
 
 def _forget_earlier_groups() -> None:
@@ -200,6 +218,10 @@ def _run(call: Call) -> Reply:
     return _worker.run(call)
 
 
+def _touch(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor + 1
+
+
 def _alive() -> None:
     """Answer on a thread of its own, whatever a model does meanwhile."""
 
@@ -215,15 +237,36 @@ class TensorPipe:
         Number of ranks.
     store : torch.distributed.Store
         The session's store; a worker leaves its farewell there.
-    on_device : bool
-        Tensors travel from device to device; False: through host memory.
+    choice : Choice
+        How tensors travel, and why.
+    results_stay : bool, optional
+        Whether results come to the driver's device, by default False: to host memory.
     """
 
-    def __init__(self, worker: Worker, world_size: int, store: dist.Store, on_device: bool) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        world_size: int,
+        store: dist.Store,
+        choice: Choice,
+        results_stay: bool = False,
+    ) -> None:
         self.workers = tuple(range(1, world_size))
-        self.carrier = "cuda" if on_device else "host"
+        self.carrier, self.reason = choice.carrier, choice.why
         self._store = store
-        self._on_device = on_device
+        self._on_device = choice.carrier == "cuda"
+        self._copies: Copies | None = None
+        self._departures: Departures | None = None
+        self._results_stay = results_stay and worker.device.type == "cuda"
+        if worker.device.type == "cuda":
+            cuda = Cuda(worker.device)
+            self._copies = Copies(cuda)
+            self._home = cuda.current_stream()  # of the thread that opens the session
+            if not self._on_device:
+                self._departures = Departures(self._copies)
+        self._device = worker.device
+        if self._on_device:
+            self._open_channels()
         self._lost: set[int] = set()
         self._closed = False
 
@@ -233,18 +276,56 @@ class TensorPipe:
         if rank in self._lost or self._closed:
             answer.set_exception(WorkerLost(rank, "it left the session"))
             return answer
+        if self._departures is not None and on_gpu((call.args, call.kwargs)) is not None:
+            self._departures.depart(
+                (call.args, call.kwargs),
+                call.ready,
+                lambda copied: self._send(answer, rank, call, copied, timeout),
+                lambda error: answer.set_exception(self._translate(rank, call, error, timeout)),
+            )
+            return answer
         if not self._on_device:
             args, kwargs = map_tensors((call.args, call.kwargs), lambda tensor: tensor.cpu())
-            call = Call(call.model, call.method, call.task, args, kwargs)
+        else:
+            args, kwargs = call.args, call.kwargs
+            if call.ready is not None:  # the thread that sends may not be the one that selected
+                torch.cuda.current_stream(self._device).wait_event(call.ready)
+        self._send(answer, rank, call, (args, kwargs), timeout)
+        return answer
+
+    def _send(
+        self,
+        answer: Future[Reply],
+        rank: int,
+        call: Call,
+        tensors: tuple[Any, Any],
+        timeout: float | None,
+    ) -> None:
+        """Send a call whose tensors are where they travel from."""
+        if rank in self._lost or self._closed:  # meanwhile
+            answer.set_exception(WorkerLost(rank, "it left the session"))
+            return
+        wire = Call(call.model, call.method, call.task, *tensors)
         try:
             reply = rpc.rpc_async(
-                _name(rank), _run, args=(call,), timeout=_FOREVER if timeout is None else timeout
+                _name(rank), _run, args=(wire,), timeout=_FOREVER if timeout is None else timeout
             )
         except Exception as error:  # also whatever pickling an argument raised
             answer.set_exception(self._translate(rank, call, error, timeout))
-            return answer
+            return
         reply.add_done_callback(functools.partial(self._deliver, answer, rank, call, timeout))
-        return answer
+
+    def _open_channels(self) -> None:
+        """Let a tensor travel each way: when it first does, cuda_ipc waits for the whole GPU."""
+        for rank in self.workers:
+            there = torch.zeros(1, device=self._device)
+            try:
+                rpc.rpc_sync(_name(rank), _touch, args=(there,))
+            except RuntimeError as error:
+                raise SessionError(
+                    f"no tensor travels between the GPUs of rank 0 and rank {rank}: {error}. Use "
+                    "runtime.carrier=host"
+                ) from error
 
     def ping(self, rank: int, timeout: float) -> Future[None]:
         """Ask a worker for a sign of life."""
@@ -286,6 +367,8 @@ class TensorPipe:
             if not living or self._store.check(living):
                 break
             time.sleep(0.01)
+        if self._departures is not None:
+            self._departures.close()
         _leave(together)
         with _stops_lock:
             _stops.clear()
@@ -301,6 +384,11 @@ class TensorPipe:
     ) -> None:
         try:
             value = reply.wait()
+            if isinstance(value, Reply) and self._results_stay and value.failure is None:
+                assert self._copies is not None
+                value = dataclasses.replace(
+                    value, value=self._copies.to_device(value.value, self._home)
+                )
         except Exception as error:
             answer.set_exception(self._translate(rank, call, error, timeout))
         else:
