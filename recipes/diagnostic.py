@@ -119,7 +119,7 @@ def diagnostic(cfg: DictConfig) -> None:
                         for name in names:
                             store.write(name, future)
                 if own is not None and "prognostic" in lacking:
-                    store.write("prognostic", _at_once(functools.partial(own, x, coords)))
+                    store.write("prognostic", session.to_host(own(x, coords)))
             store.close()
 
     report(farm, output_path(cfg), output)

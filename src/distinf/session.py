@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from distinf.farm import Farm
     from distinf.liveness import Pulse
+    from distinf.transport.streams import Departures
     from distinf.worker import Worker
 
 __all__ = ["Runtime", "close_session", "current_session", "open_session", "session"]
@@ -51,6 +53,7 @@ class Session:
         self._transport: Any = None
         self._socket: socket.socket | None = None
         self._pulse: Pulse | None = None
+        self._departures: Departures | None = None
         self.runtime = runtime
         if place is None and nproc is not None and nproc > 1:
             # Workers import while the driver does.
@@ -73,6 +76,31 @@ class Session:
         if self._farm is None:
             raise SessionError(f"rank {self.rank} is a worker: only rank 0 hands out tasks")
         return self._farm
+
+    def to_host(self, tree: Any) -> Future[Any]:
+        """Copy tensors of this rank's device to host memory, beside what the device computes.
+
+        Parameters
+        ----------
+        tree : Any
+            Nested containers; their tensors must not be written to until the future is done, except
+            by what this thread launches on its current stream before.
+
+        Returns
+        -------
+        Future
+            The copy, complete. On the CPU it is the tensors themselves.
+        """
+        from distinf.transport.streams import Copies, Cuda, Departures
+
+        copied: Future[Any] = Future()
+        if self.device.type != "cuda":
+            copied.set_result(tree)
+            return copied
+        if self._departures is None:
+            self._departures = Departures(Copies(Cuda(self.device)))
+        self._departures.depart(tree, None, copied.set_result, copied.set_exception)
+        return copied
 
     def _open(self, meanwhile: Callable[[], None] | None) -> None:
         refusal: BaseException | None = None
@@ -226,6 +254,8 @@ class Session:
                 self.farm.fail(error or SessionError("the session is closed"))
                 self._transport.close(error is not None)
         finally:
+            if self._departures is not None:
+                self._departures.close()
             self._end_own(patience=1.0 if error is not None else 5.0)
             manager.end_manager()
             torch.set_num_threads(self._threads_before)
