@@ -18,6 +18,7 @@ from distinf.progress import Event, Events
 from distinf.reach import unreachable, unread
 from distinf.seeds import seed_all, task_seed
 from distinf.selection import plan
+from distinf.step_clock import StepClock
 
 __all__ = ["Block", "blocks", "forecasts", "lead_times", "rollout", "step_coords", "tasks"]
 
@@ -251,12 +252,15 @@ def _steps(
     more = len(block.times) * (1 if block.members is None else len(block.members)) - 1
     label += f" and {more} more" if more else ""
     states = prognostic.create_iterator(x, coords)
-    for step in range(block.nsteps + 1):
-        x, coords = next(states)
-        if events is not None:
-            events.record(Event("forecast", f"{label} step {step}", 0, start, clock.time()))
-        yield x, coords
-        start = clock.time()
+    steps = StepClock(events)
+    try:
+        for step in range(block.nsteps + 1):
+            x, coords = next(states)
+            steps.stepped(f"{label} step {step}", start, x)
+            yield x, coords
+            start = clock.time()
+    finally:
+        steps.close()
 
 
 def _read(

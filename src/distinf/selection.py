@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ class Selection:
 
     indices: dict[int, Index]
     coords: dict[str, np.ndarray]
+    _placed: dict[tuple[torch.device, int], torch.Tensor] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def __call__(self, x: torch.Tensor, coords: Coords) -> tuple[torch.Tensor, Coords]:
         """Cut out the selection.
@@ -61,11 +64,17 @@ class Selection:
                 y = y.narrow(dim, index.start, index.stop - index.start)
         for dim, index in self.indices.items():
             if isinstance(index, torch.Tensor):
-                y = torch.index_select(y, dim, index.to(y.device))
+                y = torch.index_select(y, dim, self._on(y.device, dim, index))
         y = y.contiguous()
         if y.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
             y = y.clone(memory_format=torch.contiguous_format)
         return y, self.select_coords(coords)
+
+    def _on(self, device: torch.device, dim: int, index: torch.Tensor) -> torch.Tensor:
+        """Return an index on a device; its copy would wait for the GPU's work at every step."""
+        if (device, dim) not in self._placed:
+            self._placed[device, dim] = index.to(device)
+        return self._placed[device, dim]
 
     def select_coords(self, coords: Coords) -> Coords:
         """Coordinates of the selection from those of the state."""

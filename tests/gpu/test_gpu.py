@@ -37,6 +37,11 @@ def test_a_state_may_be_overwritten_at_once_in_one_process(run):
     assert run("stress", 1)["wrong"] == []
 
 
+@pytest.mark.parametrize("carrier", ["host", "cuda"])
+def test_submitting_never_waits_for_the_gpu(run, carrier):
+    assert run("asynchronous", 3, carrier)["sums"] == [2.0 + step for step in range(20)]
+
+
 @pytest.mark.parametrize(("nproc", "carrier"), [(1, "auto"), (3, "host"), (3, "cuda")])
 def test_results_on_the_device_can_be_computed_with_at_once(run, nproc, carrier):
     found = run("device", nproc, carrier, "device")

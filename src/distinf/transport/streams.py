@@ -176,7 +176,7 @@ class Copies:
 
         def leave(tensor: torch.Tensor) -> torch.Tensor:
             if not cuda.owns(tensor):
-                return tensor
+                return tensor.cpu()  # of another GPU; the host's own as it is
             host = new(tensor)
             cuda.copy(host, tensor)
             cuda.lend(tensor, self._side)

@@ -9,11 +9,13 @@ import hashlib
 import json
 import os
 import sys
+from collections import OrderedDict
 
 if os.environ.get("MASKED"):  # each rank sees only its own, as under srun --gpus-per-task=1
     GPUS = os.environ["MASKED"].split(",")
     os.environ["CUDA_VISIBLE_DEVICES"] = GPUS[int(os.environ["LOCAL_RANK"]) % len(GPUS)]
 
+import numpy as np
 import torch
 
 from distinf import DistributedInference, Runtime, session
@@ -41,6 +43,16 @@ class Mean:
 
     def forward(self, x):
         return x.mean(dtype=torch.float64), x.max() - x.min()
+
+
+class Picking:
+    """Needs two variables that do not stand together."""
+
+    def input_coords(self):
+        return {"variable": np.array([20, 3])}
+
+    def forward(self, x, coords):
+        return x.mean(dtype=torch.float64) + x.shape[0]
 
 
 class Hungry:
@@ -123,7 +135,22 @@ def assertion(device):
     return {"sums": sums, "left": list(current_session().farm.workers)}
 
 
+def asynchronous(device):
+    """Submit while torch refuses whatever would let the host wait for the GPU."""
+    coords = OrderedDict(variable=np.arange(SHAPE[0]), lat=np.arange(361), lon=np.arange(720))
+    x = torch.empty(SHAPE, device=device)
+    with DistributedInference(Picking) as infer:
+        infer.submit(x.fill_(-1.0), coords).result()  # places the plan's index
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        futures = [infer.submit(x.fill_(step), coords) for step in range(20)]
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+        return {"sums": [float(future.result()) for future in futures]}
+
+
 CASES = {
+    "asynchronous": asynchronous,
     "bytes": bytes_of_all,
     "stress": stress,
     "device": on_device,
