@@ -53,7 +53,7 @@ class Worker:
     ) -> None:
         self._nonfinite = nonfinite
         self._lane = lane or (Lane(Cuda(device)) if device.type == "cuda" else None)
-        self._unusable = False
+        self._stuck: list[Call] = []
         self.results_stay = False
         self.when_unusable: Callable[[str], None] | None = None
         self.rank = rank
@@ -100,10 +100,11 @@ class Worker:
                     traceback="".join(traceback.format_exception(error)),
                 )
             ended = time.time()
-            if unusable and not self._unusable and self.when_unusable is not None:
+            if unusable and not self._stuck and self.when_unusable is not None:
                 assert failure is not None
                 self.when_unusable(f"{failure.kind}: {failure.message}")
-            self._unusable = self._unusable or unusable
+            if unusable:
+                self._stuck.append(call)  # letting its memory go would abort the process
         return Reply(value, failure, self.rank, self.host, started, ended, nonfinite, unusable)
 
     def _computing(self, call: Call) -> AbstractContextManager[Any]:
