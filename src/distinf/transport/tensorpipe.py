@@ -384,6 +384,8 @@ class TensorPipe:
     ) -> None:
         try:
             value = reply.wait()
+            if isinstance(value, Reply) and value.unusable:
+                self.lose(rank)  # it leaves by itself, so nobody may wait to part together with it
             if isinstance(value, Reply) and self._results_stay and value.failure is None:
                 assert self._copies is not None
                 value = dataclasses.replace(
