@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import logging
 from collections.abc import Callable
@@ -105,10 +104,11 @@ def diagnostic(cfg: DictConfig) -> None:
         )
         done, total = store.marks.counts
         log.info(
-            "%d rank(s) by %s, carrier %s, %d of %d tasks to do",
+            "%d rank(s) by %s, carrier %s%s, %d of %d tasks to do",
             session.place.world_size,
             session.place.launcher,
             farm.transport.carrier,
+            farm.transport.reason and f": {farm.transport.reason}",
             total - done,
             total,
         )
@@ -135,7 +135,7 @@ def diagnostic(cfg: DictConfig) -> None:
                         for name in names:
                             store.write(name, future)
                 if own is not None and "prognostic" in lacking:
-                    store.write("prognostic", _at_once(functools.partial(own, x, coords)))
+                    store.write("prognostic", session.to_host(own(x, coords)))
             store.close()
 
     report(farm, output_path(cfg), output)

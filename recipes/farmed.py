@@ -63,6 +63,8 @@ def construct(
                 functools.partial(make, parted[name][1], f"diagnostic.{name}"),
                 placements[name].after,
                 placements[name].rename,
+                placements[name].precision,
+                bool(placements[name].compile),
             )
             for name in names
         ]

@@ -48,12 +48,17 @@ def fields_file(path: Path, times: Sequence[str]) -> Path:
     return path
 
 
-def fcn(folder: Path) -> Path:
+# Of FourCastNet as it was published, and small.
+FULL_AFNO = {"patch_size": [8, 8], "embed_dim": 768, "depth": 12, "num_blocks": 8}
+SMALL_AFNO = {"patch_size": [16, 16], "embed_dim": 64, "depth": 2, "num_blocks": 8}
+
+
+def fcn(folder: Path, size: dict[str, Any] = SMALL_AFNO) -> Path:
     """FourCastNet: fcn.mdlus and the normalisation of 26 variables."""
     from physicsnemo.models.afno import AFNO
 
     _seed(folder)
-    model = AFNO([720, 1440], 26, 26, patch_size=[16, 16], embed_dim=64, depth=2, num_blocks=8)
+    model = AFNO([720, 1440], 26, 26, **size)
     model.save(str(folder / "fcn.mdlus"))
     _normalisation(folder, 26)
     return folder
@@ -91,25 +96,52 @@ def wind_gust(folder: Path) -> Path:
     return folder
 
 
-def corrdiff(folder: Path, seed: int | None = 3) -> Path:
-    """CorrDiff: 64 x 64 on a rotated grid, two samples."""
+def precipitation(folder: Path) -> Path:
+    """PrecipitationAFNO: a zip file with 74 million weights, since its size is in its loader."""
+    from earth2studio.models.nn.afno_precip import PrecipNet
+
+    _seed(folder)
+    inner = folder / "made" / "precipitation_afno"
+    inner.mkdir(parents=True)
+    model = PrecipNet([720, 1440], 20, 1, patch_size=[8, 8], embed_dim=768)
+    model.save(str(inner / "precipitation_afno.mdlus"))
+    _normalisation(inner, 20)
+    with zipfile.ZipFile(folder / "precipitation_afno.zip", "w") as archive:
+        for path in sorted(inner.iterdir()):
+            archive.write(path, f"precipitation_afno/{path.name}")
+    return folder
+
+
+# Of CorrDiff over Taiwan as it was published, but for its weights, and small.
+FULL_CORRDIFF = {"size": 448, "steps": 18, "samples": 1, "unet": {"model_channels": 128}}
+
+
+def corrdiff(
+    folder: Path,
+    seed: int | None = 3,
+    size: int = 64,
+    steps: int = 3,
+    samples: int = 2,
+    unet: dict[str, Any] | None = None,
+) -> Path:
+    """CorrDiff: by default 64 x 64 on a rotated grid, two samples."""
     from physicsnemo.diffusion.preconditioners.legacy import EDMPrecondSuperResolution
     from physicsnemo.models.diffusion_unets import CorrDiffRegressionUNet
 
     _seed(folder)
     inputs, outputs = len(CORRDIFF_INPUTS) + 1, 2
     small: dict[str, Any] = {
-        "model_type": "SongUNet",
         "model_channels": 16,
         "channel_mult": [1, 2],
         "num_blocks": 1,
         "attn_resolutions": [],
     }
-    regression = CorrDiffRegressionUNet([64, 64], inputs, outputs, **small)
+    layers: dict[str, Any] = {"model_type": "SongUNet", **(small if unet is None else unet)}
+    regression = CorrDiffRegressionUNet([size, size], inputs, outputs, **layers)
     regression.save(str(folder / "regression.mdlus"))
-    diffusion = EDMPrecondSuperResolution([64, 64], inputs + outputs, outputs, **small)
+    diffusion = EDMPrecondSuperResolution([size, size], inputs + outputs, outputs, **layers)
     diffusion.save(str(folder / "diffusion.mdlus"))
-    y, x = np.meshgrid(np.linspace(0, 6, 64), np.linspace(0, 6, 64), indexing="ij")
+    y, x = np.meshgrid(np.linspace(0, 6, size), np.linspace(0, 6, size), indexing="ij")
     lat, lon = 22 + y + 0.1 * x, 118 + x - 0.1 * y
     grid = {"lat": (("y", "x"), lat), "lon": (("y", "x"), lon)}
     xr.Dataset(grid).to_netcdf(folder / "output_latlon_grid.nc")
@@ -121,8 +153,8 @@ def corrdiff(folder: Path, seed: int | None = 3) -> Path:
         "input_variables": CORRDIFF_INPUTS,
         "output_variables": names,
         "latlon_res": 0.25,
-        "number_of_samples": 2,
-        "number_of_steps": 3,
+        "number_of_samples": samples,
+        "number_of_steps": steps,
         "seed": seed,
     }
     (folder / "metadata.json").write_text(json.dumps(metadata))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from distinf.errors import ConfigError
+from distinf.reduced import compile_networks, lower_precision
 from distinf.seeds import seed_of, seeded
 from distinf.selection import Selection, plan, plan_region, rename_variables
 from distinf.worker import forward_of
@@ -40,12 +41,18 @@ class Link:
         Name of the link that it comes behind.
     rename : Mapping[str, str]
         New names of its variables, for the store.
+    precision : str | None, optional
+        ``"float16"`` or ``"bfloat16"``: mixed precision, by default None: the model's own.
+    compiled : bool, optional
+        Whether its networks are compiled, by default False.
     """
 
     name: str
     factory: Callable[[], Any]
     after: str | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
+    precision: str | None = None
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,8 @@ class Chain:
                 model.eval()
             if callable(getattr(model, "to", None)):
                 self._models[name] = model.to(device)
+            if self._links[name].compiled:
+                compile_networks(self._models[name], f"diagnostic.{name}")
         return self
 
     def input_coords(self) -> Coords:
@@ -181,8 +190,10 @@ class Chain:
         for name, model in self._models.items():
             self._running = name
             inputs = (x, coords) if len(self._models) == 1 else self._gather(name, made)
-            with seeded(seed_of(self._seed, name, coords), self._device):
-                made[name] = forward_of(model)(*inputs)
+            lowered = lower_precision(self._links[name].precision, self._device)
+            with seeded(seed_of(self._seed, name, coords), self._device), lowered:
+                y, y_coords = forward_of(model)(*inputs)
+            made[name] = (y if self._links[name].precision is None else y.to(x.dtype)), y_coords
             y, y_coords = made[name]
             cut = self._cut(name, y_coords)
             if cut is not None:

@@ -169,6 +169,8 @@ class Farm:
                 _fail(future, error)
                 return
             reply = answer.result()
+            if reply.unusable and rank != 0:
+                self.lose(rank, _why_unusable(reply))
             if reply.failure is None:
                 _resolve(future, reply.value)
             else:
@@ -264,6 +266,9 @@ class Farm:
             # A worker that missed its deadline may answer late or never: it gets no more tasks.
             self.lose(start.worker, str(error))
             return
+        if error is None and answer.result().unusable and start.worker != 0:
+            self.lose(start.worker, _why_unusable(answer.result()))
+            return
         with self._changed:
             current = start.task in self._dispatcher.on(start.worker)
             decisions = self._dispatcher.finish(start.task, start.worker)
@@ -297,7 +302,8 @@ class Farm:
             _resolve(task.future, reply.value)
         else:
             failure = _task_error(reply, task.call, attempt)
-            if not self._skip_errors:
+            # What left this process's own GPU unusable cannot be gone on after.
+            if not self._skip_errors or reply.unusable:
                 self.fail(failure, abandon=False)
             _fail(task.future, failure)
 
@@ -332,6 +338,11 @@ class Farm:
                 f"and {reason}: {task.why}"
             ),
         )
+
+
+def _why_unusable(reply: Reply) -> str:
+    assert reply.failure is not None
+    return f"its GPU can no longer be used: {reply.failure.kind}: {reply.failure.message}"
 
 
 def _task_error(reply: Reply, call: Call, attempt: int) -> TaskError:

@@ -20,6 +20,7 @@ from distinf.reach import unreachable, unread
 from distinf.restart import RestartStates, Saved
 from distinf.seeds import seed_all, set_generators, task_seed
 from distinf.selection import plan
+from distinf.step_clock import StepClock
 
 log = logging.getLogger("distinf")
 
@@ -209,14 +210,17 @@ def _steps(
     else:
         begun, (x, coords) = 0, first
     states = prognostic.create_iterator(x, coords)
-    for step in range(begun, block.nsteps + 1):
-        x, coords = next(states)
-        if restart is not None and step > begun:
-            restart.offer(block, step, x, coords)
-        if events is not None:
-            events.record(Event("forecast", f"{label} step {step}", 0, start, clock.time()))
-        yield x, coords
-        start = clock.time()
+    steps = StepClock(events)
+    try:
+        for step in range(begun, block.nsteps + 1):
+            x, coords = next(states)
+            if restart is not None and step > begun:
+                restart.offer(block, step, x, coords)
+            steps.stepped(f"{label} step {step}", start, x)
+            yield x, coords
+            start = clock.time()
+    finally:
+        steps.close()
 
 
 def _read(

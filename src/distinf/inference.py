@@ -28,6 +28,7 @@ from distinf.proposed import ProposedInterface
 from distinf.session import current_session
 from distinf.transport import Call
 from distinf.transport.contract import map_leaves, tensor_bytes
+from distinf.transport.streams import mark
 
 __all__ = ["DistributedInference"]
 
@@ -148,8 +149,8 @@ class DistributedInference(ProposedInterface):
         Returns
         -------
         Future
-            What ``forward`` returns, with tensors on the host. Raises `TaskError` when it
-            raised.
+            What ``forward`` returns, complete, with tensors on the host, or with
+            ``runtime.results=device`` on this rank's device. Raises `TaskError` when it raised.
 
         Raises
         ------
@@ -165,7 +166,8 @@ class DistributedInference(ProposedInterface):
         task = _describe(self.name, number, args)
         args = self._own(args)
         kwargs = map_leaves(kwargs, self._copy) if kwargs else kwargs
-        call = Call(self._number, "__forward__", task, args, kwargs)
+        ready = mark((args, kwargs))
+        call = Call(self._number, "__forward__", task, args, kwargs, ready)
         return self._farm.submit(call, tensor_bytes((args, kwargs)), self._ranks)
 
     def map(

@@ -18,7 +18,7 @@ from distinf.errors import ConfigError, DistinfError, SessionError
 from distinf.launch import Place, likely_cause
 from distinf.network import address_towards
 
-__all__ = ["Peer", "choose_carrier", "device_maps", "gather", "refuse", "route_to"]
+__all__ = ["Peer", "gather", "refuse", "route_to", "shared_gpus"]
 
 _POLL_SECONDS = 0.02
 _HEARD_SECONDS = 0.3  # in which all ranks look at the store
@@ -110,13 +110,15 @@ def _introduce(
     place: Place, device: torch.device, master: str, alike: Mapping[str, Any] | None
 ) -> Peer:
     gpus = range(torch.cuda.device_count()) if device.type == "cuda" else ()
+    visible = [str(torch.cuda.get_device_properties(i).uuid) for i in gpus]
     return {
         "rank": place.rank,
         "host": socket.gethostname(),
         "node": _node(),
         "pid": os.getpid(),
         "device": str(device),
-        "visible": [str(torch.cuda.get_device_properties(i).uuid) for i in gpus],
+        "visible": visible,
+        "gpu": visible[device.index] if visible else "",
         "address": address_towards(master) if master else "",
         "job": place.job,
         "world_size": place.world_size,
@@ -215,25 +217,17 @@ def route_to(peers: list[Peer], rank: int) -> str:
     return str((far or others)[0]["address"]) if others else ""
 
 
-def choose_carrier(carrier: str, peers: list[Peer], on_one_node: bool) -> bool:
-    """Whether tensors can travel from device to device: every rank sees all GPUs, one each."""
-    devices = [peer["device"] for peer in peers]
-    able = (
-        on_one_node
-        and all(device.startswith("cuda") for device in devices)
-        and len(set(devices)) == len(devices)
-        and all(peer["visible"] == peers[0]["visible"] for peer in peers)
+def shared_gpus(peers: list[Peer]) -> str:
+    """Say which ranks compute on one GPU, with words of advice; empty if none do."""
+    on: dict[tuple[str, str], list[int]] = {}
+    for peer in peers:
+        if peer["gpu"]:
+            on.setdefault((peer["node"], peer["gpu"]), []).append(peer["rank"])
+    shared = [ranks for ranks in on.values() if len(ranks) > 1]
+    if not shared:
+        return ""
+    listed = "; ".join(", ".join(map(str, ranks)) for ranks in shared)
+    return (
+        f"more ranks than GPUs: these ranks share one GPU each: {listed}. They take turns on it "
+        "and share its memory; start as many ranks as there are GPUs for the full speed of each"
     )
-    if carrier == "cuda" and not able:
-        raise ConfigError(
-            "runtime.carrier=cuda needs one node on which every rank has a GPU of its own and "
-            f"sees the others'; the ranks' devices are {devices}. Use runtime.carrier=host"
-        )
-    return able and carrier != "host"
-
-
-def device_maps(rank: int, peers: list[Peer]) -> dict[int, dict[torch.device, torch.device]]:
-    """For each peer that this rank talks to, which of its devices takes our device's tensors."""
-    mine = torch.device(peers[rank]["device"])
-    others = range(1, len(peers)) if rank == 0 else [0]
-    return {other: {mine: torch.device(peers[other]["device"])} for other in others}

@@ -1,4 +1,4 @@
-"""Where each diagnostic runs: behind which other one, and on which workers.
+"""Where and how each diagnostic runs: behind which other one, on which workers, how precisely.
 
 Pure, and without torch, so that a wrong chain is answered at once.
 """
@@ -28,6 +28,11 @@ class Placement:
         the variables that it has; by default None.
     rename : Mapping[str, str]
         New names of its variables in the store.
+    precision : str | None
+        ``"float16"`` or ``"bfloat16"``: what autocast lowers to it is computed in it; by default
+        None: in the model's own precision.
+    compile : bool | None
+        Whether its networks are compiled by ``torch.compile``, by default None: they are not.
 
     Raises
     ------
@@ -38,6 +43,8 @@ class Placement:
     workers: int | None = None
     after: str | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
+    precision: str | None = None
+    compile: bool | None = None
 
 
 def split(settings: Mapping[str, Any], where: str) -> tuple[Placement, dict[str, Any]]:
@@ -66,6 +73,11 @@ def split(settings: Mapping[str, Any], where: str) -> tuple[Placement, dict[str,
         isinstance(rename, Mapping) and all(isinstance(name, str) for name in rename.values())
     ):
         raise ConfigError(f"{where}.rename={rename}: must be like {{tp: tp_afno}}")
+    precision, compiled = own.get("precision"), own.get("compile")
+    if precision not in (None, "float16", "bfloat16"):
+        raise ConfigError(f"{where}.precision={precision}: choose float16, bfloat16 or null")
+    if compiled is not None and not isinstance(compiled, bool):
+        raise ConfigError(f"{where}.compile={compiled}: must be true, false or null")
     return Placement(**own), {k: v for k, v in settings.items() if k not in names}
 
 

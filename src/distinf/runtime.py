@@ -10,6 +10,7 @@ __all__ = ["Runtime"]
 
 _CHOICES = {
     "carrier": ("auto", "cuda", "host"),
+    "results": ("host", "device"),
     "on_error": ("fail", "skip"),
     "nonfinite": ("allow", "warn", "fail"),
     "driver_works": ("never", "fallback", "idle"),
@@ -27,7 +28,10 @@ class Runtime:
         many as GPUs, at least 2; 3 on a machine without. 1: everything in this process.
     carrier : str
         How tensors travel: ``"cuda"`` (device to device), ``"host"`` (through host memory),
-        ``"auto"``, by default ``"auto"``.
+        ``"auto"``, by default: the first where it has been seen to work at start, else the second.
+    results : str
+        Where results are given to the caller: ``"host"`` memory, by default, or the driver's
+        ``"device"``, for an application that goes on computing there.
     threads : int
         Compute threads of each rank on the CPU, by default 1. Set here because launchers
         differ in it, and some operations' last bits depend on it.
@@ -68,6 +72,7 @@ class Runtime:
 
     nproc: int | None = None
     carrier: str = "auto"
+    results: str = "host"
     threads: int = 1
     seed: int = 0
     batch: int = 1

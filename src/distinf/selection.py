@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -42,6 +42,9 @@ class Selection:
 
     indices: dict[int, Index]
     coords: dict[str, np.ndarray]
+    _placed: dict[tuple[torch.device, int], torch.Tensor] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def __call__(
         self, x: torch.Tensor, coords: Coords, empty: Allocate | None = None
@@ -67,7 +70,11 @@ class Selection:
         for dim, index in self.indices.items():
             if isinstance(index, slice):
                 y = y.narrow(dim, index.start, index.stop - index.start)
-        gathers = [(d, i.to(y.device)) for d, i in self.indices.items() if isinstance(i, Tensor)]
+        gathers = [
+            (dim, self._on(y.device, dim, index))
+            for dim, index in self.indices.items()
+            if isinstance(index, Tensor)
+        ]
         last = gathers.pop() if gathers else None
         for dim, index in gathers:
             y = torch.index_select(y, dim, index)
@@ -75,10 +82,10 @@ class Selection:
         if last is not None:
             shape[last[0]] = len(last[1])
         out = (empty or _empty)(shape, y.dtype, y.device)
-        if last is not None and out.device == y.device:
-            gather(y, *last, out)
+        if last is None:
+            copy(y, out)
         else:
-            copy(y if last is None else torch.index_select(y, *last), out)
+            gather(y, *last, out)
         return out, self.select_coords(coords)
 
     def count(self, coords: Coords) -> int:
@@ -86,6 +93,12 @@ class Selection:
         # Coordinates of a curvilinear grid have two dimensions each.
         axes = self.select_coords(coords).items()
         return math.prod(v.shape[-1] if key == "lon" else len(v) for key, v in axes)
+
+    def _on(self, device: torch.device, dim: int, index: torch.Tensor) -> torch.Tensor:
+        """Return an index on a device; its copy would wait for the GPU's work at every step."""
+        if (device, dim) not in self._placed:
+            self._placed[device, dim] = index.to(device)
+        return self._placed[device, dim]
 
     def select_coords(self, coords: Coords) -> Coords:
         """Coordinates of the selection from those of the state."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +23,14 @@ if TYPE_CHECKING:
 
     from distinf.farm import Farm
     from distinf.liveness import Pulse
+    from distinf.transport.streams import Departures
     from distinf.worker import Worker
 
 __all__ = ["Runtime", "close_session", "current_session", "open_session", "session"]
+
+log = logging.getLogger("distinf")
+
+_REPLY_SECONDS = 2.0  # a process that ends right behind its reply may lose it
 
 
 class Session:
@@ -44,6 +53,7 @@ class Session:
         self._transport: Any = None
         self._socket: socket.socket | None = None
         self._pulse: Pulse | None = None
+        self._departures: Departures | None = None
         self.runtime = runtime
         if place is None and nproc is not None and nproc > 1:
             # Workers import while the driver does.
@@ -67,6 +77,31 @@ class Session:
             raise SessionError(f"rank {self.rank} is a worker: only rank 0 hands out tasks")
         return self._farm
 
+    def to_host(self, tree: Any) -> Future[Any]:
+        """Copy tensors of this rank's device to host memory, beside what the device computes.
+
+        Parameters
+        ----------
+        tree : Any
+            Nested containers; their tensors must not be written to until the future is done, except
+            by what this thread launches on its current stream before.
+
+        Returns
+        -------
+        Future
+            The copy, complete. On the CPU it is the tensors themselves.
+        """
+        from distinf.transport.streams import Copies, Cuda, Departures
+
+        copied: Future[Any] = Future()
+        if self.device.type != "cuda":
+            copied.set_result(tree)
+            return copied
+        if self._departures is None:
+            self._departures = Departures(Copies(Cuda(self.device)))
+        self._departures.depart(tree, None, copied.set_result, copied.set_exception)
+        return copied
+
     def _open(self, meanwhile: Callable[[], None] | None) -> None:
         refusal: BaseException | None = None
         if meanwhile is not None and self.rank == 0:
@@ -86,8 +121,9 @@ class Session:
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self.runtime.threads)
         self.device = manager.device_of(self.place)
-        worker = Worker(self.rank, self.device, self.runtime.nonfinite)
+        worker = Worker(self.rank, self.device, self.runtime.nonfinite, self._own_lane())
         if self.place.world_size == 1:
+            worker.results_stay = self.runtime.results == "device"
             manager.initialize_manager(self.place, self.device, None)
             self._transport = InProcess(worker)
         else:
@@ -123,7 +159,7 @@ class Session:
     def _meet(self, worker: Worker, refusal: BaseException | None) -> None:
         """Find the other ranks and join them."""
         from distinf import manager, peers, rendezvous
-        from distinf.transport import tensorpipe
+        from distinf.transport import carrier, tensorpipe, trial
 
         place, listener = self.place, self._socket
         self._socket = None
@@ -146,14 +182,46 @@ class Session:
             network.use_interface(self.runtime.interface)
         elif "TP_SOCKET_IFNAME" not in os.environ:
             network.use_route(peers.route_to(found, 0) if self.rank == 0 else host)
-        on_device = peers.choose_carrier(self.runtime.carrier, found, place.on_one_node)
-        maps = peers.device_maps(self.rank, found) if on_device else {}
+        if self.rank == 0 and (shared := peers.shared_gpus(found)):
+            log.warning(shared)
+        choice = trial.choose(
+            self.runtime.carrier, found, self.rank, store, place.on_one_node, self._deadline
+        )
+        on_device = choice.carrier == "cuda"
+        maps = carrier.device_maps(self.rank, found) if on_device else {}
+        kept = self.runtime.results == "device"
+        worker.results_stay = kept and (on_device or self.rank == 0)
+        if self.rank != 0:
+            worker.when_unusable = self._leave_soon
         left = max(10.0, self._deadline - time.monotonic())
         manager.initialize_manager(place, self.device, store, left)
-        tensorpipe.join(worker, place.world_size, store, maps, left)
+        tensorpipe.join(worker, place.world_size, store, maps, left, not place.on_one_node)
         self._store = store
         if self.rank == 0:
-            self._transport = tensorpipe.TensorPipe(worker, place.world_size, store, on_device)
+            self._transport = tensorpipe.TensorPipe(worker, place.world_size, store, choice, kept)
+
+    def _own_lane(self) -> Any:
+        """Return the driver's own stream for diagnostics, beside that of its prognostic."""
+        from distinf.transport.streams import Cuda, Lane
+
+        beside = self.rank == 0 and self.place.world_size > 1 and self.device.type == "cuda"
+        return Lane(Cuda(self.device), beside=True) if beside else None
+
+    def _leave_soon(self, reason: str) -> None:
+        """End this worker's process once its reply has left: its GPU fails every further call.
+
+        Its status is 0, since some launchers end all ranks when one fails; the driver says what
+        happened.
+        """
+        print(
+            f"distinf: rank {self.rank} on {socket.gethostname()} leaves, its GPU can no longer be "
+            f"used: {reason}",
+            file=sys.stderr,
+            flush=True,
+        )
+        end = threading.Timer(_REPLY_SECONDS, os._exit, (0,))
+        end.daemon = True
+        end.start()
 
     def _lose(self, rank: int, reason: str) -> None:
         self._transport.lose(rank)
@@ -186,6 +254,8 @@ class Session:
                 self.farm.fail(error or SessionError("the session is closed"))
                 self._transport.close(error is not None)
         finally:
+            if self._departures is not None:
+                self._departures.close()
             self._end_own(patience=1.0 if error is not None else 5.0)
             manager.end_manager()
             torch.set_num_threads(self._threads_before)

@@ -8,13 +8,18 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
-from distinf.transport.contract import Call, Failure, Reply, map_tensors
+from distinf.copying import copy
+from distinf.transport.contract import Call, Failure, Reply, map_tensors, owned
+from distinf.transport.streams import Cuda, Lane
 
-__all__ = ["Worker", "forward_of", "to_host"]
+__all__ = ["Worker", "forward_of"]
+
+Allocate = Callable[[torch.Tensor], torch.Tensor | None]
 
 # Optional methods of a model that the driver asks for.
 _ASKED = ("input_coords", "output_coords", "variable_attributes")
@@ -32,10 +37,29 @@ class Worker:
     nonfinite : str, optional
         What NaN or an infinite value in a result of ``forward`` is: ``"allow"``, by default,
         nothing; ``"warn"`` counts them in the reply; ``"fail"`` makes it an error of the model.
+    lane : Lane | None, optional
+        Stream of the GPU on which the models run, by default None: its default stream.
+
+    Attributes
+    ----------
+    results_stay : bool
+        Whether results of ``forward`` stay on the device; at first False: they go to the host.
+    when_unusable : Callable[[str], None] | None
+        Called with the reason, once, when an error has left the GPU unusable for this process.
     """
 
-    def __init__(self, rank: int, device: torch.device, nonfinite: str = "allow") -> None:
+    def __init__(
+        self,
+        rank: int,
+        device: torch.device,
+        nonfinite: str = "allow",
+        lane: Lane | None = None,
+    ) -> None:
         self._nonfinite = nonfinite
+        self._lane = lane or (Lane(Cuda(device)) if device.type == "cuda" else None)
+        self._stuck: list[Call] = []
+        self.results_stay = False
+        self.when_unusable: Callable[[str], None] | None = None
         self.rank = rank
         self.device = device
         self.host = socket.gethostname()
@@ -43,27 +67,27 @@ class Worker:
         # Calls arrive on several threads, so that the next input can travel; they compute in turn.
         self._turn = threading.Lock()
 
-    def run(self, call: Call, put: Callable[[torch.Tensor], Any] | None = None) -> Reply:
+    def run(self, call: Call, allocate: Allocate | None = None) -> Reply:
         """Run one call and put its outcome into an envelope; never raises.
 
         Parameters
         ----------
         call : Call
             Tensors among its arguments are on the host or on this rank's device.
-        put : Callable[[torch.Tensor], Any] | None, optional
-            What becomes of the result's tensors while the model does not compute, by default
-            `to_host`.
+        allocate : Callable[[torch.Tensor], torch.Tensor | None] | None, optional
+            Gives the host memory, contiguous, that a tensor of the result is copied to; by default,
+            and where it returns None, there is a copy only if the tensor is on a GPU or a view.
 
         Returns
         -------
         Reply
-            Its tensors are on the host.
+            Its tensors are on the host, those of ``forward`` only unless `results_stay`.
         """
-        value, failure, nonfinite = None, None, 0
+        value, failure, nonfinite, unusable = None, None, 0, False
         with self._turn:
             started = time.time()
             try:
-                with torch.inference_mode():
+                with self._computing(call), torch.inference_mode():
                     result = self._do(call)
                     if call.method == "__forward__" and self._nonfinite != "allow":
                         nonfinite = _count_nonfinite(result)
@@ -72,12 +96,11 @@ class Worker:
                                 f"{nonfinite} values of the result are NaN or infinite "
                                 "(runtime.nonfinite=fail)"
                             )
-                    value = map_tensors(result, put or to_host)
+                    value = self._leave(result, call, allocate)
                     del result
             # Even SystemExit: a model must not take its rank away.
             except BaseException as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    torch.cuda.empty_cache()  # the next, smaller one may fit
+                unusable = self._lane is not None and not self._lane.recover(error)
                 failure = Failure(
                     what=self._describe(call),
                     kind=type(error).__name__,
@@ -85,7 +108,31 @@ class Worker:
                     traceback="".join(traceback.format_exception(error)),
                 )
             ended = time.time()
-        return Reply(value, failure, self.rank, self.host, started, ended, nonfinite)
+            if unusable and not self._stuck and self.when_unusable is not None:
+                assert failure is not None
+                self.when_unusable(f"{failure.kind}: {failure.message}")
+            if unusable:
+                self._stuck.append(call)  # letting its memory go would abort the process
+        return Reply(value, failure, self.rank, self.host, started, ended, nonfinite, unusable)
+
+    def _computing(self, call: Call) -> AbstractContextManager[Any]:
+        return nullcontext() if self._lane is None else self._lane.entered(call.ready)
+
+    def _leave(self, result: Any, call: Call, allocate: Allocate | None) -> Any:
+        """Take a result away from the model; all of the call's work is done then."""
+        if self._lane is not None:
+            if self.results_stay and call.method == "__forward__":
+                return self._lane.keep(result)
+            return self._lane.to_host(result, allocate)
+
+        def leave(tensor: torch.Tensor) -> torch.Tensor:
+            place = None if allocate is None else allocate(tensor)
+            if place is None:
+                return owned(tensor)
+            copy(tensor.detach(), place)
+            return place
+
+        return map_tensors(result, leave)
 
     def _do(self, call: Call) -> Any:
         if call.method == "__build__":
@@ -116,15 +163,7 @@ class Worker:
         return f"{name}.{call.method.strip('_')}"
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.device)
-
-
-def to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a result's tensor in host memory, without a larger storage behind it."""
-    host = tensor.detach().cpu()
-    # A view would take the whole of its storage with it.
-    whole = host.untyped_storage().nbytes() == host.numel() * host.element_size()
-    return host if whole and host.is_contiguous() else host.contiguous().clone()
+        return tensor.to(self.device) if self._lane is None else self._lane.take(tensor)
 
 
 def _text_of(error: BaseException) -> str:

@@ -13,7 +13,16 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Call", "Failure", "Reply", "Transport", "map_leaves", "map_tensors", "tensor_bytes"]
+__all__ = [
+    "Call",
+    "Failure",
+    "Reply",
+    "Transport",
+    "map_leaves",
+    "map_tensors",
+    "owned",
+    "tensor_bytes",
+]
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,9 @@ class Call:
         Which task it is, in words, for messages.
     args, kwargs : tuple, dict
         Arguments; the tensors among them belong to the call alone.
+    ready : Any, optional
+        Event of the driver's GPU after which the tensors hold their values, by default None: they
+        do. It does not travel.
     """
 
     model: int
@@ -39,6 +51,7 @@ class Call:
     task: str = ""
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+    ready: Any = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,8 @@ class Reply:
     Parameters
     ----------
     value : Any
-        What the call returned; tensors are on the host, owned by nobody else.
+        What the call returned; its tensors are owned by nobody else. They are on the host, unless
+        the session keeps results on the device.
     failure : Failure | None
         Set when the model raised.
     rank, host : int, str
@@ -67,6 +81,8 @@ class Reply:
         Seconds since the epoch on that host's clock.
     nonfinite : int, optional
         How many values of the result are NaN or infinite, where somebody wants to know.
+    unusable : bool, optional
+        Whether the failure left the rank's GPU unusable for its process, by default False.
     """
 
     value: Any
@@ -76,6 +92,7 @@ class Reply:
     started: float
     ended: float
     nonfinite: int = 0
+    unusable: bool = False
 
 
 class Transport(Protocol):
@@ -85,9 +102,14 @@ class Transport(Protocol):
     ----------
     workers : tuple[int, ...]
         The ranks that take calls.
+    carrier : str
+        Its name, as told in the log.
+    reason : str
+        Why it is this one, as told in the log; empty where there is no choice.
     """
 
     workers: tuple[int, ...]
+    reason: str
 
     @property
     def carrier(self) -> str:
@@ -102,13 +124,13 @@ class Transport(Protocol):
         shape, dtype : Sequence[int], torch.dtype
             Of the tensor, which is contiguous and has a storage of its own.
         device : torch.device
-            Where its values come from; the memory may be elsewhere.
+            Where its values come from.
 
         Returns
         -------
         torch.Tensor
-            Its values are undefined. The memory is used again once nobody has the tensor or a
-            view of it, and no call that took it can still be looking at it.
+            On that device; its values are undefined. The memory is used again once nobody has the
+            tensor or a view of it, and no call that took it can still be looking at it.
         """
         ...
 
@@ -210,3 +232,10 @@ def tensor_bytes(tree: Any) -> int:
 
     map_tensors(tree, count)
     return total
+
+
+def owned(tensor: torch.Tensor) -> torch.Tensor:
+    """Detach a tensor, in memory that holds nothing else: a view would take all of it along."""
+    own = tensor.detach()
+    whole = own.untyped_storage().nbytes() == own.numel() * own.element_size()
+    return own if whole and own.is_contiguous() else own.contiguous().clone()

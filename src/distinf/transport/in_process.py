@@ -23,6 +23,7 @@ class InProcess:
     """
 
     carrier = "in-process"
+    reason = ""
 
     def __init__(self, worker: Worker) -> None:
         self.workers: tuple[int, ...] = (worker.rank,)

@@ -24,10 +24,9 @@ from typing import Any
 import torch
 
 from distinf.background import in_background
-from distinf.copying import copy
 from distinf.transport.contract import Call, Reply, map_leaves, map_tensors
 from distinf.transport.slots import SMALL, Mappings, Placed, PrivateView, Slot, Slots, view
-from distinf.worker import Worker, to_host
+from distinf.worker import Worker
 
 __all__ = ["Answer", "DriverMemory", "Message", "WorkerMemory"]
 
@@ -89,7 +88,7 @@ class Answer:
         """Return it as plain values."""
         reply = self.reply
         envelope = reply.value, reply.failure, reply.rank, reply.host, reply.started, reply.ended
-        return (*envelope, reply.nonfinite), self.kept, self.placed
+        return (*envelope, reply.nonfinite, reply.unusable), self.kept, self.placed
 
     @classmethod
     def of(cls, fields: tuple[Any, ...], kept: tuple[int, ...], placed: bool) -> Answer:
@@ -104,12 +103,9 @@ class DriverMemory:
     ----------
     workers : int
         How many there are.
-    on_device : bool, optional
-        Whether tensors stay on their device, by default False: they travel through host memory.
     """
 
-    def __init__(self, workers: int, on_device: bool = False) -> None:
-        self._on_device = on_device
+    def __init__(self, workers: int) -> None:
         self.ranks: set[int] = set()
         self._slots = Slots(_IN_FLIGHT * workers + 2)
         self._mappings = Mappings((_LENT + _IN_FLIGHT) * workers)
@@ -118,20 +114,18 @@ class DriverMemory:
         self._lent: defaultdict[int, set[int]] = defaultdict(set)
         self._freed: defaultdict[int, deque[int]] = defaultdict(deque)
 
-    def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """Return memory for a tensor: in a slot if it is large enough and somebody shares it."""
-        if self._on_device:
-            return torch.empty(tuple(shape), dtype=dtype, device=device)
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor | None:
+        """Return a slot's memory for a tensor that is large enough, if somebody shares it."""
         nbytes = torch.Size(shape).numel() * dtype.itemsize
-        if self.ranks and nbytes >= SMALL:
-            try:
-                slot = self._slots.take(nbytes)
-            except (OSError, RuntimeError):  # no descriptor left: it travels in the message
-                return torch.empty(tuple(shape), dtype=dtype)
-            address = slot.memory.data_ptr()
-            self._mine[address] = slot
-            return view(slot.memory, dtype, shape, partial(self._forget, address))
-        return torch.empty(tuple(shape), dtype=dtype)
+        if not self.ranks or nbytes < SMALL:
+            return None
+        try:
+            slot = self._slots.take(nbytes)
+        except (OSError, RuntimeError):  # no descriptor left: it travels in the message
+            return None
+        address = slot.memory.data_ptr()
+        self._mine[address] = slot
+        return view(slot.memory, dtype, shape, partial(self._forget, address))
 
     def expect(self, nbytes: int) -> None:
         """Make slots of a size ready, in the background."""
@@ -152,7 +146,7 @@ class DriverMemory:
         def pack_tensor(tensor: torch.Tensor) -> torch.Tensor | Placed:
             slot = self._find(tensor) if rank in self.ranks else None
             if slot is None:
-                return tensor if self._on_device else tensor.cpu()
+                return tensor
             slot.readers.add(number)
             used[slot.number] = slot
             return slot.place(tensor)
@@ -263,18 +257,19 @@ class WorkerMemory:
         for number in message.freed:
             self._slots.give_back(self._lent.pop(number))
         views: list[PrivateView] = []
-        placed: list[int] = []
         call = message.call
         if message.placed:
             call = _map_call(call, partial(self._open, views))
-        put = partial(self._put, placed) if self._shares else to_host
-        reply = self._worker.run(call, put)
+        taken: dict[int, Slot] = {}
+        reply = self._worker.run(call, partial(self._take, taken) if self._shares else None)
         del call
         if reply.failure is not None:
-            for number in placed:
-                self._slots.give_back(self._lent.pop(number))
+            for slot in taken.values():
+                self._slots.give_back(slot)
+        elif taken:
+            reply = replace(reply, value=map_tensors(reply.value, partial(self._place, taken)))
         kept = tuple(view.number for view in views if not view.close())
-        return Answer(reply, kept, bool(placed))
+        return Answer(reply, kept, reply.failure is None and bool(taken))
 
     def _open(self, views: list[PrivateView], leaf: Any) -> Any:
         if not isinstance(leaf, Placed):
@@ -285,19 +280,24 @@ class WorkerMemory:
         views.append(PrivateView(leaf))
         return views[-1].tensor
 
-    def _put(self, placed: list[int], tensor: torch.Tensor) -> torch.Tensor | Placed:
+    def _take(self, taken: dict[int, Slot], tensor: torch.Tensor) -> torch.Tensor | None:
+        """Return a slot's memory for a tensor of a result."""
         plain = tensor.layout is torch.strided and not tensor.is_quantized
         if not plain or tensor.nbytes < SMALL:
-            return to_host(tensor)
+            return None
         try:
             slot = self._slots.take(tensor.nbytes)
         except (OSError, RuntimeError):  # no descriptor left
-            return to_host(tensor)
-        place = slot.memory[: tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
-        copy(tensor.detach(), place)
+            return None
+        taken[slot.memory.data_ptr()] = slot
+        return slot.memory[: tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
+
+    def _place(self, taken: dict[int, Slot], tensor: torch.Tensor) -> torch.Tensor | Placed:
+        slot = taken.get(tensor.data_ptr())
+        if slot is None:
+            return tensor
         self._lent[slot.number] = slot
-        placed.append(slot.number)
-        return slot.place(place)
+        return slot.place(tensor)
 
 
 def _release(lent: set[int], freed: deque[int], number: int) -> None:

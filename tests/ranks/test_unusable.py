@@ -1,0 +1,18 @@
+"""A worker whose GPU can no longer be used leaves, and the others go on, whoever started them."""
+
+import pytest
+
+
+@pytest.mark.parametrize("torchrun", [0, 3])
+def test_it_leaves_and_the_others_go_on(run, torchrun):
+    found = run("unusable.py", torchrun=torchrun)
+    assert found.status == 0, found.err
+    assert found["results"] == list(range(6))
+    assert found["left"] == [2]
+    assert found["ended"]
+    for words in (
+        "rank 1 on",
+        "leaves, its GPU can no longer be used: RuntimeError: CUDA error: device-side assert",
+        "rank 1 was lost, 1 worker(s) left",
+    ):
+        assert words in found.err
