@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -44,7 +45,7 @@ def _stack_without_source_lines() -> Iterator[None]:
     whole = inspect.stack
 
     def stack(context: int = 1) -> list[inspect.FrameInfo]:
-        return whole(0)
+        return inspect.getouterframes(sys._getframe(1), 0)
 
     inspect.stack = stack
     try:

@@ -1,0 +1,23 @@
+"""Imports of Earth2Studio: what its models read of the call stack stays true."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from distinf import imports
+
+
+def caller() -> inspect.FrameInfo:
+    return inspect.stack()[1]
+
+
+def test_the_call_stack_has_the_same_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    monkeypatch.setattr(imports.importlib, "import_module", lambda _: found.append(caller()))
+    imports.import_first("earth2studio.data.GFS")
+    (during,) = found
+    assert during.filename == __file__
+    assert during.code_context is None
+    assert caller().code_context
