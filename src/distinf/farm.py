@@ -6,19 +6,19 @@ owns all state; nothing slow happens under it.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from distinf import outcome
 from distinf.background import in_background
 from distinf.dispatch import Decision, Dispatcher, GiveUp, Start
 from distinf.driver_works import DriverWorks
-from distinf.errors import CallTimeout, SessionError, TaskError, TaskLost, WorkerLost
+from distinf.errors import CallTimeout, SessionError, WorkerLost
 from distinf.progress import Event, Events
 from distinf.transport import Call, Reply, Transport
 from distinf.transport.contract import tensor_bytes
@@ -75,7 +75,7 @@ class Farm:
     ) -> None:
         self._skip_errors = skip_errors
         self._driver = driver or DriverWorks(None, "never")
-        self._nonfinite: set[int] = set()
+        self._nonfinite = outcome.Nonfinite()
         self.events = Events()
         self.transport = transport
         self._dispatcher = Dispatcher(transport.workers, depth, max_attempts)
@@ -166,15 +166,15 @@ class Farm:
                 self.lose(rank, str(error))
                 error = CallTimeout(f"{error} (runtime.call_timeout)")
             if error is not None:
-                _fail(future, error)
+                outcome.fail(future, error)
                 return
             reply = answer.result()
             if reply.unusable and rank != 0:
-                self.lose(rank, _why_unusable(reply))
+                self.lose(rank, outcome.why_unusable(reply))
             if reply.failure is None:
-                _resolve(future, reply.value)
+                outcome.resolve(future, reply.value)
             else:
-                _fail(future, _task_error(reply, call, attempt=1))
+                outcome.fail(future, outcome.task_error(reply, call, attempt=1))
 
         if call.method == "__build__":
             self._driver.note_build(call)
@@ -195,6 +195,7 @@ class Farm:
                     decisions += self._dispatcher.join(0)
             decisions += self._dispatcher.lose(rank)
             self._changed.notify_all()
+        self.transport.lose(rank)
         self._carry_out(decisions)
 
     def fail(self, error: BaseException, abandon: bool = True) -> None:
@@ -216,7 +217,7 @@ class Farm:
             observers, self._on_broken = self._on_broken, []
             self._changed.notify_all()
         for task in tasks:
-            _fail(task.future, error)
+            outcome.fail(task.future, error)
         for observer in observers:
             observer(error)
 
@@ -267,7 +268,7 @@ class Farm:
             self.lose(start.worker, str(error))
             return
         if error is None and answer.result().unusable and start.worker != 0:
-            self.lose(start.worker, _why_unusable(answer.result()))
+            self.lose(start.worker, outcome.why_unusable(answer.result()))
             return
         with self._changed:
             current = start.task in self._dispatcher.on(start.worker)
@@ -279,7 +280,7 @@ class Farm:
         if not current:
             return
         if error is not None:
-            _fail(task.future, error)
+            outcome.fail(task.future, error)
             return
         self._settle(task, answer.result(), start.attempt)
 
@@ -287,7 +288,7 @@ class Farm:
         """Give a task's future what its reply says."""
         if reply.failure is None:
             if reply.nonfinite:
-                self._warn_of_nonfinite(task.call, reply)
+                self._nonfinite.tell(task.call, reply)
             self.events.record(
                 Event(
                     "diagnose",
@@ -299,73 +300,21 @@ class Farm:
                     tensor_bytes(reply.value),
                 )
             )
-            _resolve(task.future, reply.value)
+            outcome.resolve(task.future, reply.value)
         else:
-            failure = _task_error(reply, task.call, attempt)
+            failure = outcome.task_error(reply, task.call, attempt)
             # What left this process's own GPU unusable cannot be gone on after.
             if not self._skip_errors or reply.unusable:
                 self.fail(failure, abandon=False)
-            _fail(task.future, failure)
+            outcome.fail(task.future, failure)
 
     def _deliver_own(self, number: int, task: _Task, reply: Reply) -> None:
         with self._changed:
             self._tasks.pop(number, None)
         self._settle(task, reply, 1)
 
-    def _warn_of_nonfinite(self, call: Call, reply: Reply) -> None:
-        with self._changed:
-            first = call.model not in self._nonfinite
-            self._nonfinite.add(call.model)
-        if first:
-            log.warning(
-                "%s: %d values of the result are NaN or infinite (rank %d); further results of "
-                "this diagnostic are not told of (runtime.nonfinite)",
-                call.task,
-                reply.nonfinite,
-                reply.rank,
-            )
-
     def _give_up(self, decision: GiveUp, task: _Task) -> None:
         with self._changed:
             self._tasks.pop(decision.task, None)
             self._changed.notify_all()
-        reason = "no worker is left" if decision.no_workers else "it will not be tried again"
-        kind = SessionError if decision.no_workers else TaskLost
-        _fail(
-            task.future,
-            kind(
-                f"{task.call.task} was lost with its worker on attempt {task.attempt}, "
-                f"and {reason}: {task.why}"
-            ),
-        )
-
-
-def _why_unusable(reply: Reply) -> str:
-    assert reply.failure is not None
-    return f"its GPU can no longer be used: {reply.failure.kind}: {reply.failure.message}"
-
-
-def _task_error(reply: Reply, call: Call, attempt: int) -> TaskError:
-    failure = reply.failure
-    assert failure is not None
-    return TaskError(
-        what=failure.what,
-        task=call.task or f"model {call.model}",
-        rank=reply.rank,
-        host=reply.host,
-        attempt=attempt,
-        kind=failure.kind,
-        message=failure.message,
-        remote_traceback=failure.traceback,
-    )
-
-
-# A future may be done already: cancelled by its owner, or failed when the session broke.
-def _resolve(future: Future[Any], value: Any) -> None:
-    with contextlib.suppress(InvalidStateError):
-        future.set_result(value)
-
-
-def _fail(future: Future[Any], error: BaseException) -> None:
-    with contextlib.suppress(InvalidStateError):
-        future.set_exception(error)
+        outcome.fail(task.future, outcome.lost(task.call, task.attempt, task.why, decision))

@@ -10,31 +10,27 @@
 from __future__ import annotations
 
 import itertools
-import queue
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import torch
 
-from distinf import selection
-from distinf.copying import copy
+from distinf.arguments import Arguments, describe
 from distinf.errors import ConfigError, SessionError
 from distinf.farm import Farm
+from distinf.mapping import starmap
 from distinf.proposed import ProposedInterface
 from distinf.session import current_session
 from distinf.transport import Call
-from distinf.transport.contract import map_leaves, tensor_bytes
+from distinf.transport.contract import tensor_bytes
 from distinf.transport.streams import mark
 
 __all__ = ["DistributedInference"]
 
 Coords = OrderedDict[str, np.ndarray]
-_FLOAT = 4  # bytes of a value of a state
-_SMALL = 2**14  # bytes that are not worth asking the transport where to put them
 
 
 class DistributedInference(ProposedInterface):
@@ -85,15 +81,15 @@ class DistributedInference(ProposedInterface):
         self._ranks = frozenset(wanted) if wanted is not None else None
         self._number = self._farm.new_model()
         self._running = itertools.count()
-        self._wanted: dict[str, np.ndarray] | None = None
-        self._plans: dict[tuple[object, ...], selection.Selection] = {}
         self._closed = False
         ProposedInterface.__init__(self)
         self._methods: set[str] = set.union(
             *self._everywhere("__build__", "construction", (model, *args), kwargs)
         )
+        needed: Coords | None = None
         if "input_coords" in self._methods:
-            self._wanted = self.call_func("input_coords", rank=self._holders()[0])
+            needed = self.call_func("input_coords", rank=self._holders()[0])
+        self._arguments = Arguments(self.name, needed, self._farm.transport)
 
     @property
     def remote_ranks(self) -> list[int]:
@@ -118,9 +114,7 @@ class DistributedInference(ProposedInterface):
         ConfigError
             If the state lacks variables that the model needs.
         """
-        plan = self._plan(coords)
-        self._farm.transport.expect(plan.count(coords) * _FLOAT)
-        selected = plan.select_coords(coords)
+        selected = self._arguments.expect(coords)
         answer: Coords = self.call_func("output_coords", selected, rank=self._holders()[0])
         return answer
 
@@ -163,9 +157,8 @@ class DistributedInference(ProposedInterface):
         """
         self._check_open()
         number = next(self._running)
-        task = _describe(self.name, number, args)
-        args = self._own(args)
-        kwargs = map_leaves(kwargs, self._copy) if kwargs else kwargs
+        task = describe(self.name, number, args)
+        args, kwargs = self._arguments.own(args, kwargs)
         ready = mark((args, kwargs))
         call = Call(self._number, "__forward__", task, args, kwargs, ready)
         return self._farm.submit(call, tensor_bytes((args, kwargs)), self._ranks)
@@ -223,34 +216,7 @@ class DistributedInference(ProposedInterface):
         if buffersize is not None and buffersize < 1:
             raise ValueError(f"buffersize must be at least 1, not {buffersize}")
         limit = buffersize or 2 * max(1, len(self.remote_ranks))
-        return self._starmap(iterable, limit, unordered)
-
-    def _starmap(
-        self, iterable: Iterable[tuple[Any, ...]], limit: int, unordered: bool
-    ) -> Iterator[Any]:
-        ready: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
-        pending: deque[Future[Any]] = deque()
-
-        def next_result() -> Any:
-            if not unordered:
-                return pending.popleft().result()
-            future = ready.get()
-            pending.remove(future)
-            return future.result()
-
-        try:
-            for args in iterable:
-                while len(pending) >= limit:
-                    yield next_result()
-                future = self.submit(*args)
-                pending.append(future)
-                if unordered:
-                    future.add_done_callback(ready.put)
-            while pending:
-                yield next_result()
-        finally:
-            for future in pending:
-                future.cancel()
+        return starmap(self.submit, iterable, limit, unordered)
 
     def call_func(self, name: str, *args: Any, rank: str | int = "all", **kwargs: Any) -> Any:
         """Call any method of the model, on one worker or on all of them.
@@ -317,36 +283,6 @@ class DistributedInference(ProposedInterface):
             raise SessionError(f"{self.name}: no worker is left that holds it")
         return ranks
 
-    def _own(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Arguments in memory of the task's own, cut down to what the model needs."""
-        x, coords = args[:2] if len(args) >= 2 else (None, None)
-        if self._wanted is None or not _is_state(x, coords):
-            return tuple(map_leaves(list(args), self._copy))
-        y, y_coords = self._plan(coords)(x, coords, self._farm.transport.empty)
-        return (y, *map_leaves([y_coords, *args[2:]], self._copy))
-
-    def _copy(self, leaf: Any) -> Any:
-        """Memory of the task's own, also for coords: a lost worker's task is sent once more."""
-        if isinstance(leaf, torch.Tensor):
-            if leaf.layout is not torch.strided or leaf.is_quantized:
-                return leaf.clone()
-            if leaf.nbytes < _SMALL:
-                return leaf.clone(memory_format=torch.contiguous_format)
-            own = self._farm.transport.empty(leaf.shape, leaf.dtype, leaf.device)
-            copy(leaf.detach(), own)
-            return own
-        return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
-
-    def _plan(self, coords: Coords) -> selection.Selection:
-        key = tuple(
-            (name, values.shape, values.tobytes())
-            for name, values in coords.items()
-            if name not in ("time", "lead_time")
-        )
-        if key not in self._plans:
-            self._plans[key] = selection.plan(coords, self._wanted or {}, self.name)
-        return self._plans[key]
-
     def _everywhere(
         self, method: str, what: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[Any]:
@@ -354,21 +290,3 @@ class DistributedInference(ProposedInterface):
         futures = [self._farm.call(rank, call) for rank in self._holders()]
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         return [future.result() for future in (*done, *futures)][len(done) :]
-
-
-def _is_state(x: Any, coords: Any) -> bool:
-    return isinstance(x, torch.Tensor) and isinstance(coords, OrderedDict) and x.ndim == len(coords)
-
-
-def _describe(name: str, number: int, args: tuple[Any, ...]) -> str:
-    """Name a task as (diagnostic, time, lead_time) if it has these, else by its number."""
-    if len(args) >= 2 and isinstance(args[1], dict):
-        coords = args[1]
-        words = [name]
-        if len(coords.get("time", ())) == 1:
-            words.append(str(np.datetime_as_string(coords["time"][0], unit="m")))
-        if len(coords.get("lead_time", ())) > 0:
-            words.append(f"+{coords['lead_time'][-1] / np.timedelta64(1, 'h'):g} h")
-        if len(words) > 1:
-            return " ".join(words)
-    return f"{name} task {number}"

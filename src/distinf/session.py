@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import socket
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -24,13 +20,8 @@ if TYPE_CHECKING:
     from distinf.farm import Farm
     from distinf.liveness import Pulse
     from distinf.transport.streams import Departures
-    from distinf.worker import Worker
 
 __all__ = ["Runtime", "close_session", "current_session", "open_session", "session"]
-
-log = logging.getLogger("distinf")
-
-_REPLY_SECONDS = 2.0  # a process that ends right behind its reply may lose it
 
 
 class Session:
@@ -91,7 +82,8 @@ class Session:
         Future
             The copy, complete. On the CPU it is the tensors themselves.
         """
-        from distinf.transport.streams import Copies, Cuda, Departures
+        from distinf.transport.cuda import Cuda
+        from distinf.transport.streams import Copies, Departures
 
         copied: Future[Any] = Future()
         if self.device.type != "cuda":
@@ -115,6 +107,7 @@ class Session:
         import torch
 
         from distinf import manager
+        from distinf.meet import meet
         from distinf.transport.in_process import InProcess
         from distinf.worker import Worker
 
@@ -127,7 +120,18 @@ class Session:
             manager.initialize_manager(self.place, self.device, None)
             self._transport = InProcess(worker)
         else:
-            self._meet(worker, refusal)
+            listener, self._socket = self._socket, None
+            died = self._own.died if self._own is not None else dict
+            self._store, self._transport = meet(
+                self.place,
+                self.runtime,
+                worker,
+                self._deadline,
+                listener,
+                refusal,
+                self._alike,
+                died,
+            )
         if self.rank == 0:
             from distinf.driver_works import DriverWorks
             from distinf.farm import Farm
@@ -156,75 +160,15 @@ class Session:
             if self._own is not None:
                 self._own.watch(self._lose)
 
-    def _meet(self, worker: Worker, refusal: BaseException | None) -> None:
-        """Find the other ranks and join them."""
-        from distinf import manager, peers, rendezvous
-        from distinf.transport import carrier, tensorpipe, trial
-
-        place, listener = self.place, self._socket
-        self._socket = None
-        with rendezvous.meeting(place, listener, self._deadline) as (store, host):
-            if refusal is not None:
-                peers.refuse(store, str(refusal), place.world_size)
-                raise refusal
-            found = peers.gather(
-                store,
-                place,
-                self.device,
-                self._deadline,
-                master="" if self.rank == 0 else host,
-                alike=self._alike,
-                died=self._own.died if self._own is not None else dict,
-            )
-        if place.on_one_node:
-            network.use_interface("lo")
-        elif self.runtime.interface is not None:
-            network.use_interface(self.runtime.interface)
-        elif "TP_SOCKET_IFNAME" not in os.environ:
-            network.use_route(peers.route_to(found, 0) if self.rank == 0 else host)
-        if self.rank == 0 and (shared := peers.shared_gpus(found)):
-            log.warning(shared)
-        choice = trial.choose(
-            self.runtime.carrier, found, self.rank, store, place.on_one_node, self._deadline
-        )
-        on_device = choice.carrier == "cuda"
-        maps = carrier.device_maps(self.rank, found) if on_device else {}
-        kept = self.runtime.results == "device"
-        worker.results_stay = kept and (on_device or self.rank == 0)
-        if self.rank != 0:
-            worker.when_unusable = self._leave_soon
-        left = max(10.0, self._deadline - time.monotonic())
-        manager.initialize_manager(place, self.device, store, left)
-        tensorpipe.join(worker, place.world_size, store, maps, left, not place.on_one_node)
-        self._store = store
-        if self.rank == 0:
-            self._transport = tensorpipe.TensorPipe(worker, place.world_size, store, choice, kept)
-
     def _own_lane(self) -> Any:
         """Return the driver's own stream for diagnostics, beside that of its prognostic."""
-        from distinf.transport.streams import Cuda, Lane
+        from distinf.transport.cuda import Cuda
+        from distinf.transport.streams import Lane
 
         beside = self.rank == 0 and self.place.world_size > 1 and self.device.type == "cuda"
         return Lane(Cuda(self.device), beside=True) if beside else None
 
-    def _leave_soon(self, reason: str) -> None:
-        """End this worker's process once its reply has left: its GPU fails every further call.
-
-        Its status is 0, since some launchers end all ranks when one fails; the driver says what
-        happened.
-        """
-        print(
-            f"distinf: rank {self.rank} on {socket.gethostname()} leaves, its GPU can no longer be "
-            f"used: {reason}",
-            file=sys.stderr,
-            flush=True,
-        )
-        end = threading.Timer(_REPLY_SECONDS, os._exit, (0,))
-        end.daemon = True
-        end.start()
-
     def _lose(self, rank: int, reason: str) -> None:
-        self._transport.lose(rank)
         self.farm.lose(rank, reason)
         if self._own is not None:
             self._own.kill(rank)  # one that is stopped would wake up one day

@@ -15,7 +15,8 @@ import torch
 
 from distinf.copying import copy
 from distinf.transport.contract import Call, Failure, Reply, map_tensors, owned
-from distinf.transport.streams import Cuda, Lane
+from distinf.transport.cuda import Cuda
+from distinf.transport.streams import Lane
 
 __all__ = ["Worker", "forward_of"]
 

@@ -18,7 +18,8 @@ class Ranks:
     carrier, reason = "host", ""
 
     def __init__(self, workers, poisoned):
-        self.workers, self.poisoned, self.asked = tuple(workers), set(poisoned), []
+        self.workers, self.poisoned = tuple(workers), set(poisoned)
+        self.asked, self.lost = [], set()
 
     def send(self, rank, call, timeout):
         self.asked.append(rank)
@@ -29,6 +30,9 @@ class Ranks:
         )
         return answer
 
+    def lose(self, rank):
+        self.lost.add(rank)
+
 
 def forward(number=0):
     return Call(0, "__forward__", f"task {number}")
@@ -38,6 +42,7 @@ def test_its_task_goes_elsewhere(caplog):
     farm = Farm(Ranks([1, 2], poisoned=[1]))
     assert [farm.submit(forward(i), 0, None).result(10) for i in range(3)] == [2, 2, 2]
     assert farm.workers == (2,)
+    assert farm.transport.lost == {1}  # nobody waits for it at the end
     assert "its GPU can no longer be used: AcceleratorError: CUDA error" in caplog.text
 
 

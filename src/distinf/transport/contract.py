@@ -176,6 +176,10 @@ class Transport(Protocol):
         """
         ...
 
+    def lose(self, rank: int) -> None:
+        """Hear that a rank gets no more calls: nobody may wait for it at the end."""
+        ...
+
     def close(self, error: bool = False) -> None:
         """Tell every worker that is left to part; idempotent, never waits for ever.
 

@@ -48,5 +48,8 @@ class InProcess:
         future.set_result(None)
         return future
 
+    def lose(self, rank: int) -> None:
+        """Do nothing: this process is not lost while it can ask."""
+
     def close(self, error: bool = False) -> None:
         """Nothing to part from."""

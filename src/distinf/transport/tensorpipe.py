@@ -16,10 +16,11 @@ from distinf.errors import CallTimeout, SessionError, WorkerLost
 from distinf.transport import group
 from distinf.transport.carrier import Choice
 from distinf.transport.contract import Call, Reply, map_tensors
+from distinf.transport.cuda import Cuda
 from distinf.transport.group import name_of
 from distinf.transport.shared_memory import Answer, DriverMemory, Message, WorkerMemory
 from distinf.transport.slots import Placed
-from distinf.transport.streams import Copies, Cuda, Departures, on_gpu
+from distinf.transport.streams import Copies, Departures, on_gpu
 from distinf.worker import Worker
 
 __all__ = ["TensorPipe", "join", "serve"]
@@ -205,14 +206,12 @@ class TensorPipe:
             return
 
         def receive(wire: Any) -> Reply:
-            return self._receive(rank, unpack(Answer.of(*wire)))
+            return self._receive(unpack(Answer.of(*wire)))
 
         deliver = functools.partial(self._deliver, answer, rank, call, timeout, receive)
         reply.add_done_callback(deliver)
 
-    def _receive(self, rank: int, reply: Reply) -> Reply:
-        if reply.unusable:
-            self.lose(rank)  # it leaves by itself, so nobody may wait to part together with it
+    def _receive(self, reply: Reply) -> Reply:
         if not self._results_stay or reply.failure is not None:
             return reply
         assert self._copies is not None
@@ -244,7 +243,7 @@ class TensorPipe:
         return answer
 
     def lose(self, rank: int) -> None:
-        """Take note that a rank's process has ended."""
+        """Take note that a rank has ended, or hangs: nobody waits for it at the end."""
         self._lost.add(rank)
 
     def close(self, error: bool = False) -> None:
