@@ -76,7 +76,7 @@ class Run:
         self.ranks = draw.randint(2, 4)
         self.marker = uuid.uuid4().hex
         self.environment = {"DISTINF_TEST_RUN": self.marker, **slurm}
-        steps = draw.sample(range(STEPS), draw.randint(3, 6))
+        steps = draw.sample(range(STEPS), draw.randint(5, 9))
         self.faults = {6 * step: draw.choice(IN_MODEL) for step in steps}
 
     def command(self) -> list[str]:
@@ -96,7 +96,7 @@ class Run:
             f"+diagnostic.faulty.folder={self.folder}",
             "+diagnostic.faulty.seconds=0.1",
             *(f"runtime.liveness_timeout={LIVENESS}", f"runtime.call_timeout={CALL}"),
-            f"runtime.on_error={self.draw.choice(['fail', 'skip'])}",
+            f"runtime.on_error={self.draw.choice(['fail', 'skip', 'skip'])}",
             f"runtime.driver_works={self.draw.choice(['never', 'fallback', 'idle'])}",
         ]
         main = [str(application.ROOT / "main.py"), *words]
@@ -147,7 +147,7 @@ class Run:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        if disturb and self.draw.random() < 0.8:
+        for _ in range(self.draw.choice([0, 1, 1, 2]) if disturb else 0):
             self.strike(process)
         status: int | None = None
         try:
