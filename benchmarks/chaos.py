@@ -41,6 +41,7 @@ SIGNALS = {
     "terminated": signal.SIGTERM,
     "interrupted": signal.SIGINT,
 }
+WRITING = ("output.writer=driver", "output.writer=workers", "output.shards=4")
 LIVENESS, CALL = 8, 12  # s
 ATTEMPT = 240.0  # s: of an attempt that takes 15 s by itself, and at most 3 x CALL by its faults
 LEFT = 30.0  # s, as promised
@@ -90,7 +91,7 @@ class Run:
             ),
             *(f"parameters.nsteps={STEPS}", "parameters.output_path=out.zarr"),
             *("~diagnostic.wind_decomposition", "output.mode=resume", "output.verify=true"),
-            *("output.restart_every=3", f"output.shards={self.draw.choice(['null', 4])}"),
+            *("output.restart_every=3", self.draw.choice(WRITING)),
             "+diagnostic.faulty._target_=tests.faults.models.Faulty",
             f"+diagnostic.faulty.faults={{{faults}}}",
             f"+diagnostic.faulty.folder={self.folder}",

@@ -102,6 +102,8 @@ def diagnostic(cfg: DictConfig) -> None:
                 skip_errors=session.runtime.on_error == "skip",
             )
         )
+        if output.writer == "workers" and 0 not in farm.workers:
+            store.let_write(farmed)
         done, total = store.marks.counts
         log.info(
             "%d rank(s) by %s, carrier %s%s, %d of %d tasks to do",
@@ -148,7 +150,9 @@ def report(farm: Farm, path: str, output: Output) -> None:
     farm.events.flush()
     totals = farm.events.totals
     if (wall := totals.end - totals.start) > 0:
-        print(summarize(farm.events, wall, farm.transport.workers, output.writers))
+        workers = farm.transport.workers
+        writers = output.writers if output.writer == "driver" else len(workers)
+        print(summarize(farm.events, wall, workers, writers))
     print(f"Results: {path}")
     if output.netcdf is not None:
         to_netcdf(path, output.netcdf)

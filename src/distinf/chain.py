@@ -16,9 +16,10 @@ import torch
 
 from distinf.errors import ConfigError
 from distinf.reduced import compile_networks, lower_precision
+from distinf.remote_writer import RemoteWriter
 from distinf.seeds import seed_of, seeded
 from distinf.selection import Selection, plan, plan_region, rename_variables
-from distinf.worker import forward_of
+from distinf.worker import Later, forward_of
 
 __all__ = ["Chain", "Kept", "Link"]
 
@@ -108,6 +109,7 @@ class Chain:
         self._device = torch.device("cpu")
         self._models = {link.name: link.factory() for link in links}
         self._running = "+".join(self._models)
+        self._writer: RemoteWriter | None = None
         self._plans: dict[Any, Any] = {}
 
     @property
@@ -177,13 +179,20 @@ class Chain:
                 told.update({new.get(v, v): a for v, a in model.variable_attributes().items()})
         return told
 
-    def forward(self, x: torch.Tensor, coords: Coords) -> dict[str, Fields]:
+    def write_to(
+        self, path: str, word: str, axes: Coords, diagnostics: Mapping[str, Coords]
+    ) -> None:
+        """Write results into a store from here on; as `distinf.remote_writer.RemoteWriter`."""
+        self._writer = RemoteWriter(path, word, axes, diagnostics)
+
+    def forward(self, x: torch.Tensor, coords: Coords) -> dict[str, Fields] | Later:
         """Run the links on a state [(ensemble=1,) time=1, lead_time=1, variable, ...].
 
         Returns
         -------
-        dict[str, tuple[torch.Tensor, Coords]]
-            For each link of which something is stored, that.
+        dict[str, tuple[torch.Tensor, Coords]] | Later
+            For each link of which something is stored, that; after :meth:`write_to` it is written
+            here, and where it lies is returned.
         """
         made: dict[str, Fields] = {_STATE: (x, coords)}
         kept: dict[str, Fields] = {}
@@ -199,7 +208,7 @@ class Chain:
             if cut is not None:
                 y, y_coords = cut(y, y_coords) if cut.indices else (y, y_coords)
                 kept[name] = y, self._stored(name, y_coords)
-        return kept
+        return kept if self._writer is None else Later(kept, self._writer.write)
 
     def _before(self, name: str) -> list[str]:
         """Links that a link comes behind, the nearest first."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time as clock
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,11 +19,34 @@ from distinf.marks import Marks, step_words
 from distinf.progress import Event, Events
 from distinf.schema import shape
 
-__all__ = ["Files"]
+__all__ = ["Files", "Written"]
 
 Coords = OrderedDict[str, np.ndarray]
 # A file of a diagnostic: its name, where it is in the leading dimensions, its first lead time.
 File = tuple[str, tuple[int, ...], int]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A step whose data lies in the store; travels instead of it.
+
+    Parameters
+    ----------
+    place : tuple[int, ...]
+        Index in the leading dimensions.
+    rank : int
+        Who wrote it.
+    start, end : float
+        When it was written, seconds since the epoch.
+    nbytes : int
+        Bytes of its values.
+    """
+
+    place: tuple[int, ...]
+    rank: int
+    start: float
+    end: float
+    nbytes: int
 
 
 class Files:
@@ -43,6 +68,8 @@ class Files:
         The same, for messages.
     events : Events | None
         Where writes are recorded.
+    rank : int, optional
+        Of this process, by default 0: the driver.
     """
 
     def __init__(
@@ -54,7 +81,9 @@ class Files:
         destination: Destination,
         path: str,
         events: Events | None,
+        rank: int = 0,
     ) -> None:
+        self._rank = rank
         self._axes, self._diagnostics = axes, diagnostics
         # Also for a result that is NaN everywhere, so that a file that is missing shows.
         whole = {"write_empty_chunks": True}
@@ -85,6 +114,34 @@ class Files:
                 del self._waiting[file]
         if whole:
             self._put(file, waiting)
+
+    def write(self, diagnostic: str, x: torch.Tensor, coords: Coords) -> Written:
+        """Write the files of a result, which another process will mark; of one lead time each.
+
+        Raises
+        ------
+        StoreError
+            If it does not fit, or cannot be written.
+        """
+        (_, where, _), lead, rows = self._rows(diagnostic, x, coords)
+        start = clock.time()
+        with self._naming(diagnostic, where, lead):
+            self._put_data((diagnostic, where, lead), {lead: rows})
+        nbytes = sum(row.nbytes for row in rows)
+        return Written((*where, lead), self._rank, start, clock.time(), nbytes)
+
+    def mark(self, diagnostic: str, written: Written) -> None:
+        """Mark a step complete whose data another rank has written.
+
+        Raises
+        ------
+        StoreError
+            If the store cannot be written to.
+        """
+        *where, lead = written.place
+        with self._naming(diagnostic, tuple(where), lead):
+            self._mark((diagnostic, tuple(where), lead), [lead])
+        self._record(diagnostic, [lead], written)
 
     def finish(self) -> None:
         """Write what waits for other lead times of its file.
@@ -162,24 +219,43 @@ class Files:
         """Write one file of each variable and mark its lead times complete."""
         diagnostic, where, first = file
         start = clock.time()
+        with self._naming(diagnostic, where, min(rows)):
+            self._put_data(file, rows)
+            self._mark(file, rows)
+        nbytes = sum(row.nbytes for lead in rows.values() for row in lead)
+        written = Written((*where, first), self._rank, start, clock.time(), nbytes)
+        self._record(diagnostic, sorted(rows), written)
+
+    def _put_data(self, file: File, rows: dict[int, list[np.ndarray]]) -> None:
+        diagnostic, where, first = file
+        for i, name in enumerate(self._diagnostics[diagnostic]["variable"]):
+            self._put_variable(str(name), where, first, {k: v[i] for k, v in rows.items()})
+
+    def _mark(self, file: File, leads: Iterable[int]) -> None:
+        self._marks.set(*file, leads)
+        if not self._destination.is_there():
+            raise StoreError("somebody removed or replaced it during the run")
+
+    def _record(self, diagnostic: str, leads: Sequence[int], written: Written) -> None:
+        if self._events is None:
+            return
+        seconds = (written.end - written.start) / len(leads)
+        for i, lead in enumerate(leads):
+            begun = written.start + i * seconds
+            label = f"{diagnostic}{self._words(written.place[:-1], lead)}"
+            nbytes = written.nbytes // len(leads)
+            self._events.record(Event("write", label, written.rank, begun, begun + seconds, nbytes))
+
+    @contextmanager
+    def _naming(self, diagnostic: str, where: tuple[int, ...], lead: int) -> Iterator[None]:
+        """Name the step and the store in an error."""
         try:
-            for i, name in enumerate(self._diagnostics[diagnostic]["variable"]):
-                self._put_variable(str(name), where, first, {k: v[i] for k, v in rows.items()})
-            self._marks.set(diagnostic, where, first, rows)
-            if not self._destination.is_there():
-                raise StoreError("somebody removed or replaced it during the run")
+            yield
         except Exception as error:
             raise StoreError(
-                f"{diagnostic}{self._words(where, min(rows))} could not be written to "
+                f"{diagnostic}{self._words(where, lead)} could not be written to "
                 f"{self._path}: {type(error).__name__}: {error}"
             ) from error
-        if self._events is not None:
-            seconds = (clock.time() - start) / len(rows)
-            for i, lead in enumerate(sorted(rows)):
-                begun = start + i * seconds
-                nbytes = sum(row.nbytes for row in rows[lead])
-                label = f"{diagnostic}{self._words(where, lead)}"
-                self._events.record(Event("write", label, 0, begun, begun + seconds, nbytes))
 
     def _put_variable(
         self, name: str, where: tuple[int, ...], first: int, rows: dict[int, np.ndarray]

@@ -9,7 +9,7 @@ from typing import Any
 
 from distinf.errors import StoreError
 
-__all__ = ["CREATING", "HOLDER", "LOCK", "RESTART", "held_by", "this_process"]
+__all__ = ["CREATING", "HOLDER", "LOCK", "MEETING", "RESTART", "held_by", "this_process"]
 
 LOCK = ".distinf.lock"
 HOLDER = LOCK + ".json"
@@ -17,6 +17,8 @@ HOLDER = LOCK + ".json"
 CREATING = LOCK + ".creating"
 # A folder: states of the prognostic, until the forecast is complete.
 RESTART = ".distinf.restart"
+# A word that the driver leaves for workers that write: they see the same store.
+MEETING = ".distinf.meeting"
 
 
 def this_process() -> dict[str, Any]:

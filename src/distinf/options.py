@@ -17,6 +17,7 @@ __all__ = ["Output", "check_keys", "check_target", "from_mapping"]
 
 T = TypeVar("T")
 _MODES = ("create", "overwrite", "resume")
+_WRITERS = ("driver", "workers")
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,11 @@ class Output:
     mode : str
         ``"create"`` refuses an existing store, ``"overwrite"`` replaces it, ``"resume"``
         continues it and creates one where there is none; by default ``"create"``.
+    writer : str
+        ``"driver"``, by default, or ``"workers"``: each writes its own results, into a store that
+        all ranks reach; not with ``shards``.
     writers : int
-        Threads that write, by default 2.
+        Threads of the driver that write, by default 2.
     prognostic_variables : list[str]
         Variables of the prognostic that are stored as well, by default none.
     variables : list[str] | None
@@ -59,6 +63,7 @@ class Output:
     """
 
     mode: str = "create"
+    writer: str = "driver"
     writers: int = 2
     prognostic_variables: Sequence[str] = ()
     variables: Sequence[str] | None = None
@@ -73,6 +78,13 @@ class Output:
     def __post_init__(self) -> None:
         if self.mode not in _MODES:
             raise ConfigError(f"output.mode={self.mode}: choose one of {', '.join(_MODES)}")
+        if self.writer not in _WRITERS:
+            raise ConfigError(f"output.writer={self.writer}: choose one of {', '.join(_WRITERS)}")
+        if self.writer == "workers" and self.shards is not None:
+            raise ConfigError(
+                f"output.writer=workers and output.shards={self.shards}: the lead times of one "
+                "file are computed by several workers; leave one of the two out"
+            )
         for name in ("writers", "every", "shards", "restart_every"):
             value = getattr(self, name)
             if value is None and name in ("shards", "restart_every"):

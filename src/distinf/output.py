@@ -12,22 +12,26 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
 
 from distinf.destination import find_destination
-from distinf.errors import DistinfError, Interrupted, StoreError, TaskError, TaskLost
-from distinf.files import Files
+from distinf.errors import ConfigError, DistinfError, Interrupted, StoreError, TaskError, TaskLost
+from distinf.files import Files, Written
 from distinf.holder import RESTART
 from distinf.marks import Marks
 from distinf.options import Output
 from distinf.progress import Events
+from distinf.remote_writer import meeting_place
 from distinf.schema import check_clashes, create, extend, mismatches, step_bytes
+
+if TYPE_CHECKING:
+    from distinf.inference import DistributedInference
 
 __all__ = ["ForecastStore", "check_output"]
 
@@ -198,6 +202,24 @@ class ForecastStore:
         where = {"ensemble": [member], "time": [time], "lead_time": [lead_time]}
         return self.marks.is_complete(diagnostic, where)
 
+    def let_write(self, farmed: Iterable[DistributedInference]) -> None:
+        """Let the workers write the results of these chains themselves.
+
+        Raises
+        ------
+        ConfigError
+            If a worker does not reach the store.
+        """
+        with meeting_place(self.destination) as word:
+            where = self.path if "://" in self.path else os.path.abspath(self.path)
+            for infer in farmed:
+                try:
+                    infer.call_func("write_to", where, word, self._axes, self._diagnostics)
+                except TaskError as error:
+                    if error.kind == ConfigError.__name__:  # told once, as what it is
+                        raise ConfigError(f"rank {error.rank}: {error.remote_message}") from None
+                    raise
+
     def write(self, diagnostic: str, future: Future[Any]) -> None:
         """Write the result of a task when it is there; returns at once unless too many wait.
 
@@ -207,7 +229,7 @@ class ForecastStore:
             Which diagnostic it is of.
         future : Future
             Of `DistributedInference.submit`: a tensor and its coords, or of a `Chain` a mapping
-            from diagnostics to these.
+            from diagnostics to these, or to what its worker has written.
 
         Raises
         ------
@@ -292,9 +314,12 @@ class ForecastStore:
             result = future.result()
             if isinstance(result, Mapping):
                 result = result[diagnostic]
-            self._files.add(diagnostic, *result)
+            if isinstance(result, Written):
+                self._files.mark(diagnostic, result)
+            else:
+                self._files.add(diagnostic, *result)
         except (TaskError, TaskLost) as error:
-            if not self._skip_errors:
+            if not self._skip_errors or getattr(error, "kind", "") == StoreError.__name__:
                 self._error = self._error or error
             else:
                 with self._turn:

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,12 +19,28 @@ from distinf.transport.contract import Call, Failure, Reply, map_tensors, owned
 from distinf.transport.cuda import Cuda
 from distinf.transport.streams import Lane
 
-__all__ = ["Worker", "forward_of"]
+__all__ = ["Later", "Worker", "forward_of"]
 
 Allocate = Callable[[torch.Tensor], torch.Tensor | None]
 
 # Optional methods of a model that the driver asks for.
 _ASKED = ("input_coords", "output_coords", "variable_attributes")
+
+
+@dataclass(frozen=True)
+class Later:
+    """What a model returns that has more to do with its result, while the next call computes.
+
+    Parameters
+    ----------
+    value : Any
+        The result.
+    then : Callable[[Any], Any]
+        Called with it, its tensors in host memory; what it returns is the call's value.
+    """
+
+    value: Any
+    then: Callable[[Any], Any]
 
 
 class Worker:
@@ -85,11 +102,14 @@ class Worker:
             Its tensors are on the host, those of ``forward`` only unless `results_stay`.
         """
         value, failure, nonfinite, unusable = None, None, 0, False
+        then: Callable[[Any], Any] | None = None
         with self._turn:
             started = time.time()
             try:
                 with self._computing(call), torch.inference_mode():
                     result = self._do(call)
+                    if isinstance(result, Later):
+                        result, then = result.value, result.then
                     if call.method == "__forward__" and self._nonfinite != "allow":
                         nonfinite = _count_nonfinite(result)
                         if nonfinite and self._nonfinite == "fail":
@@ -97,34 +117,41 @@ class Worker:
                                 f"{nonfinite} values of the result are NaN or infinite "
                                 "(runtime.nonfinite=fail)"
                             )
-                    value = self._leave(result, call, allocate)
+                    stays = self.results_stay and call.method == "__forward__" and then is None
+                    value = self._leave(result, stays, allocate if then is None else None)
                     del result
             # Even SystemExit: a model must not take its rank away.
             except BaseException as error:
                 unusable = self._lane is not None and not self._lane.recover(error)
-                failure = Failure(
-                    what=self._describe(call),
-                    kind=type(error).__name__,
-                    message=_text_of(error),
-                    traceback="".join(traceback.format_exception(error)),
-                )
+                failure = self._failure(call, error)
             ended = time.time()
             if unusable and not self._stuck and self.when_unusable is not None:
                 assert failure is not None
                 self.when_unusable(f"{failure.kind}: {failure.message}")
             if unusable:
                 self._stuck.append(call)  # letting its memory go would abort the process
+        if then is not None and failure is None:
+            try:
+                value = then(value)
+            except BaseException as error:
+                value, failure = None, self._failure(call, error)
         return Reply(value, failure, self.rank, self.host, started, ended, nonfinite, unusable)
+
+    def _failure(self, call: Call, error: BaseException) -> Failure:
+        return Failure(
+            what=self._describe(call),
+            kind=type(error).__name__,
+            message=_text_of(error),
+            traceback="".join(traceback.format_exception(error)),
+        )
 
     def _computing(self, call: Call) -> AbstractContextManager[Any]:
         return nullcontext() if self._lane is None else self._lane.entered(call.ready)
 
-    def _leave(self, result: Any, call: Call, allocate: Allocate | None) -> Any:
+    def _leave(self, result: Any, stays: bool, allocate: Allocate | None) -> Any:
         """Take a result away from the model; all of the call's work is done then."""
         if self._lane is not None:
-            if self.results_stay and call.method == "__forward__":
-                return self._lane.keep(result)
-            return self._lane.to_host(result, allocate)
+            return self._lane.keep(result) if stays else self._lane.to_host(result, allocate)
 
         def leave(tensor: torch.Tensor) -> torch.Tensor:
             place = None if allocate is None else allocate(tensor)

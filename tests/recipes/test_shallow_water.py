@@ -19,7 +19,7 @@ LAUNCHES = {
     "nproc-1": python_main("runtime.nproc=1", *SMALL),
     "nproc-2": python_main("runtime.nproc=2", *SMALL),
     "nproc-3": python_main("runtime.nproc=3", *SMALL),
-    "nproc-5": python_main("runtime.nproc=5", *SMALL),
+    "nproc-5": python_main("runtime.nproc=5", "output.writer=workers", *SMALL),
     "torchrun": torchrun_main(3, "--config-name=shallow_water", *SMALL),
 }
 
@@ -97,6 +97,15 @@ def test_store_tells_what_it_holds(runs: Runs) -> None:
     config = json.loads(ds.attrs["config"])
     assert config["prognostic"]["nlat"] == 64
     assert "torch" in json.loads(ds.attrs["versions"])
+
+
+@pytest.mark.parametrize(("name", "writers"), [("nproc-3", {0}), ("nproc-5", {1, 2, 3, 4})])
+def test_who_writes(runs: Runs, name: str, writers: set[int]) -> None:
+    (log,) = runs[name][0].glob("outputs/*/*/events.jsonl")
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    written = [event for event in events if event["kind"] == "write"]
+    assert len(written) == 6
+    assert {event["rank"] for event in written} <= writers
 
 
 def test_it_is_a_pipeline(runs: Runs) -> None:

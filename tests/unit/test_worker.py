@@ -2,12 +2,14 @@
 
 import pickle
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from distinf.transport import Call, Reply
-from distinf.worker import Worker
+from distinf.worker import Later, Worker
 
 
 class Unpicklable(Exception):
@@ -47,6 +49,17 @@ class Model:
 
     def weight(self):
         return torch.nn.Parameter(torch.ones(1))
+
+    def later(self, begun, ended):
+        def then(value):
+            begun.set()
+            assert ended.wait(30)
+            return value + 1
+
+        return Later(torch.ones(2), then)
+
+    def end(self, ended):
+        ended.set()
 
     def views(self, x):
         return {"row": x[0], "some": (x[:, :2], [x.T]), "whole": x, "text": "kept"}
@@ -225,3 +238,20 @@ def test_several_models_live_side_by_side_until_they_are_dropped(worker):
     assert worker.run(Call(0, "__drop__")).failure is None
     assert worker.run(Call(0, "__forward__", "", args)).failure is not None
     assert worker.run(Call(1, "__forward__", "", args)).value == 3
+
+
+def test_what_a_model_does_later_does_not_hold_up_the_next_call(worker):
+    build(worker, Model)
+    begun, ended = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(worker.run, Call(0, "later", args=(begun, ended)))
+        assert begun.wait(30)
+        assert worker.run(Call(0, "end", args=(ended,))).failure is None
+        assert torch.equal(first.result(30).value, torch.full((2,), 2.0))
+
+
+def test_an_error_of_what_a_model_does_later_is_the_call_s(worker):
+    build(worker, Model)
+    begun, ended = threading.Event(), threading.Event()
+    begun.set = lambda: 1 / 0
+    assert worker.run(Call(0, "later", args=(begun, ended))).failure.kind == "ZeroDivisionError"

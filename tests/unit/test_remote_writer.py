@@ -1,0 +1,97 @@
+"""Workers that write: the same bytes, marked by the driver, in the driver's store only."""
+
+from concurrent.futures import Future
+
+import pytest
+
+from distinf.errors import ConfigError, StoreError, TaskError
+from distinf.remote_writer import RemoteWriter, meeting_place
+from distinf.session import session
+from tests.unit.test_output import DIAGNOSTICS, open_store, result
+
+
+class Rank:
+    """What the store asks a chain for, in this process."""
+
+    def call_func(self, name, *args):
+        assert name == "write_to"
+        self.writer = RemoteWriter(*args)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def opened():
+    with session():
+        yield
+
+
+def written(rank, name, *step):
+    future = Future()
+    future.set_result(rank.writer.write({name: result(DIAGNOSTICS[name], *step).result()}))
+    return future
+
+
+def chunks(path):
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("c/**/*") if p.is_file()}
+
+
+def test_the_bytes_are_those_that_the_driver_writes(tmp_path):
+    rank = Rank()
+    with open_store(tmp_path / "w.zarr") as store, open_store(tmp_path / "d.zarr") as other:
+        store.let_write([rank])
+        for step in ((0, 1), (1, 0)):
+            other.write("wind", result(DIAGNOSTICS["wind"], *step))
+            store.write("wind", written(rank, "wind", *step))
+    assert chunks(tmp_path / "w.zarr") == chunks(tmp_path / "d.zarr")
+    assert not list((tmp_path / "w.zarr").glob(".distinf.meeting*"))
+
+
+def test_a_step_is_complete_once_the_driver_has_marked_it(tmp_path):
+    rank = Rank()
+    with open_store(tmp_path / "w.zarr") as store:
+        store.let_write([rank])
+        future = written(rank, "rain", 0, 0)
+        assert store.marks.counts[0] == 0
+        store.write("rain", future)
+    assert store.marks.counts[0] == 1
+
+
+def test_what_is_complete_is_not_written_again(tmp_path):
+    with open_store(tmp_path / "w.zarr") as store:
+        store.write("rain", result(DIAGNOSTICS["rain"], 0, 0))
+    rank = Rank()
+    with open_store(tmp_path / "w.zarr", "resume") as store:
+        store.let_write([rank])
+        assert written(rank, "rain", 0, 0).result() == {}
+        assert list(written(rank, "rain", 0, 1).result()) == ["rain"]
+
+
+@pytest.mark.parametrize("there", ["nothing", "another store"])
+def test_a_rank_that_does_not_see_the_store_says_so(tmp_path, there):
+    open_store(tmp_path / "other.zarr").close()
+    where = tmp_path / ("other.zarr" if there == "another store" else "none.zarr")
+    with (
+        open_store(tmp_path / "w.zarr") as store,
+        meeting_place(store.destination) as word,
+        pytest.raises(ConfigError, match=r"output\.writer=workers: .* does not reach .*\.zarr"),
+    ):
+        RemoteWriter(str(where), word, {}, DIAGNOSTICS)
+
+
+def test_a_write_that_fails_ends_the_run_even_if_errors_are_skipped(tmp_path):
+    failed = Future()
+    failed.set_exception(
+        TaskError(
+            what="writing",
+            task="rain",
+            rank=1,
+            host="n1",
+            attempt=1,
+            kind=StoreError.__name__,
+            message="No space left",
+            remote_traceback="",
+        )
+    )
+    store = open_store(tmp_path / "w.zarr", skip_errors=True)
+    store.write("rain", failed)
+    with pytest.raises(TaskError, match="No space left"):
+        store.close()
