@@ -22,8 +22,12 @@ class DurableStore(LocalStore):  # type: ignore[misc]
         """Write a key; return when it would survive a power failure."""
         await super().set(key, value)
         path = Path(self.root) / key
-        await asyncio.to_thread(sync, path)
-        await asyncio.to_thread(sync, path.parent)
+        await asyncio.to_thread(_sync_file, path)
+
+
+def _sync_file(path: Path) -> None:
+    sync(path)
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:

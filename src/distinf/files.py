@@ -6,6 +6,7 @@ import threading
 import time as clock
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -70,6 +71,8 @@ class Files:
         Where writes are recorded.
     rank : int, optional
         Of this process, by default 0: the driver.
+    threads : int, optional
+        Variables that are written at once, by default 8.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Files:
         path: str,
         events: Events | None,
         rank: int = 0,
+        threads: int = 8,
     ) -> None:
         self._rank = rank
         self._axes, self._diagnostics = axes, diagnostics
@@ -96,6 +100,7 @@ class Files:
         self._events = events
         self._waiting: dict[File, dict[int, list[np.ndarray]]] = {}
         self._turn = threading.Lock()
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="distinf-file")
 
     def add(self, diagnostic: str, x: torch.Tensor, coords: Coords) -> None:
         """Take a result [(ensemble=1,) time=1, lead_time=1, ...]; write its file if it is whole.
@@ -144,7 +149,7 @@ class Files:
         self._record(diagnostic, [lead], written)
 
     def finish(self) -> None:
-        """Write what waits for other lead times of its file.
+        """Write what waits for other lead times of its file; nothing can be added afterwards.
 
         Raises
         ------
@@ -158,6 +163,7 @@ class Files:
                 self._put(file, rows)
             except StoreError as error:
                 first = first or error
+        self._threads.shutdown()
         if first is not None:
             raise first
 
@@ -228,8 +234,13 @@ class Files:
 
     def _put_data(self, file: File, rows: dict[int, list[np.ndarray]]) -> None:
         diagnostic, where, first = file
-        for i, name in enumerate(self._diagnostics[diagnostic]["variable"]):
-            self._put_variable(str(name), where, first, {k: v[i] for k, v in rows.items()})
+
+        def put(i: int) -> None:
+            name = str(self._diagnostics[diagnostic]["variable"][i])
+            self._put_variable(name, where, first, {k: v[i] for k, v in rows.items()})
+
+        # One variable is compressed while another one is synced.
+        list(self._threads.map(put, range(len(self._diagnostics[diagnostic]["variable"]))))
 
     def _mark(self, file: File, leads: Iterable[int]) -> None:
         self._marks.set(*file, leads)
