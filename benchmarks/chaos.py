@@ -279,6 +279,8 @@ def main() -> int:
     parser.add_argument("--faults", type=int, help="go on until there were as many")
     parser.add_argument("--json", type=Path, help="write the counts to this file, too")
     args = parser.parse_args()
+    # A shell lets jobs in the background ignore it, and so all that these start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     score, began = Score(), time.monotonic()
     expected = undisturbed()
     with slurm(not args.no_slurm) as environment:

@@ -1,6 +1,10 @@
 """What all tests share."""
 
 import os
+import signal
+
+# A shell lets jobs in the background ignore it, and so all that these start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before torch is imported: two threads on two busy cores take many times as long as one.
 os.environ["OMP_NUM_THREADS"] = "1"
