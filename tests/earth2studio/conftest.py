@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from distinf.imports import import_first
 from tests import application, packages
 
 TIME = "2023-06-01T00:00:00"
@@ -15,6 +16,12 @@ NO_PROXY = dict.fromkeys(
 )
 
 Run = Callable[..., application.Outcome]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imported() -> None:
+    """Import the models the quick way, before a test does it the slow one."""
+    import_first("earth2studio.perturbation")
 
 
 @pytest.fixture(scope="session")
