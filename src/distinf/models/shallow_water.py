@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -260,6 +260,12 @@ class ShallowWater(torch.nn.Module):
             Their coordinates.
         """
         yield from self._rollout(x, coords)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move it, as every module, and import what would hold up the first step."""
+        import torch_harmonics.examples  # noqa: F401
+
+        return super().to(*args, **kwargs)
 
     def _solver(self, device: torch.device) -> ShallowWaterSolver:
         if device not in self._solvers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -178,6 +179,12 @@ class WindDecomposition(torch.nn.Module):
                 )
             self._transforms[key] = _Transform(grid, lmax, self._radius).to(device)
         return self._transforms[key]
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move it, as every module, and import what would hold up the first call."""
+        import torch_harmonics  # noqa: F401
+
+        return super().to(*args, **kwargs)
 
 
 class _Transform(torch.nn.Module):
