@@ -76,6 +76,7 @@ class Run:
         self.launch = draw.choice([way for way in LAUNCHES if way != "srun" or slurm])
         self.ranks = draw.randint(2, 4)
         self.marker = uuid.uuid4().hex
+        self.torn: set[Path] = set()
         self.environment = {"DISTINF_TEST_RUN": self.marker, **slurm}
         steps = draw.sample(range(STEPS), draw.randint(5, 9))
         self.faults = {6 * step: draw.choice(IN_MODEL) for step in steps}
@@ -199,7 +200,7 @@ class Run:
             path = self.draw.choice(sorted(chunks))
             data = path.read_bytes()
             path.write_bytes(data[: len(data) // 2])
-            self.torn = path
+            self.torn.add(path)
             self.score.faults["torn chunk"] += 1
 
     def complete(self) -> int:
@@ -222,12 +223,13 @@ class Run:
 
     def compare(self, before: dict[Path, tuple[int, bytes]]) -> None:
         """No chunk that was complete before this attempt was written again, but a torn one."""
-        torn, self.torn = getattr(self, "torn", None), None
         for path, (when, data) in before.items():
             if len(list(path.parent.parent.parent.iterdir())) < STEPS // 2:
                 return  # shards: several steps to a file
             again = path.exists() and path.stat().st_mtime_ns != when
-            if again and path != torn:
+            if again and path in self.torn:
+                self.torn.discard(path)
+            elif again:
                 self.score.twice += 1
                 self.tell(f"written twice: {path}, same bytes: {path.read_bytes() == data}")
 

@@ -185,7 +185,8 @@ class Farm:
         """Take note that a worker is gone and give its tasks to the others."""
         with self._changed:
             for number in self._dispatcher.on(rank):
-                self._tasks[number].why = reason
+                if number in self._tasks:  # unless the session broke
+                    self._tasks[number].why = reason
             left = [worker for worker in self._dispatcher.workers if worker != rank]
             decisions: list[Decision] = []
             if rank in self._dispatcher.workers:

@@ -35,7 +35,7 @@ def meet(
     refusal: BaseException | None,
     alike: Mapping[str, Any] | None,
     died: Callable[[], dict[int, str]],
-) -> tuple[dist.Store, tensorpipe.TensorPipe | None]:
+) -> tuple[dist.Store, list[peers.Peer], tensorpipe.TensorPipe | None]:
     """Find the other ranks and join them.
 
     Parameters
@@ -59,8 +59,8 @@ def meet(
 
     Returns
     -------
-    tuple[dist.Store, TensorPipe | None]
-        The session's store, and the driver's end of the transport on the driver.
+    tuple[dist.Store, list[Peer], TensorPipe | None]
+        The session's store, all ranks, and on the driver its end of the transport.
 
     Raises
     ------
@@ -99,8 +99,8 @@ def meet(
     manager.initialize_manager(place, worker.device, store, left)
     tensorpipe.join(worker, place.world_size, store, maps, left, not place.on_one_node)
     if place.rank != 0:
-        return store, None
-    return store, tensorpipe.TensorPipe(worker, place.world_size, store, choice, kept)
+        return store, found, None
+    return store, found, tensorpipe.TensorPipe(worker, place.world_size, store, choice, kept)
 
 
 def _leave_soon(rank: int, reason: str) -> None:

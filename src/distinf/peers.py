@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from distinf.errors import ConfigError, DistinfError, SessionError
 from distinf.launch import Place, likely_cause
 from distinf.network import address_towards
 
-__all__ = ["Peer", "gather", "refuse", "route_to", "shared_gpus"]
+__all__ = ["Peer", "end_if_here", "gather", "refuse", "route_to", "shared_gpus"]
 
 _POLL_SECONDS = 0.02
 _HEARD_SECONDS = 0.3  # in which all ranks look at the store
@@ -116,6 +118,7 @@ def _introduce(
         "host": socket.gethostname(),
         "node": _node(),
         "pid": os.getpid(),
+        "started": started(os.getpid()),
         "device": str(device),
         "visible": visible,
         "gpu": visible[device.index] if visible else "",
@@ -125,6 +128,26 @@ def _introduce(
         "versions": {name: _version(name) for name in _PACKAGES},
         "alike": None if alike is None else json.loads(json.dumps(alike, default=str)),
     }
+
+
+def started(pid: int) -> int | None:
+    """When a process of this machine began, in ticks since its boot; None if there is none."""
+    try:
+        # The second field, the command, is in brackets and may hold anything.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return None
+
+
+def end_if_here(peer: Peer) -> None:
+    """Kill a rank's process if it is on this machine: one that is stopped does not end by itself.
+
+    Its launcher would wait for it.
+    """
+    here = peer["host"] == socket.gethostname() and peer["started"] is not None
+    if here and started(peer["pid"]) == peer["started"]:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(peer["pid"], signal.SIGKILL)
 
 
 def _node() -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from distinf.farm import Farm
     from distinf.liveness import Pulse
+    from distinf.peers import Peer
     from distinf.transport.streams import Departures
 
 __all__ = ["Runtime", "close_session", "current_session", "open_session", "session"]
@@ -45,6 +46,8 @@ class Session:
         self._socket: socket.socket | None = None
         self._pulse: Pulse | None = None
         self._departures: Departures | None = None
+        self._peers: list[Peer] = []
+        self._silent: set[int] = set()
         self.runtime = runtime
         if place is None and nproc is not None and nproc > 1:
             # Workers import while the driver does.
@@ -122,7 +125,7 @@ class Session:
         else:
             listener, self._socket = self._socket, None
             died = self._own.died if self._own is not None else dict
-            self._store, self._transport = meet(
+            self._store, self._peers, self._transport = meet(
                 self.place,
                 self.runtime,
                 worker,
@@ -170,6 +173,7 @@ class Session:
 
     def _lose(self, rank: int, reason: str) -> None:
         self.farm.lose(rank, reason)
+        self._silent.add(rank)
         if self._own is not None:
             self._own.kill(rank)  # one that is stopped would wake up one day
 
@@ -185,7 +189,7 @@ class Session:
         """Part: the driver lets the workers go, a worker serves until it is let go."""
         import torch
 
-        from distinf import manager
+        from distinf import manager, peers
 
         try:
             if self.rank != 0:
@@ -198,6 +202,8 @@ class Session:
                 self.farm.fail(error or SessionError("the session is closed"))
                 self._transport.close(error is not None)
         finally:
+            for rank in self._silent:  # not before: some launchers then end all ranks
+                peers.end_if_here(self._peers[rank])
             if self._departures is not None:
                 self._departures.close()
             self._end_own(patience=1.0 if error is not None else 5.0)

@@ -80,6 +80,15 @@ def test_a_killed_launcher_leaves_nobody(launcher: str, faults: Faults) -> None:
     assert time.monotonic() - began < 30
 
 
+def test_a_stopped_worker_does_not_hold_up_its_launcher(faults: Faults) -> None:
+    words = faults.words("12: once stop", "runtime.liveness_timeout=5")
+    own = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--enable-recovery", "-np", "3"]
+    command = [*own, sys.executable, *application.python_main(*words)[1:]]
+    done = application.finish(faults.start(command), 90)
+    assert "has given no sign of life for 5 s" in done.out + done.err
+    assert faults.complete() == ALL
+
+
 def test_ctrl_c_twice_is_as_final_as_once(faults: Faults) -> None:
     process = faults.start(application.python_main(*faults.words("18: sleep", "runtime.nproc=2")))
     faults.wait_for_a_step(process)

@@ -194,3 +194,13 @@ def test_a_task_is_not_sent_to_lost_workers(number):
         farm.submit(task(i), 0, None)
     assert len(carrier.open[3 - number]) == 2
     assert not carrier.open[number]
+
+
+def test_a_worker_may_be_lost_after_the_session_broke():
+    farm, *_ = farm_of([1, 2], "never")
+    open_task = farm.submit(task(0), 0, None)
+    farm.fail(RuntimeError("closed"))
+    farm.lose(1, "gone")
+    farm.lose(2, "gone")
+    assert farm.workers == ()
+    assert str(open_task.exception(DEADLINE)) == "closed"

@@ -1,6 +1,11 @@
 """Ranks that are missing, doubled, of another job or of another mind are named on every rank."""
 
 import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -127,3 +132,22 @@ def test_an_ended_process_is_named():
     own = dataclasses.replace(place(0), launcher="distinf")
     error = outcome(dist.HashStore(), own, died=lambda: {1: "its process ended"})
     assert "rank 1 did not start: its process ended" in str(error)
+
+
+@pytest.mark.parametrize("who", ["it", "another host", "another process by now"])
+def test_only_the_process_that_introduced_itself_is_ended(who):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        peer = {"host": socket.gethostname(), "pid": process.pid}
+        peer["started"] = peers.started(process.pid)
+        if who == "another host":
+            peer["host"] += "2"
+        if who == "another process by now":
+            peer["started"] -= 1
+        peers.end_if_here(peer)
+        if who == "it":
+            assert process.wait(10) == -signal.SIGKILL
+        else:
+            os.kill(process.pid, signal.SIGCONT)
+            process.communicate(b"\n", timeout=10)
+            assert process.returncode == 0
