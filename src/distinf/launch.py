@@ -25,6 +25,7 @@ __all__ = [
     "find_place",
     "follow_launcher",
     "leave_if_superfluous",
+    "lets_survivors_live",
     "likely_cause",
 ]
 
@@ -280,6 +281,13 @@ def follow_launcher(place: Place | None) -> None:
         os._exit(143)
 
     threading.Thread(target=follow, name="distinf-follow", daemon=True).start()
+
+
+def lets_survivors_live(place: Place, environ: Mapping[str, str]) -> bool:
+    """Whether the launcher lets the other ranks go on when one is killed."""
+    if place.launcher == "slurm":
+        return environ.get("SLURM_KILL_BAD_EXIT", "0") == "0"
+    return place.launcher == "openmpi" and environ.get("OMPI_MCA_orte_enable_recovery") == "1"
 
 
 def default_nproc(environ: Mapping[str, str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -172,10 +173,16 @@ class Session:
         return Lane(Cuda(self.device), beside=True) if beside else None
 
     def _lose(self, rank: int, reason: str) -> None:
+        from distinf.peers import end_if_here
+
         self.farm.lose(rank, reason)
-        self._silent.add(rank)
+        # One that is stopped does not end by itself, and its launcher would wait for it.
         if self._own is not None:
-            self._own.kill(rank)  # one that is stopped would wake up one day
+            self._own.kill(rank)
+        elif launch.lets_survivors_live(self.place, os.environ):
+            end_if_here(self._peers[rank])
+        else:
+            self._silent.add(rank)
 
     def serve(self) -> None:
         """Serve calls until the driver parts; workers only."""
@@ -189,7 +196,8 @@ class Session:
         """Part: the driver lets the workers go, a worker serves until it is let go."""
         import torch
 
-        from distinf import manager, peers
+        from distinf import manager
+        from distinf.peers import end_if_here
 
         try:
             if self.rank != 0:
@@ -202,8 +210,8 @@ class Session:
                 self.farm.fail(error or SessionError("the session is closed"))
                 self._transport.close(error is not None)
         finally:
-            for rank in self._silent:  # not before: some launchers then end all ranks
-                peers.end_if_here(self._peers[rank])
+            for rank in self._silent:  # not before: the launcher then ends all ranks
+                end_if_here(self._peers[rank])
             if self._departures is not None:
                 self._departures.close()
             self._end_own(patience=1.0 if error is not None else 5.0)

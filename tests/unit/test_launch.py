@@ -3,7 +3,7 @@
 import pytest
 
 from distinf.errors import ConfigError
-from distinf.launch import default_nproc, find_place, likely_cause
+from distinf.launch import default_nproc, find_place, lets_survivors_live, likely_cause
 from distinf.slurm_variables import expand_hosts, tasks_per_node
 
 MPIRUN = {
@@ -173,3 +173,17 @@ def test_slurm_s_short_form_of_hosts(short, hosts):
 
 def test_slurm_s_short_form_of_tasks():
     assert tasks_per_node("2(x3),1") == [2, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("env", "live"),
+    [
+        (MPIRUN, False),
+        ({**MPIRUN, "OMPI_MCA_orte_enable_recovery": "1"}, True),
+        (STEP, True),
+        ({**STEP, "SLURM_KILL_BAD_EXIT": "1"}, False),
+        (TORCHRUN, False),
+    ],
+)
+def test_which_launchers_let_survivors_live(env, live):
+    assert lets_survivors_live(find_place(env), env) is live
