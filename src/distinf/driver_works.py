@@ -20,9 +20,14 @@ class DriverWorks:
     when : str
         ``"never"``, ``"fallback"`` for tasks none of whose workers is left, ``"idle"`` also for a
         submitter that finds no room.
+    call_timeout : float | None, optional
+        Deadline of a call in seconds, by default None: none.
     """
 
-    def __init__(self, transport: Transport | None, when: str) -> None:
+    def __init__(
+        self, transport: Transport | None, when: str, call_timeout: float | None = None
+    ) -> None:
+        self._timeout = call_timeout
         self.able = transport is not None and when != "never"
         self.while_idle = self.able and when == "idle"
         self._transport = transport
@@ -48,12 +53,18 @@ class DriverWorks:
         return self.able and (not left or any(limit.isdisjoint(left) for limit in self._limits))
 
     def run(self, call: Call) -> Reply:
-        """Run a call here."""
+        """Run a call here.
+
+        Raises
+        ------
+        CallTimeout
+            If it took too long: the model goes on, and no other one can run here.
+        """
         assert self._transport is not None
         with self._turn:
             if call.model not in self._built:
-                reply = self._transport.send(0, self._builds[call.model], None).result()
+                reply = self._transport.send(0, self._builds[call.model], self._timeout).result()
                 if reply.failure is not None:
                     return reply
                 self._built.add(call.model)
-            return self._transport.send(0, call, None).result()
+            return self._transport.send(0, call, self._timeout).result()

@@ -143,7 +143,7 @@ class Farm:
         if room:
             self._carry_out([start])
         else:  # the prognostic would wait: its process may as well compute
-            self._deliver_own(number, task, self._driver.run(call))
+            self._run_own(number, task)
         return future
 
     def call(self, rank: int, call: Call) -> Future[Any]:
@@ -191,7 +191,7 @@ class Farm:
             decisions: list[Decision] = []
             if rank in self._dispatcher.workers:
                 log.warning("rank %d was lost, %d worker(s) left: %s", rank, len(left), reason)
-                if self._driver.needed(left) and 0 not in left:
+                if self._driver.needed(left) and 0 not in (rank, *left):
                     log.warning("rank 0 runs diagnostics from here on")
                     decisions += self._dispatcher.join(0)
             decisions += self._dispatcher.lose(rank)
@@ -309,7 +309,13 @@ class Farm:
                 self.fail(failure, abandon=False)
             outcome.fail(task.future, failure)
 
-    def _deliver_own(self, number: int, task: _Task, reply: Reply) -> None:
+    def _run_own(self, number: int, task: _Task) -> None:
+        try:
+            reply = self._driver.run(task.call)
+        except CallTimeout as error:
+            late = CallTimeout(f"{error} (runtime.call_timeout)")
+            self.fail(late)
+            raise late from None
         with self._changed:
             self._tasks.pop(number, None)
         self._settle(task, reply, 1)

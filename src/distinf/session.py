@@ -150,7 +150,9 @@ class Session:
                 max_attempts=self.runtime.max_attempts,
                 call_timeout=self.runtime.call_timeout,
                 skip_errors=self.runtime.on_error == "skip",
-                driver=DriverWorks(InProcess(worker), self.runtime.driver_works)
+                driver=DriverWorks(
+                    InProcess(worker), self.runtime.driver_works, self.runtime.call_timeout
+                )
                 if farmed
                 else None,
             )

@@ -4,6 +4,7 @@ import threading
 from concurrent.futures import Future
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,8 @@ from distinf.driver_works import DriverWorks
 from distinf.errors import CallTimeout, SessionError, TaskError, TaskLost, WorkerLost
 from distinf.farm import Farm
 from distinf.transport import Call, Failure, Reply
+from distinf.transport.in_process import InProcess
+from distinf.worker import Worker
 
 DEADLINE = 8.0  # of what takes no time
 
@@ -204,3 +207,27 @@ def test_a_worker_may_be_lost_after_the_session_broke():
     farm.lose(2, "gone")
     assert farm.workers == ()
     assert str(open_task.exception(DEADLINE)) == "closed"
+
+
+@pytest.mark.parametrize("works", ["fallback", "idle"])
+def test_a_call_that_hangs_on_the_driver_ends_the_run(works):
+    ended = threading.Event()
+
+    class Hanging:
+        def forward(self, number):
+            ended.wait(60)
+
+    here = InProcess(Worker(0, torch.device("cpu")))
+    farm = Farm(ByHand([1]), driver=DriverWorks(here, works, call_timeout=0.2), depth=1)
+    farm.call(1, Call(0, "__build__", "construction", (Hanging,)))
+    first = farm.submit(task(0), 0, None)
+    try:
+        if works == "idle":
+            with pytest.raises(CallTimeout, match=r"task 1 on rank 0: no answer in 0\.2 s"):
+                farm.submit(task(1), 0, None)
+        else:
+            farm.lose(1, "gone")
+            assert "no worker is left" in str(first.exception(DEADLINE))
+            assert "on rank 0: no answer in 0.2 s" in str(first.exception())
+    finally:
+        ended.set()

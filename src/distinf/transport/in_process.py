@@ -7,6 +7,8 @@ from concurrent.futures import Future
 
 import torch
 
+from distinf.background import in_background
+from distinf.errors import CallTimeout
 from distinf.transport.contract import Call, Reply
 from distinf.worker import Worker
 
@@ -37,9 +39,17 @@ class InProcess:
         """Nothing to prepare: one call runs at a time."""
 
     def send(self, rank: int, call: Call, timeout: float | None) -> Future[Reply]:
-        """Run the call; a deadline cannot be kept by the thread that would have to keep it."""
+        """Run the call and wait for it; with a deadline on a thread that can be left behind."""
         future: Future[Reply] = Future()
-        future.set_result(self._worker.run(call))
+        if timeout is None:
+            future.set_result(self._worker.run(call))
+            return future
+        own = in_background(lambda: self._worker.run(call), "distinf-model")
+        try:
+            future.set_result(own.result(timeout))
+        except TimeoutError:
+            what = f"{call.task or call.method} on rank {rank}"
+            future.set_exception(CallTimeout(f"{what}: no answer in {timeout:g} s"))
         return future
 
     def ping(self, rank: int, timeout: float) -> Future[None]:
