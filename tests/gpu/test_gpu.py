@@ -16,13 +16,13 @@ ROOT = Path(__file__).parent.parent.parent
 def test_the_bytes_are_those_of_one_process(run, nproc, carrier):
     alone = run("bytes", 1)
     found = run("bytes", nproc, carrier)
-    assert found["carrier"] == carrier
+    assert found["carrier"].split()[0] == carrier
     assert found["digest"] == alone["digest"]
 
 
 def test_auto_says_what_it_took_and_why(run):
     found = run("bytes", 2, "auto")
-    assert found["carrier"] in ("cuda", "host")
+    assert found["carrier"].split()[0] in ("cuda", "host")
     assert found["reason"]
     assert found["digest"] == run("bytes", 1)["digest"]
 
