@@ -186,8 +186,10 @@ class Run:
             return
         what = self.draw.choice(list(SIGNALS))
         victim = process.pid if what in ("terminated", "interrupted") else self.draw.choice(found)
-        if what == "stopped" and victim in (process.pid, found[0]):
-            what = "killed"  # a driver that somebody stops has not failed
+        if what == "stopped":  # a worker: neither launcher nor driver fails by being stopped
+            own = self.launch == "own"
+            workers = [p for p in found if p != process.pid and (own or _rank(p) > 0)]
+            victim, what = (self.draw.choice(workers), what) if workers else (victim, "killed")
         role = "first process" if victim == process.pid else "another process"
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim, SIGNALS[what])
@@ -245,6 +247,17 @@ def _cmdline(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:200]
     return ""
+
+
+def _rank(pid: int) -> int:
+    """Rank of a process that a launcher started; 0 also for the launcher."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        for name in (b"OMPI_COMM_WORLD_RANK=", b"RANK=", b"SLURM_PROCID="):
+            for word in words:
+                if word.startswith(name):
+                    return int(word.removeprefix(name))
+    return 0
 
 
 def _stopped(pid: int) -> bool:
