@@ -110,13 +110,8 @@ class Worker:
                     result = self._do(call)
                     if isinstance(result, Later):
                         result, then = result.value, result.then
-                    if call.method == "__forward__" and self._nonfinite != "allow":
-                        nonfinite = _count_nonfinite(result)
-                        if nonfinite and self._nonfinite == "fail":
-                            raise FloatingPointError(
-                                f"{nonfinite} values of the result are NaN or infinite "
-                                "(runtime.nonfinite=fail)"
-                            )
+                    if self._lane is not None:  # quicker than on the host
+                        nonfinite = self._check(call, result)
                     stays = self.results_stay and call.method == "__forward__" and then is None
                     value = self._leave(result, stays, allocate if then is None else None)
                     del result
@@ -130,12 +125,25 @@ class Worker:
                 self.when_unusable(f"{failure.kind}: {failure.message}")
             if unusable:
                 self._stuck.append(call)  # letting its memory go would abort the process
-        if then is not None and failure is None:
-            try:
-                value = then(value)
+        if failure is None:
+            try:  # while the next call computes
+                if self._lane is None:
+                    nonfinite = self._check(call, value)
+                value = value if then is None else then(value)
             except BaseException as error:
                 value, failure = None, self._failure(call, error)
         return Reply(value, failure, self.rank, self.host, started, ended, nonfinite, unusable)
+
+    def _check(self, call: Call, result: Any) -> int:
+        """Count the values of a result that are NaN or infinite, where somebody wants to know."""
+        if call.method != "__forward__" or self._nonfinite == "allow":
+            return 0
+        nonfinite = _count_nonfinite(result)
+        if nonfinite and self._nonfinite == "fail":
+            raise FloatingPointError(
+                f"{nonfinite} values of the result are NaN or infinite (runtime.nonfinite=fail)"
+            )
+        return nonfinite
 
     def _failure(self, call: Call, error: BaseException) -> Failure:
         return Failure(

@@ -151,9 +151,10 @@ class DriverMemory:
             used[slot.number] = slot
             return slot.place(tensor)
 
-        args, kwargs = map_tensors((call.args, call.kwargs), pack_tensor)
-        packed = Call(call.model, call.method, call.task, args, kwargs)
-        message = Message(packed, self._drain(rank), bool(used))
+        if self._mine:
+            args, kwargs = map_tensors((call.args, call.kwargs), pack_tensor)
+            call = Call(call.model, call.method, call.task, args, kwargs)
+        message = Message(call, self._drain(rank), bool(used))
         return message, partial(self._unpack, rank, number, used)
 
     def unsent(self, rank: int, message: Message) -> None:

@@ -26,6 +26,8 @@ Allocate = Callable[[torch.Tensor], torch.Tensor | None]
 
 def on_gpu(tree: Any) -> torch.device | None:
     """Device of the first tensor in nested containers that is on a GPU; None if none is."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return None
     found: list[torch.device] = []
 
     def look(tensor: torch.Tensor) -> torch.Tensor:

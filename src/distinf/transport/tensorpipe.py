@@ -15,7 +15,7 @@ from torch.distributed import rpc
 from distinf.errors import CallTimeout, SessionError, WorkerLost
 from distinf.transport import group
 from distinf.transport.carrier import Choice
-from distinf.transport.contract import Call, Reply, map_tensors
+from distinf.transport.contract import Call, Reply
 from distinf.transport.cuda import Cuda
 from distinf.transport.group import name_of
 from distinf.transport.shared_memory import Answer, DriverMemory, Message, WorkerMemory
@@ -171,9 +171,7 @@ class TensorPipe:
                 lambda tensor: self._memory.take(tensor.shape, tensor.dtype),
             )
             return answer
-        if not self._on_device:
-            tensors = map_tensors(tensors, lambda tensor: tensor.cpu())
-        elif call.ready is not None:  # the thread that sends may not be the one that selected
+        if self._on_device and call.ready is not None:  # this may not be the thread that selected
             torch.cuda.current_stream(self._device).wait_event(call.ready)
         self._send(answer, rank, call, tensors, timeout)
         return answer
