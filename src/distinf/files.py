@@ -22,6 +22,8 @@ from distinf.schema import shape
 
 __all__ = ["Files", "Written"]
 
+_THREADS = 8  # variables that are written at once: most of the time is waiting for the disk
+
 Coords = OrderedDict[str, np.ndarray]
 # A file of a diagnostic: its name, where it is in the leading dimensions, its first lead time.
 File = tuple[str, tuple[int, ...], int]
@@ -71,8 +73,6 @@ class Files:
         Where writes are recorded.
     rank : int, optional
         Of this process, by default 0: the driver.
-    threads : int, optional
-        Variables that are written at once, by default 8.
     """
 
     def __init__(
@@ -85,7 +85,6 @@ class Files:
         path: str,
         events: Events | None,
         rank: int = 0,
-        threads: int = 8,
     ) -> None:
         self._rank = rank
         self._axes, self._diagnostics = axes, diagnostics
@@ -100,7 +99,7 @@ class Files:
         self._events = events
         self._waiting: dict[File, dict[int, list[np.ndarray]]] = {}
         self._turn = threading.Lock()
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="distinf-file")
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="distinf-file")
 
     def add(self, diagnostic: str, x: torch.Tensor, coords: Coords) -> None:
         """Take a result [(ensemble=1,) time=1, lead_time=1, ...]; write its file if it is whole.

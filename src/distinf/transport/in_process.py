@@ -1,4 +1,4 @@
-"""The carrier of a run with one process: calls run where they are made."""
+"""The carrier of a run with one process: a call is done when it has been made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["InProcess"]
 
 
 class InProcess:
-    """Run every call in this process, in the thread that sends it.
+    """Run every call in this process, before `send` returns.
 
     Parameters
     ----------
