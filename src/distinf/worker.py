@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cmath
 import socket
 import threading
 import time
@@ -15,7 +14,8 @@ from typing import Any
 import torch
 
 from distinf.copying import copy
-from distinf.transport.contract import Call, Failure, Reply, map_tensors, owned
+from distinf.nonfinite import count_nonfinite, is_finite
+from distinf.transport.contract import Call, Failure, Reply, map_tensors, owned, tensors_of
 from distinf.transport.cuda import Cuda
 from distinf.transport.streams import Lane
 
@@ -103,6 +103,7 @@ class Worker:
         """
         value, failure, nonfinite, unusable = None, None, 0, False
         then: Callable[[Any], Any] | None = None
+        unseen: list[torch.Tensor] = []
         with self._turn:
             started = time.time()
             try:
@@ -111,9 +112,10 @@ class Worker:
                     if isinstance(result, Later):
                         result, then = result.value, result.then
                     if self._lane is not None:  # quicker than on the host
-                        nonfinite = self._check(call, result)
+                        nonfinite = self._check(call, tensors_of(result))
                     stays = self.results_stay and call.method == "__forward__" and then is None
-                    value = self._leave(result, stays, allocate if then is None else None)
+                    allocate = allocate if then is None else None
+                    value = self._leave(result, stays, allocate, unseen)
                     del result
             # Even SystemExit: a model must not take its rank away.
             except BaseException as error:
@@ -128,17 +130,17 @@ class Worker:
         if failure is None:
             try:  # while the next call computes
                 if self._lane is None:
-                    nonfinite = self._check(call, value)
+                    nonfinite = self._check(call, unseen)
                 value = value if then is None else then(value)
             except BaseException as error:
                 value, failure = None, self._failure(call, error)
         return Reply(value, failure, self.rank, self.host, started, ended, nonfinite, unusable)
 
-    def _check(self, call: Call, result: Any) -> int:
-        """Count the values of a result that are NaN or infinite, where somebody wants to know."""
+    def _check(self, call: Call, tensors: list[torch.Tensor]) -> int:
+        """Count the values that are NaN or infinite, where somebody wants to know."""
         if call.method != "__forward__" or self._nonfinite == "allow":
             return 0
-        nonfinite = _count_nonfinite(result)
+        nonfinite = sum(map(count_nonfinite, tensors))
         if nonfinite and self._nonfinite == "fail":
             raise FloatingPointError(
                 f"{nonfinite} values of the result are NaN or infinite (runtime.nonfinite=fail)"
@@ -156,16 +158,35 @@ class Worker:
     def _computing(self, call: Call) -> AbstractContextManager[Any]:
         return nullcontext() if self._lane is None else self._lane.entered(call.ready)
 
-    def _leave(self, result: Any, stays: bool, allocate: Allocate | None) -> Any:
-        """Take a result away from the model; all of the call's work is done then."""
+    def _leave(
+        self,
+        result: Any,
+        stays: bool,
+        allocate: Allocate | None,
+        unseen: list[torch.Tensor],
+    ) -> Any:
+        """Take a result away from the model; all of the call's work is done then.
+
+        ``unseen`` gets the tensors in host memory that may have values that are not finite.
+        """
         if self._lane is not None:
             return self._lane.keep(result) if stays else self._lane.to_host(result, allocate)
 
         def leave(tensor: torch.Tensor) -> torch.Tensor:
             place = None if allocate is None else allocate(tensor)
             if place is None:
-                return owned(tensor)
-            copy(tensor.detach(), place)
+                unseen.append(owned(tensor))
+                return unseen[-1]
+            finite = True
+
+            def look(part: torch.Tensor) -> None:
+                nonlocal finite
+                if not is_finite(part):  # no thread takes back what another one found
+                    finite = False
+
+            copy(tensor.detach(), place, None if self._nonfinite == "allow" else look)
+            if not finite:
+                unseen.append(place)
             return place
 
         return map_tensors(result, leave)
@@ -207,22 +228,6 @@ def _text_of(error: BaseException) -> str:
         return str(error)
     except Exception:  # some build their text from what is no longer there
         return "(its text cannot be shown)"
-
-
-def _count_nonfinite(result: Any) -> int:
-    found = 0
-
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal found
-        # Neither NaN nor infinity gets lost in a sum, which takes a tenth of the time.
-        if (tensor.is_floating_point() or tensor.is_complex()) and not cmath.isfinite(
-            tensor.sum().item()
-        ):
-            found += int(tensor.numel() - torch.isfinite(tensor).sum())
-        return tensor
-
-    map_tensors(result, count)
-    return found
 
 
 def forward_of(model: Any) -> Callable[..., Any]:

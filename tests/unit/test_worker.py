@@ -255,3 +255,29 @@ def test_an_error_of_what_a_model_does_later_is_the_call_s(worker):
     begun, ended = threading.Event(), threading.Event()
     begun.set = lambda: 1 / 0
     assert worker.run(Call(0, "later", args=(begun, ended))).failure.kind == "ZeroDivisionError"
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("bad", "nonfinite"), [([], 0), ([torch.nan], 1), ([torch.inf, torch.nan, -torch.inf], 3)]
+)
+def test_values_that_are_not_finite_are_counted_wherever_they_are(shared, bad, nonfinite):
+    """Also in a result that several threads copy; a sum that overflows is none of them."""
+    x = torch.full((6, 2**20), torch.finfo(torch.float32).max)
+    for i, value in enumerate(bad):
+        x[2 * i + 1, i] = value
+    worker = Worker(1, torch.device("cpu"), "warn")
+    build(worker, Model)
+    reply = worker.run(Call(0, "__forward__", "", (x,)), torch.empty_like if shared else None)
+    assert reply.nonfinite == nonfinite
+    assert torch.equal(reply.value, x) or bad
+
+
+def test_nan_in_a_result_can_be_an_error():
+    worker = Worker(1, torch.device("cpu"), "fail")
+    build(worker, Model)
+    x = torch.ones(6, 2**20)
+    x[5, 7] = torch.nan
+    reply = worker.run(Call(0, "__forward__", "", (x,)), torch.empty_like)
+    assert reply.value is None
+    assert "1 values of the result are NaN or infinite" in reply.failure.message

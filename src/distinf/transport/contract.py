@@ -22,6 +22,7 @@ __all__ = [
     "map_tensors",
     "owned",
     "tensor_bytes",
+    "tensors_of",
 ]
 
 
@@ -225,21 +226,31 @@ def map_leaves(tree: Any, change: Callable[[Any], Any]) -> Any:
     return change(tree)
 
 
+def tensors_of(tree: Any) -> list[torch.Tensor]:
+    """List the tensors in nested tuples, lists and dicts."""
+    found: list[torch.Tensor] = []
+    _collect(tree, found)
+    return found
+
+
+def _collect(tree: Any, found: list[torch.Tensor]) -> None:
+    if isinstance(tree, torch.Tensor):
+        found.append(tree)
+    elif isinstance(tree, tuple | list):
+        for item in tree:
+            _collect(item, found)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            _collect(item, found)
+
+
 def tensor_bytes(tree: Any) -> int:
     """Bytes of all tensors in nested tuples, lists and dicts."""
-    total = 0
-
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal total
-        total += tensor.numel() * tensor.element_size()
-        return tensor
-
-    map_tensors(tree, count)
-    return total
+    return sum(tensor.nbytes for tensor in tensors_of(tree))
 
 
 def owned(tensor: torch.Tensor) -> torch.Tensor:
     """Detach a tensor, in memory that holds nothing else: a view would take all of it along."""
-    own = tensor.detach()
-    whole = own.untyped_storage().nbytes() == own.numel() * own.element_size()
+    own = tensor.detach() if tensor.requires_grad else tensor
+    whole = own.untyped_storage().nbytes() == own.nbytes
     return own if whole and own.is_contiguous() else own.contiguous().clone()
