@@ -3,36 +3,72 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
 from zarr.storage import LocalStore
 
-__all__ = ["DurableStore", "sync"]
+__all__ = ["DurableStore", "put"]
 
 
 class DurableStore(LocalStore):  # type: ignore[misc]
-    """Zarr's local store, which renames into place, with fsync behind it.
+    """Zarr's local store with fsync.
 
     Zarr alone is safe against a killed process, not against a lost node.
     """
 
     async def set(self, key: str, value: Any) -> None:
         """Write a key; return when it would survive a power failure."""
-        await super().set(key, value)
-        path = Path(self.root) / key
-        await asyncio.to_thread(_sync_file, path)
+        await self._ensure_open()
+        self._check_writable()
+        await asyncio.to_thread(put, Path(self.root) / key, value.as_buffer_like())
 
 
-def _sync_file(path: Path) -> None:
-    sync(path)
-    sync(path.parent)
+def put(path: Path, data: Any) -> None:
+    """Write a whole file beside its place and move it there; make its folders.
+
+    Returns when it would survive a power failure. Whenever that happens before, what the file held
+    is still there.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    data : bytes-like
+        What it shall hold.
+    """
+    made = _make(path.parent)
+    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            replaces = path.exists()
+            if replaces:
+                os.fsync(file.fileno())
+            beside.replace(path)
+            if not replaces:  # one commit of the file system's journal instead of two
+                os.fsync(file.fileno())
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    for folder in (path.parent, *made):
+        _sync_folder(folder)
 
 
-def sync(path: Path) -> None:
-    """Return when a file, or what a folder lists, would survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _make(folder: Path) -> list[Path]:
+    """Make a folder and those above it; return which folders now list a new one."""
+    changed = list(itertools.takewhile(lambda above: not above.is_dir(), (folder, *folder.parents)))
+    folder.mkdir(parents=True, exist_ok=True)
+    return [new.parent for new in changed]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Return when what a folder lists would survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

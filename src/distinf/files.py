@@ -216,8 +216,10 @@ class Files:
             )
         *where, lead = self._marks.where(diagnostic, coords)
         data = x.to("cpu", torch.float32).numpy()
-        axis = list(expected).index("variable")
-        rows = [data.take(i, axis)[(0,) * leading] for i in range(len(expected["variable"]))]
+        # Views: none outlives the result but those that wait for other lead times of their file.
+        rows = list(
+            np.moveaxis(data[(0,) * leading], list(expected).index("variable") - leading, 0)
+        )
         return (diagnostic, tuple(where), lead - lead % self._marks.leads), lead, rows
 
     def _put(self, file: File, rows: dict[int, list[np.ndarray]]) -> None:
@@ -272,7 +274,7 @@ class Files:
     ) -> None:
         array = self._arrays[name]
         if self._marks.leads == 1:
-            array[(*where, first)] = rows[first]
+            _set(array, where, slice(first, first + 1), rows[first][np.newaxis])
             return
         whole = self._marks.file(first)
         if self._marks.lacking_in_file(array.attrs["diagnostic"], where, first) < (
@@ -285,8 +287,13 @@ class Files:
             values = np.full((whole.stop - whole.start, *array.shape[len(where) + 1 :]), np.nan)
         for lead, row in rows.items():
             values[lead - first] = row
-        array[(*where, whole)] = values
+        _set(array, where, whole, values)
 
     def _words(self, where: tuple[int, ...], lead: int) -> str:
         lead_time = self._axes["lead_time"][lead : lead + 1]
         return step_words(OrderedDict(self._axes, lead_time=lead_time), where)
+
+
+def _set(array: zarr.Array, where: tuple[int, ...], leads: slice, values: np.ndarray) -> None:
+    # With all dimensions of a chunk; else Zarr fills one and copies the values into it.
+    array[(*(slice(i, i + 1) for i in where), leads)] = values[(np.newaxis,) * len(where)]

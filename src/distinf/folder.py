@@ -12,7 +12,7 @@ from typing import Any
 import filelock
 from zarr.abc.store import Store
 
-from distinf.durable import DurableStore, sync
+from distinf.durable import DurableStore, put
 from distinf.errors import StoreError
 from distinf.holder import CREATING, HOLDER, LOCK, held_by, this_process
 
@@ -121,13 +121,7 @@ class Folder:
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file beside its place, sync it and move it there."""
-        path = self.path / name
-        path.parent.mkdir(exist_ok=True)
-        beside = path.with_name(path.name + ".part")
-        beside.write_bytes(data)
-        sync(beside)
-        beside.replace(path)
-        sync(path.parent)
+        put(self.path / name, data)
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder."""

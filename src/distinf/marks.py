@@ -35,9 +35,10 @@ class Marks:
     def __init__(
         self, group: zarr.Group, axes: Coords, diagnostics: Iterable[str], path: str
     ) -> None:
-        self._group, self._axes, self._path = group, axes, path
-        self._done = {name: _read(group[mark(name)]) for name in diagnostics}
-        self.leads: int = group[mark(next(iter(self._done)))].chunks[-1]
+        self._axes, self._path = axes, path
+        self._arrays = {name: group[mark(name)] for name in diagnostics}
+        self._done = {name: _read(array) for name, array in self._arrays.items()}
+        self.leads: int = next(iter(self._arrays.values())).chunks[-1]
         """Lead times in one file."""
 
     def where(self, diagnostic: str, coords: Mapping[str, Any]) -> tuple[int, ...]:
@@ -106,7 +107,7 @@ class Marks:
         whole = self.file(first)
         done = self._done[diagnostic][where][whole].copy()
         done[[lead - first for lead in leads]] = complete
-        self._group[mark(diagnostic)][(*where, whole)] = done
+        self._arrays[diagnostic][(*where, whole)] = done
         self._done[diagnostic][where][whole] = done
 
     def marked_files(self) -> list[tuple[str, tuple[int, ...], int, list[int]]]:

@@ -1,0 +1,58 @@
+"""Files that survive a power failure, or leave what was there."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from distinf import durable
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """What the file system was asked to do, in order; a sync by the path of what is synced."""
+    done = []
+    fsync, replace = os.fsync, Path.replace
+
+    def note_sync(descriptor):
+        done.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    def note_replace(source, target):
+        done.append(("replace", Path(target)))
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_replace)
+    return done
+
+
+def test_a_new_file_and_all_its_new_folders_are_synced(tmp_path, steps):
+    path = tmp_path / "c" / "0" / "5"
+    durable.put(path, b"values")
+    assert path.read_bytes() == b"values"
+    synced = [what for kind, what in steps if kind == "sync"]
+    assert synced == [path, path.parent, tmp_path / "c", tmp_path]
+
+
+def test_what_is_replaced_is_there_until_the_new_is_on_disk(tmp_path, steps):
+    path = tmp_path / "chunk"
+    path.write_bytes(b"old")
+    durable.put(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [kind for kind, _ in steps] == ["sync", "replace", "sync"]
+    assert [what for kind, what in steps if kind == "sync"][1] == tmp_path
+
+
+def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "chunk"
+    path.write_bytes(b"old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        durable.put(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["chunk"]
