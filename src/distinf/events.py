@@ -24,6 +24,7 @@ log = logging.getLogger("distinf")
 
 # What a killed run may lack of its events.
 _FLUSH_SECONDS = 1.0
+_UNWRITTEN = 1000
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ class Events:
         self._lock = threading.Lock()
         self._observers: list[Callable[[Event], None]] = []
         self._file: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+        # Put into words together, which takes less time than each by itself between two calls.
+        self._unwritten: list[Event] = []
         self._flushed = 0.0
         self._recording = True
 
@@ -159,6 +162,7 @@ class Events:
 
     def __iter__(self) -> Iterator[Event]:
         with self._lock:
+            self._write_out()
             self._file.seek(0)
             lines = self._file.readlines()
         return (Event(**json.loads(line)) for line in lines)
@@ -178,6 +182,7 @@ class Events:
         """
         with self._lock:
             file = Path(path).open("w+", encoding="utf-8")  # noqa: SIM115
+            self._write_out()
             self._file.seek(0)
             shutil.copyfileobj(self._file, file)
             file.flush()
@@ -186,18 +191,24 @@ class Events:
 
     def flush(self) -> None:
         """Write what has not reached the file yet."""
-        with self._lock, self._telling():
-            if self._recording:
-                self._file.flush()
+        with self._lock:
+            self._write_out()
 
     def _keep(self, event: Event) -> None:
         if not self._recording:
             return
+        self._unwritten.append(event)
+        late = not 0 <= event.end - self._flushed < _FLUSH_SECONDS
+        if late or len(self._unwritten) >= _UNWRITTEN:
+            self._flushed = event.end
+            self._write_out()
+
+    def _write_out(self) -> None:
+        lines, self._unwritten = [json.dumps(vars(e)) + "\n" for e in self._unwritten], []
         with self._telling():
-            self._file.write(json.dumps(vars(event)) + "\n")
-            if not 0 <= event.end - self._flushed < _FLUSH_SECONDS:
+            if self._recording:
+                self._file.writelines(lines)
                 self._file.flush()
-                self._flushed = event.end
 
     @contextmanager
     def _telling(self) -> Iterator[None]:

@@ -17,9 +17,9 @@ import itertools
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,8 +36,7 @@ _IN_FLIGHT = 2
 _PROBE = 16  # bytes
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """A call as it travels: with `Placed` for tensors in slots.
 
     Parameters
@@ -66,8 +65,7 @@ class Message:
         return cls(Call(*fields), freed, placed)
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """A reply as it travels: with `Placed` for tensors in slots.
 
     Parameters
