@@ -23,8 +23,12 @@ class DurableStore(LocalStore):  # type: ignore[misc]
     async def set(self, key: str, value: Any) -> None:
         """Write a key; return when it would survive a power failure."""
         await self._ensure_open()
+        await asyncio.to_thread(self.set_sync, key, value)
+
+    def set_sync(self, key: str, value: Any) -> None:
+        """Do as :meth:`set`; Zarr's codec pipelines without asyncio call it."""
         self._check_writable()
-        await asyncio.to_thread(put, Path(self.root) / key, value.as_buffer_like())
+        put(Path(self.root) / key, value.as_buffer_like())
 
 
 def put(path: Path, data: Any) -> None:

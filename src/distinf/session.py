@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from distinf import launch, network
 from distinf.errors import ConfigError, SessionError
+from distinf.heap import keep_freed_memory
 from distinf.own_ranks import OwnRanks, listen_on_loopback
 from distinf.runtime import Runtime
 
@@ -117,6 +118,7 @@ class Session:
 
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self.runtime.threads)
+        keep_freed_memory()
         self.device = manager.device_of(self.place)
         worker = Worker(self.rank, self.device, self.runtime.nonfinite, self._own_lane())
         if self.place.world_size == 1:

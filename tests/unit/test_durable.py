@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import zarr
+from zarr.core.buffer import default_buffer_prototype
 
 from distinf import durable
 
@@ -56,3 +59,19 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path, mon
         durable.put(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["chunk"]
+
+
+def test_zarr_writes_no_chunk_that_is_not_synced(tmp_path, steps):
+    array = zarr.create_array(
+        durable.DurableStore(tmp_path / "x.zarr"), shape=(4,), chunks=(2,), dtype="float32"
+    )
+    array[:] = np.arange(4.0)
+    synced = [what.name for kind, what in steps if kind == "sync" and what.is_file()]
+    assert sorted(synced) == ["0", "1", "zarr.json"]
+
+
+def test_neither_does_it_without_asyncio(tmp_path, steps):
+    value = default_buffer_prototype().buffer.from_bytes(b"values")
+    durable.DurableStore(tmp_path).set_sync("c/0", value)
+    assert (tmp_path / "c" / "0").read_bytes() == b"values"
+    assert ("sync", tmp_path / "c" / "0") in steps
