@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from distinf.transport.contract import map_tensors, owned
+from distinf.transport.contract import map_tensors, owned, tensors_of
 from distinf.transport.cuda import Cuda
 
 __all__ = ["Copies", "Departures", "Lane", "Leaving", "mark", "on_gpu"]
@@ -28,15 +28,7 @@ def on_gpu(tree: Any) -> torch.device | None:
     """Device of the first tensor in nested containers that is on a GPU; None if none is."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return None
-    found: list[torch.device] = []
-
-    def look(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.device.type == "cuda":
-            found.append(tensor.device)
-        return tensor
-
-    map_tensors(tree, look)
-    return found[0] if found else None
+    return next((x.device for x in tensors_of(tree) if x.device.type == "cuda"), None)
 
 
 def mark(tree: Any) -> Any:
