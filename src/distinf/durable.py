@@ -44,7 +44,7 @@ def put(path: Path, data: Any) -> None:
     data : bytes-like
         What it shall hold.
     """
-    made = _make(path.parent)
+    changed = _make(path.parent)
     beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with beside.open("wb") as file:
@@ -59,7 +59,7 @@ def put(path: Path, data: Any) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    for folder in (path.parent, *made):
+    for folder in (path.parent, *changed):
         _sync_folder(folder)
 
 

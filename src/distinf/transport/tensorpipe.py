@@ -115,8 +115,8 @@ class TensorPipe:
         results_stay: bool = False,
     ) -> None:
         self.workers = tuple(range(1, world_size))
-        # Else RPC looks each name up at every call.
-        self._names = {rank: rpc.get_worker_info(name_of(rank)) for rank in self.workers}
+        # RPC takes names as well, and looks them up at every call.
+        self._infos = {rank: rpc.get_worker_info(name_of(rank)) for rank in self.workers}
         self.reason = choice.why
         self._store = store
         self._device = worker.device
@@ -195,7 +195,7 @@ class TensorPipe:
         )
         try:
             reply = rpc.rpc_async(
-                self._names[rank],
+                self._infos[rank],
                 _run,
                 args=message.wire(),
                 timeout=group.FOREVER if timeout is None else timeout,
@@ -222,7 +222,7 @@ class TensorPipe:
         for rank in self.workers:
             there = torch.zeros(1, device=self._device)
             try:
-                rpc.rpc_sync(self._names[rank], _touch, args=(there,))
+                rpc.rpc_sync(self._infos[rank], _touch, args=(there,))
             except RuntimeError as error:
                 raise SessionError(
                     f"no tensor travels between the GPUs of rank 0 and rank {rank}: {error}. Use "
@@ -234,7 +234,7 @@ class TensorPipe:
         answer: Future[None] = Future()
         call = Call(-1, "ping", "a sign of life")
         try:
-            sign = rpc.rpc_async(self._names[rank], _alive, timeout=timeout)
+            sign = rpc.rpc_async(self._infos[rank], _alive, timeout=timeout)
         except Exception as error:
             answer.set_exception(self._translate(rank, call, error, timeout))
             return answer
