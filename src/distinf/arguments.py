@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ class Arguments:
         return (y, *map_leaves([y_coords, *args[2:]], self._copy)), kwargs
 
     def _copy(self, leaf: Any) -> Any:
-        """Memory of the task's own, also for coords: a lost worker's task is sent once more."""
+        """Give the task its own: it may be sent later, and a lost worker's is sent once more."""
         if isinstance(leaf, torch.Tensor):
             if leaf.layout is not torch.strided or leaf.is_quantized:
                 return leaf.clone()
@@ -86,7 +87,12 @@ class Arguments:
             own = self._transport.empty(leaf.shape, leaf.dtype, leaf.device)
             copy(leaf.detach(), own)
             return own
-        return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+        if isinstance(leaf, np.ndarray) and not leaf.dtype.hasobject:
+            return leaf.copy()
+        try:
+            return deepcopy(leaf)
+        except Exception:  # what cannot be copied does not travel either
+            return leaf
 
     def _plan(self, coords: Coords) -> selection.Selection:
         key = tuple(

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from distinf.farm import Farm
     from distinf.liveness import Pulse
     from distinf.peers import Peer
-    from distinf.transport.streams import Departures
+    from distinf.transport.departures import Departures
+    from distinf.transport.streams import Copies
 
 __all__ = ["Runtime", "close_session", "current_session", "open_session", "session"]
 
@@ -48,6 +49,7 @@ class Session:
         self._socket: socket.socket | None = None
         self._pulse: Pulse | None = None
         self._departures: Departures | None = None
+        self._copies: Copies | None = None
         self._peers: list[Peer] = []
         self._silent: set[int] = set()
         self.runtime = runtime
@@ -88,15 +90,17 @@ class Session:
             The copy, complete. On the CPU it is the tensors themselves.
         """
         from distinf.transport.cuda import Cuda
-        from distinf.transport.streams import Copies, Departures
+        from distinf.transport.departures import Departures
+        from distinf.transport.streams import Copies
 
         copied: Future[Any] = Future()
         if self.device.type != "cuda":
             copied.set_result(tree)
             return copied
-        if self._departures is None:
-            self._departures = Departures(Copies(Cuda(self.device)))
-        self._departures.depart(tree, None, copied.set_result, copied.set_exception)
+        if self._departures is None or self._copies is None:
+            self._departures, self._copies = Departures(), Copies(Cuda(self.device))
+        leaving = self._copies.to_host(tree)
+        self._departures.depart(leaving.wait, copied.set_result, copied.set_exception)
         return copied
 
     def _open(self, meanwhile: Callable[[], None] | None) -> None:

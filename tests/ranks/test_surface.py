@@ -52,8 +52,8 @@ def test_results_are_host_tensors_and_coords(app):
     assert app["result"] == ["cpu", True, True, False]
 
 
-def test_the_input_may_be_overwritten_after_submit(app):
-    assert app["overwritten"] == [[2.0 * i] for i in range(5)]
+def test_the_arguments_may_be_changed_after_submit(app):
+    assert app["overwritten"] == [[[2.0 * i], i] for i in range(5)]
 
 
 def test_maps_are_ordered_and_end_with_the_shortest(app):

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from distinf.transport import Call
-from distinf.transport.streams import Copies, Departures, Lane, mark, on_gpu
+from distinf.transport.departures import Departures
+from distinf.transport.streams import Copies, Lane, mark, on_gpu
 from distinf.worker import Worker
 from tests.unit.simulated_gpu import SimulatedGpu
 
@@ -74,7 +75,7 @@ def test_memory_is_kept_until_it_has_left():
 
 def test_departures_keep_their_order_and_survive_errors():
     gpu = SimulatedGpu(3)
-    departures = Departures(Copies(gpu))
+    copies, departures = Copies(gpu), Departures()
     told = queue.Queue()
 
     def then(value):
@@ -83,7 +84,7 @@ def test_departures_keep_their_order_and_survive_errors():
         told.put(value.tolist())
 
     for _, selected in rollout(gpu, 4):
-        departures.depart(selected, None, then, told.put)
+        departures.depart(copies.to_host(selected).wait, then, told.put)
     found = [told.get(timeout=30) for _ in range(4)]
     departures.close()
     assert isinstance(found.pop(1), ValueError)
@@ -92,10 +93,10 @@ def test_departures_keep_their_order_and_survive_errors():
 
 def test_an_error_of_the_gpu_reaches_who_waits():
     gpu = SimulatedGpu()
-    departures = Departures(Copies(gpu))
+    copies, departures = Copies(gpu), Departures()
     told = queue.Queue()
     gpu.broken = RuntimeError("CUDA error: an illegal memory access was encountered")
-    departures.depart(gpu.tensor(1.0), None, told.put, told.put)
+    departures.depart(copies.to_host(gpu.tensor(1.0)).wait, told.put, told.put)
     assert told.get(timeout=30) is gpu.broken
     departures.close()
 

@@ -8,7 +8,6 @@ event, on another thread.
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch
 from distinf.transport.contract import map_tensors, owned, tensors_of
 from distinf.transport.cuda import Cuda
 
-__all__ = ["Copies", "Departures", "Lane", "Leaving", "mark", "on_gpu"]
+__all__ = ["Copies", "Lane", "Leaving", "mark", "on_gpu"]
 
 Allocate = Callable[[torch.Tensor], torch.Tensor | None]
 
@@ -160,55 +159,6 @@ class Copies:
             done.record(self._side)
         done.synchronize()
         return value
-
-
-class Departures:
-    """Hand tensors on once they are in host memory, in order, on a thread that waits for them.
-
-    Parameters
-    ----------
-    copies : Copies
-        Of the driver's GPU.
-    """
-
-    def __init__(self, copies: Copies) -> None:
-        self._copies = copies
-        self._under_way: queue.SimpleQueue[tuple[Leaving, Any, Any] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="distinf-depart", daemon=True).start()
-
-    def depart(
-        self,
-        tree: Any,
-        ready: Any,
-        then: Callable[[Any], None],
-        failed: Callable[[Exception], None],
-        allocate: Allocate | None = None,
-    ) -> None:
-        """Copy tensors to host memory and hand the copy on; returns at once.
-
-        Parameters
-        ----------
-        tree, ready, allocate : Any
-            As of :meth:`Copies.to_host`.
-        then : Callable[[Any], None]
-            Called with the copy, on the waiting thread.
-        failed : Callable[[Exception], None]
-            Called instead if the GPU reports an error, or ``then`` raises.
-        """
-        self._under_way.put((self._copies.to_host(tree, ready, allocate), then, failed))
-
-    def close(self) -> None:
-        """End the thread behind what is under way."""
-        self._under_way.put(None)
-
-    def _run(self) -> None:
-        while (leaving := self._under_way.get()) is not None:
-            copy, then, failed = leaving
-            try:
-                then(copy.wait())
-            except Exception as error:
-                failed(error)
-            del leaving, copy, then, failed  # nothing is kept while this waits for the next one
 
 
 class Lane:

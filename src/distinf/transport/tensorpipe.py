@@ -15,12 +15,13 @@ from torch.distributed import rpc
 from distinf.errors import CallTimeout, SessionError, WorkerLost
 from distinf.transport import group
 from distinf.transport.carrier import Choice
-from distinf.transport.contract import Call, Reply
+from distinf.transport.contract import Call, Reply, tensor_bytes
 from distinf.transport.cuda import Cuda
+from distinf.transport.departures import Departures
 from distinf.transport.group import name_of
 from distinf.transport.shared_memory import Answer, DriverMemory, Message, WorkerMemory
-from distinf.transport.slots import Placed
-from distinf.transport.streams import Copies, Departures, on_gpu
+from distinf.transport.slots import SMALL, Placed
+from distinf.transport.streams import Copies, on_gpu
 from distinf.worker import Worker
 
 __all__ = ["TensorPipe", "join", "serve"]
@@ -123,7 +124,7 @@ class TensorPipe:
         self._on_device = choice.carrier == "cuda"
         self._memory = DriverMemory(len(self.workers))
         self._copies: Copies | None = None
-        self._departures: Departures | None = None
+        self._departures = Departures()
         self._results_stay = results_stay and worker.device.type == "cuda"
         self._lost: set[int] = set()
         self._closed = False
@@ -131,8 +132,6 @@ class TensorPipe:
             cuda = Cuda(worker.device)
             self._copies = Copies(cuda)
             self._home = cuda.current_stream()  # of the thread that opens the session
-            if not self._on_device:
-                self._departures = Departures(self._copies)
         if self._on_device:
             self._open_channels()
         else:
@@ -163,20 +162,33 @@ class TensorPipe:
         if rank in self._lost or self._closed:
             answer.set_exception(WorkerLost(rank, "it left the session"))
             return answer
-        tensors = call.args, call.kwargs
-        if self._departures is not None and on_gpu(tensors) is not None:
+        wait = self._wait_for(call)
+        if wait is None:
+            self._send(answer, rank, call, (call.args, call.kwargs), timeout)
+        else:
             self._departures.depart(
-                tensors,
-                call.ready,
-                lambda copied: self._send(answer, rank, call, copied, timeout),
+                wait,
+                lambda tensors: self._send(answer, rank, call, tensors, timeout),
                 lambda error: answer.set_exception(self._translate(rank, call, error, timeout)),
-                lambda tensor: self._memory.take(tensor.shape, tensor.dtype),
             )
-            return answer
-        if self._on_device and call.ready is not None:  # this may not be the thread that selected
-            torch.cuda.current_stream(self._device).wait_event(call.ready)
-        self._send(answer, rank, call, tensors, timeout)
         return answer
+
+    def _wait_for(self, call: Call) -> Callable[[], Any] | None:
+        """Return what waits until a call's arguments can travel; None if they leave at once."""
+        given = call.args, call.kwargs
+        if on_gpu(given) is None:
+            # Pickling takes ten times as long when a large copy has just filled the caches.
+            return (lambda: given) if tensor_bytes(given) >= SMALL else None
+        if self._on_device:
+            if call.ready is not None:  # this may not be the thread that selected
+                torch.cuda.current_stream(self._device).wait_event(call.ready)
+            return None
+        assert self._copies is not None
+
+        def allocate(tensor: torch.Tensor) -> torch.Tensor | None:
+            return self._memory.take(tensor.shape, tensor.dtype)
+
+        return self._copies.to_host(given, call.ready, allocate).wait
 
     def _send(
         self,
@@ -258,8 +270,7 @@ class TensorPipe:
         if self._closed:
             return
         self._closed = True
-        if self._departures is not None:
-            self._departures.close()
+        self._departures.close()
         group.part(self.workers, self._lost, self._store, error)
         _memory = None
 

@@ -9,6 +9,7 @@ from concurrent.futures import as_completed, wait
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import torch
 from common import VARIABLES, outcome_of, state, tell, wait_for
@@ -74,11 +75,14 @@ def calls(infer):
     tell("result", [y.device.type, y.dtype == torch.float32, y.is_contiguous(), y.requires_grad])
 
     x = torch.empty(1_000_000)
+    note = SimpleNamespace()
     futures = []
-    for i in range(5):
-        futures.append(infer.submit(x.fill_(i)))
+    for note.step in range(5):
+        futures.append(infer.submit(x.fill_(note.step), note))
         x.fill_(-1.0)
-    tell("overwritten", [f.result()[0].unique().tolist() for f in futures])
+        note.step = -1
+    results = [f.result() for f in futures]
+    tell("overwritten", [[y.unique().tolist(), kept.step] for y, kept, _ in results])
 
 
 def maps(infer):
