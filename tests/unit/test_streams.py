@@ -91,6 +91,13 @@ def test_departures_keep_their_order_and_survive_errors():
     assert found == [[1, 1], [3, 3], [4, 4]]
 
 
+def test_nobody_waits_for_what_departs_too_late():
+    departures, told = Departures(), []
+    departures.close()
+    departures.depart(lambda: 1, told.append, told.append)
+    assert [str(error) for error in told] == ["the session is closed"]
+
+
 def test_an_error_of_the_gpu_reaches_who_waits():
     gpu = SimulatedGpu()
     copies, departures = Copies(gpu), Departures()

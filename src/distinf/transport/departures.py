@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from distinf.errors import SessionError
+
 __all__ = ["Departures"]
 
 Wait = Callable[[], Any]
@@ -19,6 +21,8 @@ class Departures:
 
     def __init__(self) -> None:
         self._under_way: queue.SimpleQueue[tuple[Wait, Then, Failed] | None] = queue.SimpleQueue()
+        self._turn = threading.Lock()
+        self._closed = False
         threading.Thread(target=self._run, name="distinf-depart", daemon=True).start()
 
     def depart(self, wait: Wait, then: Then, failed: Failed) -> None:
@@ -31,13 +35,19 @@ class Departures:
         then : Callable[[Any], None]
             Called with them.
         failed : Callable[[Exception], None]
-            Called instead if waiting for them, or ``then``, raises.
+            Called instead if waiting for them, or ``then``, raises, or this was closed.
         """
-        self._under_way.put((wait, then, failed))
+        with self._turn:
+            if not self._closed:
+                self._under_way.put((wait, then, failed))
+                return
+        failed(SessionError("the session is closed"))
 
     def close(self) -> None:
         """End the thread behind what is under way."""
-        self._under_way.put(None)
+        with self._turn:
+            self._closed = True
+            self._under_way.put(None)
 
     def _run(self) -> None:
         while (leaving := self._under_way.get()) is not None:
