@@ -77,8 +77,9 @@ def calls(infer):
     x = torch.empty(1_000_000)
     note = SimpleNamespace()
     futures = []
-    for note.step in range(5):
-        futures.append(infer.submit(x.fill_(note.step), note))
+    for i in range(5):
+        note.step = i
+        futures.append(infer.submit(x.fill_(i), note))
         x.fill_(-1.0)
         note.step = -1
     results = [f.result() for f in futures]
