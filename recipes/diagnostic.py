@@ -25,9 +25,10 @@ from distinf.forecast import forecasts, lead_times, step_coords
 from distinf.imports import import_first
 from distinf.netcdf import to_netcdf
 from distinf.options import Output
-from distinf.output import ForecastStore, check_output
+from distinf.output import ForecastStore, check_output, check_resume
 from distinf.parameters import parse_ensemble, parse_times
 from distinf.progress import Progress, summarize, versions
+from distinf.provenance import read_files
 from distinf.restart import RestartStates, is_restartable
 from distinf.session import current_session
 from recipes.checks import check_models
@@ -42,6 +43,8 @@ T = TypeVar("T")
 def check(cfg: DictConfig) -> None:
     """Refuse what cannot work, before any rank is started or model loaded."""
     check_output(output_path(cfg), cfg.output.mode)
+    if cfg.output.mode == "resume":
+        check_resume(output_path(cfg), OmegaConf.to_container(cfg, resolve=True))
     check_models(cfg)
 
 
@@ -96,6 +99,7 @@ def diagnostic(cfg: DictConfig) -> None:
                 output,
                 config=plain,
                 versions=versions(),
+                files=read_files(plain),
                 events=farm.events,
                 pending=2 * (len(farm.workers) + output.writers) * len(grids),
                 ensemble=None if members is None else np.arange(members),

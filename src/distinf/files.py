@@ -188,12 +188,22 @@ class Files:
         if not self._destination.has(self._file_name(name, where, first)):
             return False
         try:
-            values = np.asarray(self._arrays[name][(*where, self._marks.file(first))])
+            self._arrays[name][(*where, self._marks.file(first))]
         except Exception:  # its checksum, or whatever a damaged file makes a codec say
             return False
-        # A shard without its index reads as one without chunks.
-        missing = [np.isnan(values[lead - first]).all() for lead in leads]
-        return self._marks.leads == 1 or not any(missing)
+        return self._marks.leads == 1 or self._are_in_shard(
+            self._file_name(name, where, first), [lead - first for lead in leads]
+        )
+
+    def _are_in_shard(self, file: str, chunks: list[int]) -> bool:
+        """Whether a shard's index has these chunks; one without an index reads as NaN."""
+        count = self._marks.leads
+        # At the end: offset and length of each chunk, all bits set for none, and a checksum.
+        index = self._destination.get(file)[-16 * count - 4 : -4]
+        if len(index) != 16 * count:
+            return False
+        offsets = np.frombuffer(index, "<u8")[::2]
+        return bool((offsets[chunks] != np.iinfo(np.uint64).max).all())
 
     def _file_name(self, name: str, where: tuple[int, ...], first: int) -> str:
         array = self._arrays[name]

@@ -17,7 +17,7 @@ from distinf.declared import find
 from distinf.errors import ConfigError
 from distinf.imports import import_first
 from distinf.options import check_keys
-from distinf.reach import unfetched, unreachable
+from distinf.reach import one_word, unfetched, unreachable
 
 __all__ = ["check_loader", "load_data", "load_model"]
 
@@ -184,8 +184,6 @@ def _open_package(found: Any, package: str | None) -> Any:
     if "://" not in package:
         return NodePackage(Package(str(_local_folder(package))))
     # Files keep their names in the cache, so each URL needs a folder of its own there.
-    folder = Path(Package.default_cache("packages")) / "".join(
-        c if c.isalnum() or c in "._-@" else "_" for c in package
-    )
+    folder = Path(Package.default_cache("packages")) / one_word(package)
     options = {"cache_storage": str(folder), "same_names": True}
     return NodePackage(Package(package, cache_options=options))

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -27,13 +27,23 @@ from distinf.holder import RESTART
 from distinf.marks import Marks
 from distinf.options import Output
 from distinf.progress import Events
+from distinf.provenance import Provenance, read_files
 from distinf.remote_writer import meeting_place
-from distinf.schema import check_clashes, create, extend, mismatches, step_bytes
+from distinf.schema import (
+    Schema,
+    check_clashes,
+    create,
+    leads_in_file,
+    mismatches,
+    plan_schema,
+    settle,
+    step_bytes,
+)
 
 if TYPE_CHECKING:
     from distinf.inference import DistributedInference
 
-__all__ = ["ForecastStore", "check_output"]
+__all__ = ["ForecastStore", "check_output", "check_resume"]
 
 log = logging.getLogger("distinf")
 
@@ -72,6 +82,28 @@ def check_output(path: str | os.PathLike[str], mode: str) -> None:
         )
 
 
+def check_resume(path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+    """Refuse to continue a store that was made with another config or other files.
+
+    Parameters
+    ----------
+    path : str | os.PathLike[str]
+        ``parameters.output_path``, a path or a URL; nothing is done where no store is.
+    config : Mapping[str, Any]
+        The resolved config.
+
+    Raises
+    ------
+    StoreError
+        Says what differs.
+    """
+    destination = find_destination(path)
+    if destination.is_created():
+        written = zarr.open_group(destination.open(), mode="r").attrs.asdict()
+        mine = Provenance(config, files=read_files(config))
+        _refuse(os.fspath(path), mine.problems(written))
+
+
 class ForecastStore:
     """A forecast's results in a Zarr store.
 
@@ -93,7 +125,10 @@ class ForecastStore:
         The resolved config, kept in the store; what decides the bytes must be the same when a
         store is resumed.
     versions : Mapping[str, str], optional
-        Versions, kept in the store.
+        Versions, kept in the store; a resumed run says which have changed.
+    files : Mapping[str, Any], optional
+        Inputs and packages, as `distinf.provenance.read_files`, kept in the store; a resumed run
+        must have the same.
     events : Events | None, optional
         Where writes are recorded.
     pending : int, optional
@@ -132,6 +167,7 @@ class ForecastStore:
         output: Output | None = None,
         config: Mapping[str, Any] | None = None,
         versions: Mapping[str, str] | None = None,
+        files: Mapping[str, Any] | None = None,
         events: Events | None = None,
         pending: int = 8,
         ensemble: np.ndarray | None = None,
@@ -149,26 +185,25 @@ class ForecastStore:
         check_output(path, output.mode)
         check_clashes(diagnostics)
         self.destination = find_destination(path)
+        provenance = Provenance(config or {}, versions or {}, files or {})
+        if output.mode == "resume" and self.destination.is_created():
+            self._check_same(provenance)  # before anything is touched, the hold included
         self.destination.hold()
         try:
-            store = self.destination.open()
             if output.mode == "resume" and self.destination.is_created():
-                self._check_same(store, config or {})
-                extend(store, self._axes, self._diagnostics, config or {})
+                schema, written = self._check_same(provenance)  # nobody changes it from here on
+                self._warn(provenance.warnings(written))
+                settle(self.destination, schema, provenance.resumed(written))
             else:
                 if output.check_space:
                     self._check_space(sum(map(self._size, self._diagnostics)))
+                leads = min(output.shards or 1, len(lead_times))
+                schema = plan_schema(self._axes, self._diagnostics, leads, attributes)
+                about = {"Conventions": "CF-1.11", "title": "Diagnosed forecast"}
                 self.destination.begin()
-                create(
-                    store,
-                    self._axes,
-                    self._diagnostics,
-                    attributes,
-                    config or {},
-                    versions or {},
-                    output.shards,
-                )
+                create(self.destination, schema, {**about, **provenance.created()})
                 self.destination.created()
+            store = self.destination.open()
             self._group = zarr.open_group(store, mode="r+", use_consolidated=False)
             self.marks = Marks(self._group, self._axes, self._diagnostics, self.path)
             self._files = Files(
@@ -354,10 +389,26 @@ class ForecastStore:
                 ", ".join([*torn[:5], *(["..."] if len(torn) > 5 else [])]),
             )
 
-    def _check_same(self, store: Any, config: Mapping[str, Any]) -> None:
-        problems = mismatches(store, self._axes, self._diagnostics, config)
-        if problems:
-            raise StoreError(
-                f"{self.path} cannot be resumed by this run, which would make other results. "
-                + "; ".join(problems)
+    def _check_same(self, provenance: Provenance) -> tuple[Schema, Mapping[str, Any]]:
+        """Compare an existing store with this run; return its schema and the store's attributes."""
+        store = self.destination.open()
+        written = zarr.open_group(store, mode="r").attrs.asdict()
+        schema = plan_schema(self._axes, self._diagnostics, leads_in_file(store, self._diagnostics))
+        _refuse(self.path, provenance.problems(written) or mismatches(store, schema))
+        return schema, written
+
+    def _warn(self, changed: Sequence[str]) -> None:
+        if changed:
+            log.warning(
+                "%s was begun with others, so that values from here on may differ: %s",
+                self.path,
+                "; ".join(changed),
             )
+
+
+def _refuse(path: str, problems: Sequence[str]) -> None:
+    if problems:
+        raise StoreError(
+            f"{path} cannot be resumed by this run, which would make other results. "
+            + "; ".join(problems)
+        )

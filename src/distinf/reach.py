@@ -11,7 +11,7 @@ from typing import Any
 from distinf.declared import find
 from distinf.errors import ConfigError
 
-__all__ = ["check_reachable", "unfetched", "unreachable", "unread"]
+__all__ = ["cached_folders", "check_reachable", "unfetched", "unreachable", "unread"]
 
 # Where default packages come from.
 _HOSTS = {"hf": "huggingface.co", "ngc": "api.ngc.nvidia.com"}
@@ -47,11 +47,8 @@ def check_reachable(given: Mapping[str, Any], where: str) -> None:
         return  # names are resolved there
     target, kind = given.get("_target_"), given.get("kind")
     if target == "distinf.loading.load_model" and given.get("package") is None:
-        declared = find(given["model"], f"{where}.model")
-        texts = declared.strings("load_default_package") if declared is not None else []
-        url = next((text for text in texts if "://" in text), "")
+        url, folders = _default_package(given, where)
         host = _HOSTS.get(url.partition("://")[0])
-        folders = [text for text in texts if "://" not in text and "/" not in text]
         if host is not None and (why := _out_of_reach(host, folders, "MODEL")) is not None:
             name = given["model"].rpartition(".")[2]
             raise ConfigError(f"{where}: {unfetched(url, name, why)}")
@@ -61,12 +58,56 @@ def check_reachable(given: Mapping[str, Any], where: str) -> None:
             raise ConfigError(unread(kind.rpartition(".")[2], why))
 
 
-def _out_of_reach(host: str, folders: list[str], cache: str) -> str | None:
-    """Why a host cannot be reached; None if it can, or one of the cache's folders holds files."""
+def cached_folders(config: Mapping[str, Any]) -> Iterator[tuple[str, list[Path]]]:
+    """Folders of Earth2Studio's cache in which the model packages of a config lie.
+
+    Parameters
+    ----------
+    config : Mapping[str, Any]
+        The resolved config.
+
+    Yields
+    ------
+    tuple[str, list[Path]]
+        The key of the package, and its folders; they need not exist.
+    """
+    sections = {f"diagnostic.{name}": own for name, own in (config.get("diagnostic") or {}).items()}
+    sections["prognostic"] = config.get("prognostic") or {}
+    for where, given in sections.items():
+        if not isinstance(given, Mapping):
+            continue
+        package = given.get("package")
+        if given.get("_target_") != "distinf.loading.load_model":
+            continue
+        if package is None:
+            yield f"{where}.package", _cache("MODEL", _default_package(given, where)[1])
+        elif "://" in package:
+            yield f"{where}.package", _cache("MODEL", [os.path.join("packages", one_word(package))])
+
+
+def one_word(package: str) -> str:
+    """Name of the folder in which a package with this URL is cached."""
+    return "".join(c if c.isalnum() or c in "._-@" else "_" for c in package)
+
+
+def _default_package(given: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
+    """URL of a model's default package, and names of its folders in the cache."""
+    declared = find(given["model"], f"{where}.model")
+    texts = declared.strings("load_default_package") if declared is not None else []
+    url = next((text for text in texts if "://" in text), "")
+    return url, [text for text in texts if text and "://" not in text and "/" not in text]
+
+
+def _cache(kind: str, folders: list[str]) -> list[Path]:
     home = os.path.join(os.path.expanduser("~"), ".cache", "earth2studio")
     home = os.environ.get("EARTH2STUDIO_CACHE", home)
-    home = os.environ.get(f"EARTH2STUDIO_{cache}_CACHE", home)
-    paths = [Path(home, folder) for folder in folders]
+    home = os.environ.get(f"EARTH2STUDIO_{kind}_CACHE", home)
+    return [Path(home, folder) for folder in folders]
+
+
+def _out_of_reach(host: str, folders: list[str], cache: str) -> str | None:
+    """Why a host cannot be reached; None if it can, or one of the cache's folders holds files."""
+    paths = _cache(cache, folders)
     if any(path.is_dir() and any(path.iterdir()) for path in paths):
         return None
     try:

@@ -1,4 +1,10 @@
-"""The forecast store's schema: its metadata from coordinates, and what must match to resume."""
+"""The forecast store's schema: which arrays and coordinates a store holds, and one that grows.
+
+`plan_schema` tells what a run needs from its coordinates alone. A new store is created from it,
+and an existing one is compared with it before anything is touched. The store's root metadata is
+replaced in one write at the end of each change, with the metadata of all arrays inside it
+(consolidated): until then whoever opens the store sees what was there before.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,15 +23,19 @@ import zarr
 from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 
+from distinf.destination import Destination
 from distinf.errors import ConfigError
 
 __all__ = [
+    "ArraySchema",
+    "Schema",
     "check_clashes",
     "create",
-    "differences",
-    "extend",
+    "leads_in_file",
     "mark",
     "mismatches",
+    "plan_schema",
+    "settle",
     "shape",
     "step_bytes",
     "vocabulary",
@@ -44,114 +54,312 @@ _COORD_ATTRIBUTES = {
 # Zarr's default, with a checksum: a file that a lost node left half written is recognized.
 _CODEC = ZstdCodec(level=0, checksum=True)
 
-# Keys that decide no bytes, but for those of `runtime` that do.
-_FREE = (
-    r"runtime\..*",
-    "slurm",
-    "output",
-    "recipe",
-    r"parameters\.output_path",
-    r"diagnostic\.[^.]*\.workers",
-    r"prognostic\.restartable",
-)
-_DECIDING = ("runtime.batch", "runtime.seed", "runtime.threads")
 
-
-def create(
-    store: Store,
-    axes: Coords,
-    diagnostics: Mapping[str, Coords],
-    attributes: Mapping[str, Mapping[str, str]],
-    config: Mapping[str, Any],
-    versions: Mapping[str, str],
-    shards: int | None = None,
-) -> None:
-    """Create the store's metadata, with nothing complete.
+@dataclass(frozen=True)
+class ArraySchema:
+    """One array of a store.
 
     Parameters
     ----------
-    store : zarr.abc.store.Store
-        An empty one.
+    diagnostic : str
+        Whose result or completeness mark it is.
+    dims : tuple[str, ...]
+        Names of its dimensions.
+    shape, chunks : tuple[int, ...]
+        Its size, and that of a chunk.
+    shards : tuple[int, ...] | None
+        Size of a file, if it holds several chunks.
+    dtype : str
+        ``"float32"``, or ``"bool"`` of a mark.
+    attributes : Mapping[str, str]
+        Of the array; they decide no values, so that they are not compared.
+    """
+
+    diagnostic: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None
+    dtype: str
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a store holds.
+
+    Parameters
+    ----------
+    coords : xr.Dataset
+        Its coordinates, without data.
+    arrays : Mapping[str, ArraySchema]
+        Its arrays, by name.
+    """
+
+    coords: xr.Dataset
+    arrays: Mapping[str, ArraySchema]
+
+
+def plan_schema(
+    axes: Coords,
+    diagnostics: Mapping[str, Coords],
+    leads: int = 1,
+    attributes: Mapping[str, Mapping[str, str]] | None = None,
+) -> Schema:
+    """Plan which arrays a store of these results holds.
+
+    Parameters
+    ----------
     axes : Coords
         The leading dimensions: (ensemble,) time, lead_time.
-    diagnostics, attributes, config, versions
-        As `distinf.output.ForecastStore`.
-    shards : int | None, optional
-        Lead times in one file, by default None: one chunk, one file.
+    diagnostics : Mapping[str, Coords]
+        For each diagnostic its output coords, ``variable`` and grid among them.
+    leads : int, optional
+        Lead times in one file, by default 1: one chunk, one file.
+    attributes : Mapping[str, Mapping[str, str]] | None, optional
+        ``units`` and ``long_name`` of variables, by default none.
+
+    Returns
+    -------
+    Schema
+        The plan.
     """
-    template = xr.Dataset(
-        coords={key: (key, values, _COORD_ATTRIBUTES[key]) for key, values in axes.items()},
-        attrs={
-            "Conventions": "CF-1.11",
-            "title": "Diagnosed forecast",
-            "history": f"{datetime.now(UTC).isoformat(timespec='seconds')} created by distinf",
-            "config": json.dumps(config, default=str),
-            "versions": json.dumps(dict(versions)),
-        },
+    attributes = attributes or {}
+    coords = xr.Dataset(
+        coords={key: (key, values, _COORD_ATTRIBUTES[key]) for key, values in axes.items()}
     )
     dims: dict[str, list[str]] = {}
-    for name, coords in diagnostics.items():
-        grid = OrderedDict((k, v) for k, v in coords.items() if k not in (*axes, "variable"))
-        template, own = _add_grid(template, name, grid)
-        dims[name] = [*axes, *own]
-    encoding = {
-        "time": {"units": "seconds since 1970-01-01", "dtype": "int64"},
-        "lead_time": {"units": "seconds", "dtype": "int64"},
-    }
+    for name, own in diagnostics.items():
+        grid = OrderedDict((k, v) for k, v in own.items() if k not in (*axes, "variable"))
+        coords, dims[name] = _add_grid(coords, name, grid)
     ones = [1] * len(axes)
-    leads = min(shards or 1, len(axes["lead_time"]))
-    with _consolidated_is_not_in_the_specification():
-        template.to_zarr(store, mode="a", zarr_format=3, consolidated=False, encoding=encoding)
-        group = zarr.open_group(store, mode="r+", use_consolidated=False)
-        for name, coords in diagnostics.items():
-            shape = [template.sizes[dim] for dim in dims[name]]
-            grid_shape = shape[len(axes) :]
-            for variable in coords["variable"]:
-                group.create_array(
-                    str(variable),
-                    shape=shape,
-                    chunks=[*ones, *grid_shape],
-                    shards=[*ones[:-1], leads, *grid_shape] if leads > 1 else None,
-                    dtype="float32",
-                    compressors=_CODEC,
-                    fill_value=np.nan,
-                    dimension_names=dims[name],
-                    attributes={"diagnostic": name, **attributes.get(str(variable), {})},
-                )
-            group.create_array(
-                mark(name),
-                shape=shape[: len(axes)],
-                chunks=[*ones[:-1], leads],
-                dtype="bool",
-                compressors=_CODEC,
-                fill_value=False,
-                dimension_names=list(axes),
-                attributes={"long_name": f"whether this step of {name} is complete"},
+    arrays: dict[str, ArraySchema] = {}
+    for name, own in diagnostics.items():
+        size = tuple(coords.sizes[dim] for dim in (*axes, *dims[name]))
+        leading, grid_shape = size[: len(axes)], size[len(axes) :]
+        file = (*ones[:-1], leads)
+        for variable in map(str, own["variable"]):
+            arrays[variable] = ArraySchema(
+                name,
+                (*axes, *dims[name]),
+                size,
+                (*ones, *grid_shape),
+                (*file, *grid_shape) if leads > 1 else None,
+                "float32",
+                {"diagnostic": name, **attributes.get(variable, {})},
             )
-        zarr.consolidate_metadata(store)
+        about = {"long_name": f"whether this step of {name} is complete"}
+        arrays[mark(name)] = ArraySchema(name, (*axes,), leading, file, None, "bool", about)
+    return Schema(coords, arrays)
 
 
-def _add_grid(template: xr.Dataset, name: str, grid: Coords) -> tuple[xr.Dataset, list[str]]:
+def _add_grid(coords: xr.Dataset, name: str, grid: Coords) -> tuple[xr.Dataset, list[str]]:
     """Add a diagnostic's grid, under names of its own where another one's is different."""
     from earth2studio.utils.coords import convert_multidim_to_singledim
 
     flat, mapping = convert_multidim_to_singledim(grid)
     arrays = {key: ([key], values) for key, values in flat.items()}
     arrays.update({key: (list(own), grid[key]) for key, own in mapping.items()})
-    taken = {
-        key
+    taken = any(
+        key in coords.coords
+        and not (list(coords[key].dims) == own and _same(coords[key].values, values))
         for key, (own, values) in arrays.items()
-        if key in template.coords
-        and not (list(template[key].dims) == own and np.array_equal(template[key].values, values))
-    }
-    if taken:  # the whole grid, so that each dimension stands with its like
-        taken = set(arrays)
-    names = {key: f"{key}_{name}" if key in taken else key for key in arrays}
+    )
+    # All dimensions of this grid are renamed together.
+    names = {key: f"{key}_{name}" if taken else key for key in arrays}
     for key, (own, values) in arrays.items():
         dims = [names[dim] for dim in own]
         attributes = _COORD_ATTRIBUTES.get(key, {})
-        template = template.assign_coords({names[key]: (dims, values, attributes)})
-    return template, [names[key] for key in flat]
+        coords = coords.assign_coords({names[key]: (dims, values, attributes)})
+    return coords, [names[key] for key in flat]
+
+
+def create(destination: Destination, schema: Schema, attributes: Mapping[str, Any]) -> None:
+    """Create a store's metadata in an empty place, with nothing complete.
+
+    Parameters
+    ----------
+    destination : Destination
+        The place.
+    schema : Schema
+        What it shall hold.
+    attributes : Mapping[str, Any]
+        Of the store.
+    """
+    store = destination.open()
+    encoding = {
+        "time": {"units": "seconds since 1970-01-01", "dtype": "int64"},
+        "lead_time": {"units": "seconds", "dtype": "int64"},
+    }
+    with _quiet():
+        schema.coords.to_zarr(store, mode="a", zarr_format=3, consolidated=False, encoding=encoding)
+        group = zarr.open_group(store, mode="r+", use_consolidated=False)
+        for name, array in schema.arrays.items():
+            group.create_array(
+                name,
+                shape=array.shape,
+                chunks=array.chunks,
+                shards=array.shards,
+                dtype=array.dtype,
+                compressors=_CODEC,
+                fill_value=False if array.dtype == "bool" else np.nan,
+                dimension_names=array.dims,
+                attributes=dict(array.attributes),
+            )
+    _commit(destination, schema, attributes)
+
+
+def settle(destination: Destination, schema: Schema, attributes: Mapping[str, Any]) -> None:
+    """Give a store that holds the same, or fewer lead times, the size of a schema.
+
+    What was there stays. A run that is killed meanwhile leaves the store as it was to whoever
+    opens it, and the next run settles it again.
+
+    Parameters
+    ----------
+    destination : Destination
+        The store, without :func:`mismatches`.
+    schema : Schema
+        What it shall hold.
+    attributes : Mapping[str, Any]
+        Attributes of the store that change.
+    """
+    store = destination.open()
+    with _quiet():
+        group = zarr.open_group(store, mode="r+", use_consolidated=False)
+        there = zarr.open_group(store, mode="r")
+    lead_axis = next(iter(schema.arrays.values())).dims.index("lead_time")
+    for name in [name for name, array in schema.arrays.items() if array.dtype == "bool"]:
+        own = [
+            v for v, a in schema.arrays.items() if a.diagnostic == schema.arrays[name].diagnostic
+        ]
+        short = min(there[v].shape[lead_axis] for v in own)
+        if short < there[name].shape[lead_axis]:  # earlier versions could leave such a store
+            where = (*[slice(None)] * lead_axis, slice(short, None))
+            group[name][where] = False
+    for name, array in schema.arrays.items():
+        if group[name].shape != array.shape:
+            group[name].resize(array.shape)
+    leads = (schema.coords["lead_time"].values / np.timedelta64(1, "s")).astype(np.int64)
+    if group["lead_time"].shape != leads.shape:
+        group["lead_time"].resize(leads.shape)
+    wrong = np.flatnonzero(group["lead_time"][:] != leads)
+    if wrong.size:
+        group["lead_time"][wrong[0] :] = leads[wrong[0] :]
+    grown = any(there[name].shape != array.shape for name, array in schema.arrays.items())
+    grown = grown or there["lead_time"].shape != leads.shape
+    if grown or attributes or there.metadata.consolidated_metadata is None:
+        _commit(destination, schema, attributes)
+
+
+def _commit(destination: Destination, schema: Schema, attributes: Mapping[str, Any]) -> None:
+    """Replace the root metadata, and with it what a reader sees, in one write."""
+    root = json.loads(destination.get("zarr.json"))
+    members = (root.get("consolidated_metadata") or {}).get("metadata") or {}
+    names = dict.fromkeys([*members, *map(str, schema.coords.coords), *schema.arrays])
+    root["attributes"] = {**root.get("attributes", {}), **attributes}
+    root["consolidated_metadata"] = {
+        "kind": "inline",
+        "must_understand": False,
+        "metadata": {name: json.loads(destination.get(f"{name}/zarr.json")) for name in names},
+    }
+    destination.put("zarr.json", json.dumps(root, indent=2).encode())
+
+
+def leads_in_file(store: Store, diagnostics: Mapping[str, Coords]) -> int:
+    """Lead times in one file of an existing store; 1 if it has no such diagnostics."""
+    there = zarr.open_group(store, mode="r")
+    names = [mark(name) for name in diagnostics if mark(name) in there]
+    return int(there[names[0]].chunks[-1]) if names else 1
+
+
+def mismatches(store: Store, schema: Schema) -> list[str]:
+    """Compare all that a store holds with what it shall hold.
+
+    Parameters
+    ----------
+    store : zarr.abc.store.Store
+        An existing store.
+    schema : Schema
+        What a run needs; it may have more lead times.
+
+    Returns
+    -------
+    list[str]
+        What differs, each in one line that says what is there and what is needed; empty if the
+        run can continue the store.
+    """
+    there = zarr.open_group(store, mode="r")
+    with _quiet():
+        arrays = {name: array for name, array in there.arrays() if not name.startswith(".")}
+    results = {
+        name
+        for name, array in arrays.items()
+        if "diagnostic" in array.attrs or name.endswith(mark(""))
+    }
+    problems = []
+    with _quiet(), xr.open_zarr(store, drop_variables=[*arrays.keys() & results]) as stored:
+        for key, wanted in schema.coords.coords.items():
+            has = stored[key].values if key in stored.coords else None
+            mine = wanted.values
+            if has is not None and key == "lead_time":
+                mine = mine[: len(has)]
+            if has is None or not _same(has, mine):
+                said = "nothing" if has is None else _words(has)
+                problems.append(f"{key}: the store has {said}, this run {_words(wanted.values)}")
+    if results != set(schema.arrays):
+        problems.append(
+            f"variables: the store has {', '.join(sorted(results)) or 'none'}, this run "
+            f"{', '.join(sorted(schema.arrays))}"
+        )
+    for name in sorted(results & set(schema.arrays)):
+        array, wanted_array = arrays[name], schema.arrays[name]
+        for what, was, now in _layout(array, wanted_array):
+            problems.append(f"{what} of {name}: the store has {was}, this run {now}")
+    return problems
+
+
+def _layout(array: zarr.Array, wanted: ArraySchema) -> Iterator[tuple[str, Any, Any]]:
+    """Compare the layout of an array, but for lead times that it lacks."""
+    dims = tuple(array.metadata.dimension_names or ())
+    pairs: list[tuple[str, Any, Any]] = [
+        ("dimensions", dims, wanted.dims),
+        ("dtype", str(array.dtype), wanted.dtype),
+        ("chunks", array.chunks, wanted.chunks),
+        ("files", array.shards, wanted.shards),
+    ]
+    if wanted.dtype != "bool":
+        pairs.append(("diagnostic", array.attrs.get("diagnostic"), wanted.diagnostic))
+    if dims == wanted.dims:
+        has = dict(zip(dims, array.shape, strict=True))
+        needs = dict(zip(dims, wanted.shape, strict=True))
+        if has["lead_time"] < needs["lead_time"]:
+            has["lead_time"] = needs["lead_time"]
+        pairs.append(("sizes", has, needs))
+    yield from ((what, was, now) for what, was, now in pairs if was != now)
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two coordinates are equal, NaN being equal to NaN."""
+    floats = a.dtype.kind == b.dtype.kind == "f"
+    return bool(np.array_equal(a, b, equal_nan=floats))
+
+
+def _words(values: np.ndarray) -> str:
+    """Describe a coordinate in one line."""
+    flat = values.ravel()
+    if np.issubdtype(values.dtype, np.timedelta64):
+        said = [f"{v / np.timedelta64(1, 'h'):g} h" for v in flat]
+    elif np.issubdtype(values.dtype, np.datetime64):
+        said = [str(np.datetime_as_string(v, "m")) for v in flat]
+    elif values.dtype.kind == "f":
+        said = [f"{v:.9g}" for v in flat]
+    else:
+        said = [str(v) for v in flat]
+    if len(said) <= 4:
+        return ", ".join(said) or "none"
+    size = " x ".join(map(str, values.shape))
+    return f"{size} values: {said[0]}, {said[1]}, ..., {said[-1]}"
 
 
 def vocabulary(variable: str) -> dict[str, str]:
@@ -192,86 +400,16 @@ def check_clashes(diagnostics: Mapping[str, Coords]) -> None:
             seen[variable] = name
 
 
-def extend(store: Store, axes: Coords, diagnostics: Mapping[str, Coords], config: Any) -> None:
-    """Make room for more lead times in a store; arguments as :func:`create`.
-
-    What was there stays. The consolidated metadata changes last, so that a run killed meanwhile
-    leaves the store as it was to whoever opens it.
-    """
-    group = zarr.open_group(store, mode="r+", use_consolidated=False)
-    leads = axes["lead_time"]
-    if group["lead_time"].shape == leads.shape:
-        return
-    where = list(axes).index("lead_time")
-    for name, coords in diagnostics.items():
-        for array in (mark(name), *map(str, coords["variable"])):
-            size = list(group[array].shape)
-            size[where] = len(leads)
-            group[array].resize(tuple(size))
-    group["lead_time"].resize(leads.shape)
-    group["lead_time"][:] = (leads / np.timedelta64(1, "s")).astype(np.int64)
-    group.attrs["config"] = json.dumps(config, default=str)
-    with _consolidated_is_not_in_the_specification():
-        zarr.consolidate_metadata(store)
-
-
 def step_bytes(coords: Coords, leading: int) -> int:
     """Bytes of one result with these coords, the first ``leading`` dimensions being of one each."""
     return 4 * int(np.prod(shape(coords)[leading:]))
 
 
-def mismatches(
-    store: Store, axes: Coords, diagnostics: Mapping[str, Coords], config: Mapping[str, Any]
-) -> list[str]:
-    """Why an existing store cannot be resumed; empty if it can. Arguments as :func:`create`."""
-    written = zarr.open_group(store, mode="r").attrs.get("config")
-    if not isinstance(written, str):
-        return ["it was not made by distinf"]
-    problems = [
-        f"{key}: the store has {was}, this run {now}"
-        for key, was, now in differences(
-            json.loads(written), json.loads(json.dumps(config, default=str))
-        )
-    ]
-    if problems:
-        return problems
-    with xr.open_zarr(store) as there:
-        wanted: dict[str, np.ndarray] = dict(axes)
-        names: set[str] = set()
-        for name, coords in diagnostics.items():
-            wanted.update((k, v) for k, v in coords.items() if k not in (*wanted, "variable"))
-            names |= {mark(name), *map(str, coords["variable"])}
-        for key, mine in wanted.items():
-            has = there[key].values if key in there.coords else "none"
-            longer = key == "lead_time" and len(mine) > len(has)
-            if not np.array_equal(has, mine[: len(has)] if longer else mine):
-                problems.append(f"{key}: the store has {has}, this run {mine}")
-        if not names <= set(there):
-            has = ", ".join(sorted(map(str, there)))
-            problems.append(f"variables: the store has {has}, this run {', '.join(sorted(names))}")
-    return problems
-
-
-def differences(
-    was: Mapping[str, Any], now: Mapping[str, Any], where: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-    """Keys that decide the bytes and differ."""
-    for key in sorted({*was, *now}):
-        path = f"{where}{key}"
-        if path not in _DECIDING and any(re.fullmatch(free, path) for free in _FREE):
-            continue
-        a, b = was.get(key), now.get(key)
-        if path == "parameters.nsteps" and isinstance(a, int) and isinstance(b, int) and b > a:
-            continue  # more steps change none of the first ones
-        if isinstance(a or {}, dict) and isinstance(b or {}, dict) and (a or b):
-            yield from differences(a or {}, b or {}, f"{path}.")
-        elif json.dumps(a, default=str) != json.dumps(b, default=str):
-            yield path, a, b
-
-
 @contextmanager
-def _consolidated_is_not_in_the_specification() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         warnings.filterwarnings("ignore", message="Object at .distinf")
+        # Earlier versions left this for a moment.
+        warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated")
         yield

@@ -9,7 +9,7 @@ import torch
 from distinf.chain import Chain, Link
 from distinf.errors import ConfigError
 from distinf.placement import split
-from distinf.schema import differences
+from distinf.provenance import differences
 
 COORDS = OrderedDict(
     time=np.array(["2023-06-01"], "M8[ns]"),
