@@ -307,11 +307,17 @@ def mismatches(store: Store, schema: Schema) -> list[str]:
             if has is None or not _same(has, mine):
                 said = "nothing" if has is None else _words(has)
                 problems.append(f"{key}: the store has {said}, this run {_words(wanted.values)}")
-    if results != set(schema.arrays):
-        problems.append(
-            f"variables: the store has {', '.join(sorted(results)) or 'none'}, this run "
-            f"{', '.join(sorted(schema.arrays))}"
-        )
+    only_there, only_here = results - set(schema.arrays), set(schema.arrays) - results
+    if only_there or only_here:
+        said = [
+            f"{who} has {', '.join(sorted(names))}, which {other} has not"
+            for who, names, other in (
+                ("the store", only_there, "this run"),
+                ("this run", only_here, "the store"),
+            )
+            if names
+        ]
+        problems.append(f"variables: {' and '.join(said)}")
     for name in sorted(results & set(schema.arrays)):
         array, wanted_array = arrays[name], schema.arrays[name]
         for what, was, now in _layout(array, wanted_array):
