@@ -85,12 +85,14 @@ def check_models(cfg: DictConfig) -> None:
         return
 
     from distinf.chain import Chain, Kept, Link
-    from distinf.forecast import step_coords
+    from distinf.forecast import check_initial, step_coords
     from distinf.restart import is_restartable
     from distinf.schema import check_clashes
     from recipes.farmed import check_stored, state_plan
 
     is_restartable(prognostic, restartable)
+    if is_weight_free(plain["data"]):
+        check_initial(prognostic, data)
     state = step_coords(prognostic, times[0], member=parameters["ensemble"] and 0)
     grids = {}
     if (own := state_plan(output, state)) is not None:

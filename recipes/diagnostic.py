@@ -21,7 +21,7 @@ from distinf.chain import Kept
 from distinf.ensemble import perturb
 from distinf.errors import TasksSkipped
 from distinf.farm import Farm
-from distinf.forecast import forecasts, lead_times, step_coords
+from distinf.forecast import check_initial, forecasts, lead_times, step_coords
 from distinf.imports import import_first
 from distinf.netcdf import to_netcdf
 from distinf.options import Output
@@ -76,6 +76,7 @@ def diagnostic(cfg: DictConfig) -> None:
         with farm.events.timed("load", "prognostic", 0):
             prognostic = make(plain["prognostic"], "prognostic").to(device)
             data = make(plain["data"], "data")
+            check_initial(prognostic, data)
             import_first("earth2studio.data")  # reads it; the workers are still loading
         farmed = [stack.enter_context(infer) for infer in loading.result()]
         perturbation = None

@@ -95,11 +95,7 @@ class Arguments:
             return leaf
 
     def _plan(self, coords: Coords) -> selection.Selection:
-        key = tuple(
-            (name, values.shape, values.tobytes())
-            for name, values in coords.items()
-            if name not in ("time", "lead_time")
-        )
+        key = selection.plan_key(coords)
         if key not in self._plans:
             self._plans[key] = selection.plan(coords, self._wanted or {}, self._name)
         return self._plans[key]

@@ -18,7 +18,7 @@ from distinf.errors import ConfigError
 from distinf.reduced import compile_networks, lower_precision
 from distinf.remote_writer import RemoteWriter
 from distinf.seeds import seed_of, seeded
-from distinf.selection import Selection, plan, plan_region, rename_variables
+from distinf.selection import Selection, plan, plan_key, plan_region, rename_variables
 from distinf.worker import Later, forward_of
 
 __all__ = ["Chain", "Kept", "Link"]
@@ -280,7 +280,7 @@ class Chain:
     def _gather(self, name: str, made: Mapping[str, Fields]) -> Fields:
         """Put together what a link is given, in memory that nothing else uses."""
         coords = {source: c for source, (_, c) in made.items()}
-        key = (name, *(_key(c) for c in coords.values()))
+        key = (name, *(plan_key(c) for c in coords.values()))
         if key not in self._plans:
             self._plans[key] = self._inputs(name, coords)
         pieces, given = self._plans[key]
@@ -296,7 +296,7 @@ class Chain:
         return joined.index_select(axis, order.to(joined.device)), given
 
     def _cut(self, name: str, coords: Coords) -> Selection | None:
-        key = ("kept", name, _key(coords))
+        key = ("kept", name, plan_key(coords))
         if key not in self._plans:
             self._plans[key] = self._kept.plan(
                 coords, f"diagnostic.{name}", self._links[name].rename
@@ -314,7 +314,3 @@ _STEP = ("ensemble", "time", "lead_time")
 def _asked(model: Any) -> list[str]:
     """Return the variables that a model asks for; none if it takes what it is given."""
     return [str(v) for v in model.input_coords().get("variable", ())]
-
-
-def _key(coords: Coords) -> tuple[Any, ...]:
-    return tuple((k, v.shape, v.tobytes()) for k, v in coords.items() if k not in _STEP)

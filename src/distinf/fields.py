@@ -93,6 +93,11 @@ class FileSource:
         self.coords = data.coords
 
     @property
+    def grid(self) -> Coords:
+        """Latitudes and longitudes in degrees."""
+        return OrderedDict((dim, self.coords[dim].values) for dim in ("lat", "lon"))
+
+    @property
     def variables(self) -> list[str]:
         """Names of its variables."""
         return list(self._fields)
@@ -172,21 +177,21 @@ class RandomFields:
     weight_free = True
 
     def __init__(self, nlat: int = 721, nlon: int = 1440, seed: int = 0) -> None:
-        self._grid = global_grid(nlat, nlon)
+        self.grid = global_grid(nlat, nlon)
         self._seed = seed
 
     def __call__(self, time: Any, variable: Any) -> xr.DataArray:
         """Make fields up: [time, variable, lat, lon] for these times and variables."""
         times = np.atleast_1d(np.asarray(time, dtype="datetime64[ns]"))
         names = [str(v) for v in np.atleast_1d(variable)]
-        shape = [len(axis) for axis in self._grid.values()]
+        shape = [len(axis) for axis in self.grid.values()]
         data = np.empty([len(times), len(names), *shape], dtype=np.float32)
         for i, when in enumerate(times.astype("datetime64[s]").astype(np.int64)):
             for j, name in enumerate(names):
                 # An initial time before 1970 is a negative number, which is no seed.
                 entropy = [self._seed, int(when) % 2**63, zlib.crc32(name.encode())]
                 np.random.default_rng(entropy).standard_normal(out=data[i, j], dtype=np.float32)
-        coords = {"time": times, "variable": names, **self._grid}
+        coords = {"time": times, "variable": names, **self.grid}
         return xr.DataArray(data, coords, list(coords))
 
 
@@ -246,6 +251,6 @@ def replay(path: str, variable: list[str] | None = None, step: int | None = None
     return DataReplay(
         source,
         list(variable or source.variables),
-        OrderedDict((dim, source.coords[dim].values) for dim in ("lat", "lon")),
+        source.grid,
         np.timedelta64(step, "h") if step is not None else when[1] - when[0],
     )

@@ -7,6 +7,7 @@ import time as clock
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,14 @@ from distinf.progress import Event, Events
 from distinf.reach import unreachable, unread
 from distinf.restart import RestartStates, Saved
 from distinf.seeds import seed_all, set_generators, task_seed
-from distinf.selection import plan
+from distinf.selection import check_covered, plan
 from distinf.step_clock import StepClock
 
 log = logging.getLogger("distinf")
 
-__all__ = ["forecasts", "lead_times", "rollout", "step_coords"]
+__all__ = ["check_initial", "forecasts", "lead_times", "rollout", "step_coords"]
+
+_PROGNOSTIC, _DATA = "the prognostic", "the data"  # in errors
 
 Perturb = Callable[[torch.Tensor, Coords], State]
 
@@ -234,7 +237,10 @@ def _read(
     """Read initial conditions [time, lead_time, variable, ...] on the prognostic's grid."""
     from earth2studio.data import fetch_data
 
-    regrid = {} if method is None else {"interp_to": wanted, "interp_method": method}
+    regrid = {}
+    if method is not None:
+        regrid = {"interp_to": wanted, "interp_method": method}
+        data = _covering(data, wanted)
     start = clock.time()
     try:
         x, coords = fetch_data(
@@ -249,11 +255,50 @@ def _read(
         if (why := unreachable(error)) is None:
             raise
         raise ConfigError(unread(type(data).__name__, why)) from error
-    x, coords = plan(coords, wanted, "the prognostic")(x, coords)
+    x, coords = plan(coords, wanted, _PROGNOSTIC, _DATA)(x, coords)
     if events is not None:
         label = str(np.datetime_as_string(times[0], unit="m"))
         events.record(Event("read", label, 0, start, clock.time()))
     return x, coords
+
+
+def check_initial(prognostic: Any, data: Any) -> None:
+    """Refuse data on a grid from which a prognostic cannot start, where both tell their grids.
+
+    Parameters
+    ----------
+    prognostic : PrognosticModel
+        An Earth2Studio prognostic.
+    data : DataSource | ForecastSource
+        A data source; of one that has ``grid``, a mapping with ``lat`` and ``lon``, it is checked.
+
+    Raises
+    ------
+    ConfigError
+        Names both grids.
+    """
+    grid = getattr(data, "grid", None)
+    if grid is None:
+        return
+    wanted = prognostic.input_coords()
+    if getattr(prognostic, "interp_method", None) is not None:
+        check_covered(grid, wanted["_lat"], wanted["_lon"], _PROGNOSTIC, _DATA)
+        return
+    plan(grid, {key: wanted[key] for key in grid if key in wanted}, _PROGNOSTIC, _DATA)
+
+
+def _covering(data: Any, wanted: Coords) -> Any:
+    """Wrap a data source: what it reads must surround the grid to which it is interpolated."""
+
+    def check(array: Any) -> Any:
+        lat, lon = ("lat", "lon") if "lat" in array.coords else ("_lat", "_lon")
+        grid = {"lat": array[lat].values, "lon": array[lon].values}
+        check_covered(grid, wanted["_lat"], wanted["_lon"], _PROGNOSTIC, _DATA)
+        return array
+
+    if "lead_time" in signature(data.__call__).parameters:
+        return lambda time, lead_time, variable: check(data(time, lead_time, variable))
+    return lambda time, variable: check(data(time, variable))
 
 
 def _members(

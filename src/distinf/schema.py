@@ -309,15 +309,15 @@ def mismatches(store: Store, schema: Schema) -> list[str]:
                 problems.append(f"{key}: the store has {said}, this run {_words(wanted.values)}")
     only_there, only_here = results - set(schema.arrays), set(schema.arrays) - results
     if only_there or only_here:
-        said = [
-            f"{who} has {', '.join(sorted(names))}, which {other} has not"
-            for who, names, other in (
+        differ = [
+            f"{who} has {', '.join(sorted(lone))}, which {other} has not"
+            for who, lone, other in (
                 ("the store", only_there, "this run"),
                 ("this run", only_here, "the store"),
             )
-            if names
+            if lone
         ]
-        problems.append(f"variables: {' and '.join(said)}")
+        problems.append(f"variables: {' and '.join(differ)}")
     for name in sorted(results & set(schema.arrays)):
         array, wanted_array = arrays[name], schema.arrays[name]
         for what, was, now in _layout(array, wanted_array):

@@ -18,7 +18,14 @@ from torch import Tensor
 from distinf.copying import copy, gather
 from distinf.errors import ConfigError
 
-__all__ = ["Selection", "plan", "plan_region", "rename_variables"]
+__all__ = [
+    "Selection",
+    "check_covered",
+    "plan",
+    "plan_key",
+    "plan_region",
+    "rename_variables",
+]
 
 Coords = OrderedDict[str, np.ndarray]
 Index = slice | torch.Tensor
@@ -26,6 +33,8 @@ Allocate = Callable[[Sequence[int], torch.dtype, torch.device], torch.Tensor]
 
 # Set per step, not by a diagnostic's request; as in Earth2Studio's `map_coords`.
 _FREE = ("batch", "ensemble", "time", "lead_time")
+_ROUND = 360.0  # degrees
+_ALIKE, _DIGITS = 1e-4, 4  # of coordinates that were rounded to float32
 
 
 @dataclass(frozen=True)
@@ -106,13 +115,17 @@ class Selection:
 
 
 def plan(
-    coords: Coords, wanted: Mapping[str, np.ndarray], who: str = "the diagnostic"
+    coords: Coords,
+    wanted: Mapping[str, np.ndarray],
+    who: str = "the diagnostic",
+    source: str = "the state",
 ) -> Selection:
     """Plan how to cut what a diagnostic wants out of a state.
 
-    The result is that of Earth2Studio's ``map_coords``: variables by name, latitudes and
-    longitudes by value, and by the nearest value where a grid does not hold them. Empty
-    (free) coordinates and time dimensions are taken as they come.
+    Variables, levels and every other dimension are selected by value. Latitudes and longitudes
+    are selected by the nearest value, and only within one spacing of the coarser grid; longitudes
+    are compared modulo 360 degrees. Empty (free) coordinates and time dimensions are taken as they
+    come.
 
     Parameters
     ----------
@@ -120,8 +133,8 @@ def plan(
         Coordinates of the state.
     wanted : Mapping[str, np.ndarray]
         The diagnostic's ``input_coords()``.
-    who : str, optional
-        Named in errors.
+    who, source : str, optional
+        Who wants it, and what it is taken from; named in errors.
 
     Returns
     -------
@@ -131,7 +144,8 @@ def plan(
     Raises
     ------
     ConfigError
-        If a dimension or variables are missing (lists them), or a curvilinear grid differs.
+        If the state does not have a dimension or some of its values (names both), or has another
+        curvilinear grid.
     """
     indices: dict[int, Index] = {}
     selected: dict[str, np.ndarray] = {}
@@ -145,32 +159,142 @@ def plan(
         if have.shape == values.shape and np.array_equal(have, values):
             continue
         if have.ndim > 1 or values.ndim > 1:
+            if _is_same_grid(key, have, values):
+                continue
             raise ConfigError(
                 f"{who} needs another grid: {key} of shape {values.shape}, while the state's has "
                 f"shape {have.shape}; grids with two-dimensional coordinates are not interpolated"
             )
-        index = _index(key, have, values, who)
+        index = _index(key, have, values, who, source)
         selected[key] = values
         dim = names.index(key)
         indices[dim] = _as_index(index)
     return Selection(indices, selected)
 
 
-def _index(key: str, have: np.ndarray, values: np.ndarray, who: str) -> np.ndarray:
+def plan_key(coords: Coords) -> tuple[object, ...]:
+    """Key under which a plan for a state is kept: the same for each time, lead time and member."""
+    return tuple(
+        (name, None if name in _FREE else (values.shape, values.tobytes()))
+        for name, values in coords.items()
+    )
+
+
+def check_covered(
+    coords: Mapping[str, np.ndarray], lat: np.ndarray, lon: np.ndarray, who: str, source: str
+) -> None:
+    """Refuse to interpolate to points that a grid does not surround.
+
+    Parameters
+    ----------
+    coords : Mapping[str, np.ndarray]
+        ``lat`` and ``lon`` of the grid, of one dimension each or of two, in degrees.
+    lat, lon : np.ndarray
+        The points: a grid of the same kinds.
+    who, source : str
+        Who wants them, and what they are taken from; named in the error.
+
+    Raises
+    ------
+    ConfigError
+        If a point is farther from the grid than one of its spacings; names both.
+    """
+    if coords["lat"].ndim == 1:
+        for key, values in (("lat", lat), ("lon", lon)):
+            _index(key, coords[key], np.unique(values), who, source)
+        return
+    from scipy.spatial import cKDTree
+
+    points = _on_sphere(coords["lat"], coords["lon"])
+    tree = cKDTree(points)
+    spacing = tree.query(points, k=2)[0][:, 1].max()
+    far = tree.query(_on_sphere(*np.broadcast_arrays(*_mesh(lat, lon))))[0] > spacing
+    if far.any():
+        raise ConfigError(
+            f"{who} needs lat {_axis_words(np.unique(lat))} and lon {_axis_words(np.unique(lon))}, "
+            f"of which {source} does not cover {far.sum()} points: it has lat "
+            f"{_axis_words(np.unique(coords['lat']))} and lon "
+            f"{_axis_words(np.unique(coords['lon']))}"
+        )
+
+
+def _mesh(lat: np.ndarray, lon: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return (lat, lon) if lat.ndim > 1 else (lat[:, np.newaxis], lon[np.newaxis, :])
+
+
+def _on_sphere(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
+    phi, theta = np.radians(lat.ravel()), np.radians(lon.ravel())
+    points = np.stack([np.cos(phi) * np.cos(theta), np.cos(phi) * np.sin(theta), np.sin(phi)], -1)
+    return np.asarray(points[np.isfinite(points).all(axis=1)])
+
+
+def _is_same_grid(key: str, have: np.ndarray, values: np.ndarray) -> bool:
+    """Whether two-dimensional coordinates are equal, modulo 360 degrees and with NaN."""
+    if have.shape != values.shape:
+        return False
+    off = np.abs(have - values)
+    off = np.minimum(off % _ROUND, -off % _ROUND) if key == "lon" else off
+    both_nan = np.isnan(have) & np.isnan(values)
+    return bool(np.all((off <= _ALIKE) | both_nan))
+
+
+def _index(key: str, have: np.ndarray, values: np.ndarray, who: str, source: str) -> np.ndarray:
     """Where in ``have`` each of ``values`` is, int64."""
     missing = ~np.isin(values, have)
     if not missing.any():
         order = np.argsort(have, kind="stable")
-        exact: np.ndarray = order[np.searchsorted(have, values, sorter=order)].astype(np.int64)
-        return exact
-    if not np.issubdtype(values.dtype, np.number):
+        return np.asarray(order[np.searchsorted(have, values, sorter=order)], np.int64)
+    if not np.issubdtype(values.dtype, np.number) or not np.issubdtype(have.dtype, np.number):
         raise ConfigError(
             f"{who} needs the {key}s {', '.join(map(str, values[missing]))}, which the prognostic "
             f"does not produce; it produces {', '.join(map(str, have))}"
         )
-    distance = np.abs(have[:, np.newaxis] - values[np.newaxis, :])
-    nearest: np.ndarray = np.argmin(distance, axis=0).astype(np.int64)
-    return nearest
+    off = np.abs(have[:, np.newaxis] - values[np.newaxis, :])
+    index = np.argmin(off, axis=0)
+    column = np.arange(len(values))
+    if key == "lon":  # the other way round, where that is shorter
+        around = np.minimum(off % _ROUND, -off % _ROUND)
+        other = np.argmin(around, axis=0)
+        shorter = around[other, column] < off[index, column] - _ALIKE
+        index, off = np.where(shorter, other, index), np.minimum(off, around)
+    distance = off[index, column]
+    reach = np.full(len(values), _ALIKE)
+    if key in ("lat", "lon"):
+        reach += np.maximum(_spacing(key, have)[index], _spacing(key, values))
+    if not (distance <= reach).all():
+        worst = values[np.argmax(np.where(np.isnan(distance), np.inf, distance - reach))]
+        rule = (
+            ": the nearest point is taken only within one spacing of the coarser grid"
+            if key in ("lat", "lon")
+            else ""
+        )
+        raise ConfigError(
+            f"{who} needs {key} {_axis_words(values)}, but {source} has {key} {_axis_words(have)}, "
+            f"which lacks {worst:g}{rule}. Choose data, models and a region of the same {key}"
+        )
+    return np.asarray(index, np.int64)
+
+
+def _spacing(key: str, axis: np.ndarray) -> np.ndarray:
+    """Distance of each point to its nearest neighbour, so that a gap is none; 0 of a single one."""
+    period = _ROUND if key == "lon" else np.inf
+    rounded = np.round(axis.astype(np.float64), _DIGITS)
+    rounded = rounded % period if key == "lon" else rounded
+    points = np.unique(rounded)
+    if len(points) < 2:
+        return np.zeros(len(axis))
+    around = points[0] + period - points[-1]
+    gaps = np.concatenate([[around], np.diff(points), [around]])
+    return np.asarray(np.minimum(gaps[:-1], gaps[1:])[np.searchsorted(points, rounded)])
+
+
+def _axis_words(axis: np.ndarray) -> str:
+    """Describe an axis in a few words."""
+    if len(axis) <= 4:
+        return ", ".join(f"{v:g}" for v in axis)
+    step = np.diff(axis)
+    by = f" by {abs(step[0]):g}" if np.allclose(step, step[0], rtol=1e-3) else ""
+    return f"{axis[0]:g} to {axis[-1]:g}{by} ({len(axis)} points)"
 
 
 def plan_region(

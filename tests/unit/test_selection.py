@@ -1,4 +1,4 @@
-"""Selection: what Earth2Studio's map_coords gives, in memory of its own."""
+"""Selection: what Earth2Studio's map_coords gives, in memory of its own, or a refusal."""
 
 from collections import OrderedDict
 
@@ -43,9 +43,9 @@ def part_of(values):
 
 
 def near(values):
-    """Numbers that the grid need not hold."""
+    """Numbers that the grid need not hold, none of them nearer across the first meridian."""
     low, high = float(values.min()), float(values.max())
-    numbers = st.floats(low - 20, high + 20, width=32)
+    numbers = st.floats(low - 14, high + 14, width=32)
     return st.lists(numbers, min_size=1, max_size=8).map(
         lambda chosen: np.array(chosen, dtype=values.dtype)
     )
