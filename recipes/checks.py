@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distinf.errors import ConfigError
 from distinf.options import Output, check_keys, check_target, from_mapping
-from distinf.parameters import parse_ensemble, parse_times
+from distinf.parameters import check_valid_times, parse_ensemble, parse_times
 from distinf.placement import chains, split
 from distinf.reach import check_reachable
 from distinf.session import Runtime
@@ -92,6 +92,7 @@ def check_models(cfg: DictConfig) -> None:
 
     is_restartable(prognostic, restartable)
     state = step_coords(prognostic, times[0], member=parameters["ensemble"] and 0)
+    check_valid_times(times, state["lead_time"][-1], parameters["nsteps"])
     grids = {}
     if (own := state_plan(output, state)) is not None:
         grids["prognostic"] = own.select_coords(state)
