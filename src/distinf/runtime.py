@@ -54,7 +54,8 @@ class Runtime:
         has been written; ``"skip"`` leaves the task out and goes on.
     nonfinite : str
         What NaN or an infinite value in a result is: ``"allow"``, ``"warn"``, by default, or
-        ``"fail"``, an error of the model.
+        ``"fail"``, an error of the model. A recipe's ``diagnostic.<name>.nonfinite`` comes before
+        it.
     driver_works : str
         Whether rank 0 runs diagnostics, too: ``"never"``, ``"fallback"``, by default, when no
         worker is left; ``"idle"``, also while the prognostic waits for a free worker.
