@@ -24,8 +24,9 @@ class Runtime:
     Parameters
     ----------
     nproc : int | None
-        Ranks that ``python main.py`` starts by itself when no launcher did, by default None: as
-        many as GPUs, at least 2; 3 on a machine without. 1: everything in this process.
+        Ranks to start on this machine when no launcher did; 1: everything in this process. By
+        default None: `session` starts none, and ``python main.py`` as many as GPUs, at least 2; 3
+        on a machine without.
     carrier : str
         How tensors travel: ``"cuda"`` (device to device), ``"host"`` (through host memory),
         ``"auto"``, by default: the first where it has been seen to work at start, else the second.
