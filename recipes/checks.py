@@ -68,7 +68,11 @@ def check_structure(cfg: DictConfig) -> Runtime:
 
 def check_models(cfg: DictConfig) -> None:
     """Refuse models and data that do not fit together, as far as it is known without weights."""
+    from distinf.schema import check_names
+
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    parted = {name: split(s, f"diagnostic.{name}") for name, s in plain["diagnostic"].items()}
+    check_names({name: placement.rename for name, (placement, _) in parted.items()})
     restartable = take_restartable(plain["prognostic"])
     check_reachable(plain["prognostic"], "prognostic")
     check_reachable(plain["data"], "data")
@@ -97,7 +101,6 @@ def check_models(cfg: DictConfig) -> None:
     if (own := state_plan(output, state)) is not None:
         grids["prognostic"] = own.select_coords(state)
     imported = "earth2studio.models.px" in sys.modules  # and with it its diagnostics
-    parted = {name: split(s, f"diagnostic.{name}") for name, s in plain["diagnostic"].items()}
     whole = True
     for names in chains({name: placement for name, (placement, _) in parted.items()}):
         models = {
