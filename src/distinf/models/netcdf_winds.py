@@ -150,8 +150,7 @@ class NetCDFWinds:
 
     def check_time(self, time: np.datetime64) -> None:
         """Raise `ConfigError` if the files do not have a time; reads no data."""
-        for wind in (self._u, self._v):
-            self._at(wind, time)
+        self._both(time)
 
     def _prepare(self, path: str, wind: xr.DataArray) -> tuple[xr.DataArray, list[float]]:
         """Name the dims lat, lon and time; choose the level, and tell it in hPa.
@@ -242,6 +241,17 @@ class NetCDFWinds:
             )
         self._warning = f"{paths}: the wind at {pressures[0]:g} hPa is {label}: {right}"
 
+    def _both(self, time: np.datetime64) -> list[xr.DataArray]:
+        """Choose u and v at one and the same of the files' times."""
+        both = [self._at(self._u, time), self._at(self._v, time)]
+        taken = [str(wind["time"].values)[:16] for wind in both if "time" in wind.coords]
+        if len(set(taken)) > 1:
+            raise ConfigError(
+                f"{', '.join(self._paths)}: next to {str(time)[:16]}, u is at {taken[0]}, but v at "
+                f"{taken[1]}: choose a smaller data.time_tolerance, or a time that both have"
+            )
+        return both
+
     def _at(self, wind: xr.DataArray, time: np.datetime64) -> xr.DataArray:
         if "time" not in wind.dims:
             return wind
@@ -278,7 +288,7 @@ class NetCDFWinds:
         if self._warning is not None:  # once
             log.warning(self._warning)
             self._warning = None
-        wind = np.stack([self._at(self._u, time).values, self._at(self._v, time).values])
+        wind = np.stack([wind.values for wind in self._both(time)])
         if not np.isfinite(wind).all():
             raise ConfigError(f"{', '.join(self._paths)}: missing values in the wind at {time}")
         u, v = self._regrid(torch.from_numpy(wind.astype(np.float64)))

@@ -259,6 +259,14 @@ def test_the_nearest_time_is_taken_within_the_tolerance(tmp_path: Path) -> None:
         NetCDFWinds(path, time_tolerance="3")
 
 
+def test_u_and_v_are_of_one_time(tmp_path: Path) -> None:
+    for name, time in (("u", "2000-01-01T00:00"), ("v", "2000-01-01T06:00")):
+        timed(time)[[f"{name}a"]].to_netcdf(tmp_path / f"{name}.nc")
+    source = NetCDFWinds([str(tmp_path / "u.nc"), str(tmp_path / "v.nc")], time_tolerance="3h")
+    with pytest.raises(ConfigError, match=r"u is at 2000-01-01T00:00, but v at 2000-01-01T06:00"):
+        source.check_time(np.datetime64("2000-01-01T03:00"))
+
+
 @pytest.mark.parametrize("scalar", [False, True])
 def test_one_time_is_one_time(tmp_path: Path, scalar: bool) -> None:
     file = timed("2000-01-01")
