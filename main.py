@@ -33,7 +33,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from distinf.batch import SlurmJob, batch_script, repeated, submit
 from distinf.errors import ConfigError, DistinfError, Interrupted, NoDriver
-from distinf.launch import default_nproc, find_place, follow_launcher, leave_if_superfluous
+from distinf.launch import (
+    default_nproc,
+    find_place,
+    follow_launcher,
+    leave_if_superfluous,
+    tells_errors,
+)
 from distinf.options import from_mapping
 from distinf.session import session
 
@@ -181,11 +187,7 @@ def explain_key(key: str) -> str:
 
 def fail(message: str, status: int = 1, anyone: bool = False) -> NoReturn:
     """Print one error for all ranks, and end with a status; ``anyone``: on this rank anyway."""
-    try:
-        place = find_place()
-    except ConfigError:
-        place = None
-    if place is None or place.rank == 0 or anyone:
+    if anyone or tells_errors():
         sys.stdout.flush()
         print(f"distinf: {message}", file=sys.stderr, flush=True)
     else:

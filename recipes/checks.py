@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distinf.errors import ConfigError
 from distinf.options import Output, check_keys, check_target, from_mapping
-from distinf.parameters import parse_ensemble, parse_times
+from distinf.parameters import check_valid_times, parse_ensemble, parse_times
 from distinf.placement import chains, split
 from distinf.reach import check_reachable
 from distinf.session import Runtime
@@ -68,7 +68,11 @@ def check_structure(cfg: DictConfig) -> Runtime:
 
 def check_models(cfg: DictConfig) -> None:
     """Refuse models and data that do not fit together, as far as it is known without weights."""
+    from distinf.schema import check_names
+
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    parted = {name: split(s, f"diagnostic.{name}") for name, s in plain["diagnostic"].items()}
+    check_names({name: placement.rename for name, (placement, _) in parted.items()})
     restartable = take_restartable(plain["prognostic"])
     check_reachable(plain["prognostic"], "prognostic")
     check_reachable(plain["data"], "data")
@@ -94,11 +98,11 @@ def check_models(cfg: DictConfig) -> None:
     if is_weight_free(plain["data"]):
         check_initial(prognostic, data)
     state = step_coords(prognostic, times[0], member=parameters["ensemble"] and 0)
+    check_valid_times(times, state["lead_time"][-1], parameters["nsteps"])
     grids = {}
     if (own := state_plan(output, state)) is not None:
         grids["prognostic"] = own.select_coords(state)
     imported = "earth2studio.models.px" in sys.modules  # and with it its diagnostics
-    parted = {name: split(s, f"diagnostic.{name}") for name, s in plain["diagnostic"].items()}
     whole = True
     for names in chains({name: placement for name, (placement, _) in parted.items()}):
         models = {

@@ -26,7 +26,7 @@ from distinf.imports import import_first
 from distinf.netcdf import to_netcdf
 from distinf.options import Output
 from distinf.output import ForecastStore, check_output, check_resume
-from distinf.parameters import parse_ensemble, parse_times
+from distinf.parameters import check_valid_times, parse_ensemble, parse_times
 from distinf.progress import Progress, summarize, versions
 from distinf.provenance import read_files
 from distinf.restart import RestartStates, is_restartable
@@ -85,6 +85,7 @@ def diagnostic(cfg: DictConfig) -> None:
             perturbation = perturb(kind, seed, prognostic, data)
 
         first = step_coords(prognostic, times[0], member=None if members is None else 0)
+        check_valid_times(times, first["lead_time"][-1], nsteps)
         makes = {infer: infer.output_coords(first) for infer in farmed}
         grids = {name: grid for made in makes.values() for name, grid in made.items()}
         if (own := state_plan(output, first)) is not None:

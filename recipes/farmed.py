@@ -65,6 +65,7 @@ def construct(
                 placements[name].rename,
                 placements[name].precision,
                 bool(placements[name].compile),
+                placements[name].nonfinite,
             )
             for name in names
         ]

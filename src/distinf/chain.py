@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from distinf.errors import ConfigError
+from distinf.nonfinite import Rule, Watched
 from distinf.reduced import compile_networks, lower_precision
 from distinf.remote_writer import RemoteWriter
 from distinf.seeds import seed_of, seeded
@@ -46,6 +47,9 @@ class Link:
         ``"float16"`` or ``"bfloat16"``: mixed precision, by default None: the model's own.
     compiled : bool, optional
         Whether its networks are compiled, by default False.
+    nonfinite : str | None, optional
+        What NaN or an infinite value in its result is, as `distinf.nonfinite.Rule`, by default
+        None: what the session says.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Link:
     rename: Mapping[str, str] = field(default_factory=dict)
     precision: str | None = None
     compiled: bool = False
+    nonfinite: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,11 @@ class Chain:
         self._running = "+".join(self._models)
         self._writer: RemoteWriter | None = None
         self._plans: dict[Any, Any] = {}
+        self._rules = {
+            link.name: Rule(link.nonfinite, f"diagnostic.{link.name}.nonfinite")
+            for link in links
+            if link.nonfinite is not None
+        }
 
     @property
     def label(self) -> str:
@@ -185,12 +195,12 @@ class Chain:
         """Write results into a store from here on; as `distinf.remote_writer.RemoteWriter`."""
         self._writer = RemoteWriter(path, word, axes, diagnostics)
 
-    def forward(self, x: torch.Tensor, coords: Coords) -> dict[str, Fields] | Later:
+    def forward(self, x: torch.Tensor, coords: Coords) -> dict[str, Fields] | Watched | Later:
         """Run the links on a state [(ensemble=1,) time=1, lead_time=1, variable, ...].
 
         Returns
         -------
-        dict[str, tuple[torch.Tensor, Coords]] | Later
+        dict[str, tuple[torch.Tensor, Coords]] | Watched | Later
             For each link of which something is stored, that; after :meth:`write_to` it is written
             here, and where it lies is returned.
         """
@@ -208,7 +218,8 @@ class Chain:
             if cut is not None:
                 y, y_coords = cut(y, y_coords) if cut.indices else (y, y_coords)
                 kept[name] = y, self._stored(name, y_coords)
-        return kept if self._writer is None else Later(kept, self._writer.write)
+        made_here = Watched(kept, self._rules) if self._rules else kept
+        return made_here if self._writer is None else Later(made_here, self._writer.write)
 
     def _before(self, name: str) -> list[str]:
         """Links that a link comes behind, the nearest first."""

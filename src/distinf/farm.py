@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,7 +84,6 @@ class Farm:
         self._models = itertools.count()
         self._changed = threading.Condition()
         self._broken: BaseException | None = None
-        self._on_broken: list[Callable[[BaseException], None]] = []
 
     @property
     def workers(self) -> tuple[int, ...]:
@@ -215,21 +213,9 @@ class Farm:
             tasks: list[_Task] = []
             if abandon:
                 tasks, self._tasks = list(self._tasks.values()), {}
-            observers, self._on_broken = self._on_broken, []
             self._changed.notify_all()
         for task in tasks:
             outcome.fail(task.future, error)
-        for observer in observers:
-            observer(error)
-
-    def when_broken(self, observer: Callable[[BaseException], None]) -> None:
-        """Call ``observer`` with the error that breaks the session, at once if it has."""
-        with self._changed:
-            error = self._broken
-            if error is None:
-                self._on_broken.append(observer)
-        if error is not None:
-            observer(error)
 
     def check(self) -> None:
         """Raise the error that broke the session, if one did."""

@@ -27,8 +27,15 @@ __all__ = [
     "leave_if_superfluous",
     "lets_survivors_live",
     "likely_cause",
+    "tells_errors",
 ]
 
+# Where launchers say a rank's number, and the one on its node, which may stand for it.
+_OWN = {
+    "environment": ("RANK", "LOCAL_RANK", "PMI_RANK"),
+    "openmpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "slurm": ("SLURM_PROCID", "SLURM_LOCALID", "RANK"),
+}
 _FOLLOW_SECONDS = 0.5
 _END_SECONDS = 20.0
 
@@ -118,6 +125,39 @@ def find_place(environ: Mapping[str, str] | None = None) -> Place | None:
         return None
     assert place is not None
     return _checked(place)
+
+
+def tells_errors(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether this rank prints an error that ends all ranks, so that it is printed once.
+
+    Rank 0 does. Where the launcher's variables are wrong, so does a rank whose own are: rank 0
+    then does not know of it.
+    """
+    env = dict(os.environ if environ is None else environ)
+    try:
+        place = find_place(env)
+        return place is None or place.rank == 0
+    except ConfigError:
+        pass
+    launcher = "environment"
+    if "DISTINF_RANKS" not in env and not ("TORCHELASTIC_RUN_ID" in env and "RANK" in env):
+        in_step = env.get("SLURM_STEP_ID", "").isdecimal()
+        launcher = "slurm" if in_step and "SLURM_PROCID" in env else launcher
+        launcher = "openmpi" if "OMPI_COMM_WORLD_RANK" in env else launcher
+    numbers = {name: env.get(name, "").strip() for name in _OWN[launcher]}
+    numbers = {name: text.lstrip("0") for name, text in numbers.items() if text.isdecimal()}
+    own = next(iter(numbers.values()), "")
+    if not own:
+        return True
+    # What rank 0 is told, as far as this rank can know.
+    env.update((name, "0") for name, text in numbers.items() if text == own)
+    if env.get("SLURM_NODEID", "").isdecimal():
+        env["SLURM_NODEID"] = "0"
+    try:
+        find_place(env)
+    except ConfigError:
+        return False  # rank 0 tells
+    return True
 
 
 def _checked(place: Place) -> Place:

@@ -32,7 +32,7 @@ class Nonfinite:
         if first:
             log.warning(
                 "%s: %d values of the result are NaN or infinite (rank %d); further results of "
-                "this diagnostic are not told of (runtime.nonfinite)",
+                "this diagnostic are not told of (runtime.nonfinite, diagnostic.<name>.nonfinite)",
                 call.task,
                 reply.nonfinite,
                 reply.rank,

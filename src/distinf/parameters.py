@@ -5,8 +5,11 @@ Without torch, so that a wrong config is answered at once.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,19 @@ import numpy as np
 from distinf.errors import ConfigError
 from distinf.options import check_keys
 
-__all__ = ["parse_ensemble", "parse_times"]
+__all__ = ["check_valid_times", "parse_ensemble", "parse_interval", "parse_times"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_RANGE = "dates lie between 1677-09-22 and 2262-04-11 (datetime64[ns])"
+_LIMIT = 2**63  # of nanoseconds from the epoch
+_MOST_TIMES = 10_000_000
+_NANOSECONDS = {"min": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
+# Less than `datetime.fromisoformat` reads: a date alone must have its hyphens.
+_TIME = re.compile(
+    r"(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})"
+    r"(?P<clock>[T ][0-9]{2}(:[0-9]{2}(:[0-9]{2}(\.(?P<fraction>[0-9]{1,9}))?)?)?"
+    r"(?P<zone>Z|[+-][0-9]{2}(:?[0-9]{2})?)?)?"
+)
 
 
 def parse_ensemble(ensemble: Any, perturbation: Any) -> int | None:
@@ -59,17 +74,18 @@ def parse_times(time: Any) -> np.ndarray:
     ----------
     time : str | datetime | list | Mapping
         ``parameters.time``: one time, a list of them, or ``start``, ``end`` (included) and
-        ``interval``, such as ``"6h"`` or ``"1d"``.
+        ``interval``, such as ``"6h"`` or ``"1d"``. A time is a date ``2023-06-01``, or a date and
+        a time of day ``2023-06-01T06:00`` of ISO 8601; one with an offset from UTC is converted.
 
     Returns
     -------
     np.ndarray
-        datetime64[ns], [time].
+        datetime64[ns] (UTC), [time].
 
     Raises
     ------
     ConfigError
-        If one cannot be read, if one appears twice, or if there is none.
+        If one cannot be read or held, if one appears twice, or if there is none.
     """
     if isinstance(time, Mapping):
         return _period(time)
@@ -79,7 +95,65 @@ def parse_times(time: Any) -> np.ndarray:
     parsed = [_time(item, "parameters.time") for item in items]
     if len(set(parsed)) < len(parsed):
         raise ConfigError(f"parameters.time={items}: a time appears twice")
-    return np.array(parsed)
+    return np.array(parsed).astype("datetime64[ns]")
+
+
+def parse_interval(interval: Any, where: str) -> np.timedelta64:
+    """Read a length of time, such as ``"30min"``, ``"6h"`` or ``"1d"``.
+
+    Parameters
+    ----------
+    interval : str
+        A whole number, at least 1, and its unit.
+    where : str
+        The key, for errors.
+
+    Returns
+    -------
+    np.timedelta64
+        In nanoseconds.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read or held.
+    """
+    interval = " ".join(str(interval).split())
+    match = re.fullmatch(r"([0-9]+) ?(min|h|d)", interval)
+    if match is None or int(match[1]) < 1:
+        raise ConfigError(f"{where}={interval}: write it like 30min, 6h or 1d")
+    length = int(match[1]) * _NANOSECONDS[match[2]]
+    if length >= _LIMIT:
+        raise ConfigError(f"{where}={interval}: too long; write it like 30min, 6h or 1d")
+    return np.timedelta64(length, "ns")
+
+
+def check_valid_times(times: np.ndarray, step: np.timedelta64, nsteps: int) -> None:
+    """Refuse a forecast that ends after the last date that can be held.
+
+    Parameters
+    ----------
+    times : np.ndarray
+        datetime64[ns], initial times.
+    step : np.timedelta64
+        Of the prognostic.
+    nsteps : int
+        ``parameters.nsteps``.
+
+    Raises
+    ------
+    ConfigError
+        If it does.
+    """
+    length = int(step.astype("timedelta64[ns]").astype(np.int64))
+    last = int(times.max().astype(np.int64))
+    if length > 0 and last + nsteps * length >= _LIMIT:
+        start = np.datetime_as_string(times.max(), "m")
+        raise ConfigError(
+            f"parameters.nsteps={nsteps}: the forecast from {start} would end after "
+            f"2262-04-11, where datetime64[ns] ends; at most "
+            f"{(_LIMIT - 1 - last) // length} steps are possible"
+        )
 
 
 def _period(given: Mapping[str, Any]) -> np.ndarray:
@@ -91,26 +165,62 @@ def _period(given: Mapping[str, Any]) -> np.ndarray:
                 f"parameters.time.{name} is missing: give start, end (included) and interval"
             )
     start, end = (_time(given[name], f"parameters.time.{name}") for name in names[:2])
-    match = re.fullmatch(r"(\d+)\s*(min|h|d)", str(given["interval"]).strip())
-    if match is None or int(match[1]) < 1:
-        raise ConfigError(
-            f"parameters.time.interval={given['interval']}: write it like 30min, 6h or 1d"
-        )
+    step = parse_interval(given["interval"], "parameters.time.interval")
     if end < start:
         raise ConfigError(
             f"parameters.time.end={given['end']} lies before its start {given['start']}"
         )
-    unit = {"min": "m", "h": "h", "d": "D"}[match[2]]
-    step = np.timedelta64(int(match[1]), unit)  # type: ignore[call-overload]
-    return np.arange(start, end + np.timedelta64(1, "ns"), step.astype("timedelta64[ns]"))
+    # As Python's integers, which do not overflow.
+    first, last, length = (int(value.astype(np.int64)) for value in (start, end, step))
+    count = (last - first) // length + 1
+    if count > _MOST_TIMES:
+        raise ConfigError(
+            f"parameters.time.interval={given['interval']}: from {given['start']} to "
+            f"{given['end']} these are {count} times; at most {_MOST_TIMES} are possible"
+        )
+    return (first + np.arange(count) * length).astype("datetime64[ns]")
 
 
 def _time(item: Any, where: str) -> np.datetime64:
-    value: np.datetime64
+    text = str(item)
+    shown = " ".join(text.split())
+    number = isinstance(item, Real)
+    match = None if number else _TIME.fullmatch(text)
+    read = None if match is None else _read(match)
+    if match is None or read is None:
+        meant = _meant(text)
+        write = f"write {meant}" if meant else "write it like 2023-06-01T00:00:00"
+        raise ConfigError(f"{where}={shown}: not a time{' but a number' * number}; {write} (UTC)")
+    fraction = (match["fraction"] or "").ljust(9, "0")
+    nanoseconds = int((read - _EPOCH).total_seconds()) * 10**9 + int(fraction)
+    if not -_LIMIT < nanoseconds < _LIMIT:
+        raise ConfigError(f"{where}={shown}: cannot be held; {_RANGE}")
+    return np.datetime64(nanoseconds, "ns")
+
+
+def _read(match: re.Match[str]) -> datetime | None:
+    """Whole seconds of a time, or None if there is no such date."""
+    fraction = match["fraction"]
+    text = match[0] if fraction is None else match[0].replace(f".{fraction}", "")
     try:
-        value = np.datetime64(str(item).replace(" ", "T"), "ns")
+        read = datetime.fromisoformat(text)
     except ValueError:
-        value = np.datetime64("NaT")
-    if np.isnat(value):
-        raise ConfigError(f"{where}={item}: not a time; write it like 2023-06-01T00:00:00 (UTC)")
-    return value
+        return None
+    return read if read.tzinfo else read.replace(tzinfo=UTC)
+
+
+def _meant(text: str) -> str | None:
+    """How to write the time that digits alone, or a year and a month, probably mean."""
+    match = re.fullmatch(
+        r"([0-9]{4})-?([0-9]{2})?([0-9]{2})?([0-9]{2})?([0-9]{2})?([0-9]{2})?", text
+    )
+    if match is None:
+        return None
+    year, month, day, *clock = match.groups()
+    date = f"{year}-{month or '01'}-{day or '01'}"
+    hour = ":".join(part for part in [*clock, *(["00"] * (clock[1] is None))] if part)
+    meant = f"{date}T{hour}" if clock[0] else date
+    with contextlib.suppress(ValueError):
+        datetime.fromisoformat(meant)
+        return meant
+    return None

@@ -33,6 +33,9 @@ class Placement:
         None: in the model's own precision.
     compile : bool | None
         Whether its networks are compiled by ``torch.compile``, by default None: they are not.
+    nonfinite : str | None
+        What NaN or an infinite value in its result is: ``"allow"``, ``"warn"`` or ``"fail"``; by
+        default None: what ``runtime.nonfinite`` says.
 
     Raises
     ------
@@ -45,6 +48,7 @@ class Placement:
     rename: Mapping[str, str] = field(default_factory=dict)
     precision: str | None = None
     compile: bool | None = None
+    nonfinite: str | None = None
 
 
 def split(settings: Mapping[str, Any], where: str) -> tuple[Placement, dict[str, Any]]:
@@ -78,6 +82,9 @@ def split(settings: Mapping[str, Any], where: str) -> tuple[Placement, dict[str,
         raise ConfigError(f"{where}.precision={precision}: choose float16, bfloat16 or null")
     if compiled is not None and not isinstance(compiled, bool):
         raise ConfigError(f"{where}.compile={compiled}: must be true, false or null")
+    nonfinite = own.get("nonfinite")
+    if nonfinite not in (None, "allow", "warn", "fail"):
+        raise ConfigError(f"{where}.nonfinite={nonfinite}: choose allow, warn, fail or null")
     return Placement(**own), {k: v for k, v in settings.items() if k not in names}
 
 

@@ -27,6 +27,7 @@ __all__ = ["RestartStates", "Saved", "is_restartable"]
 log = logging.getLogger("distinf")
 
 _COORD = "coord "
+_DTYPE = "dtype of x"  # only where NumPy does not have it
 _AHEAD = 2  # saved states of a block that wait for the store to reach them
 # What a checkpoint state of Earth2Studio holds if the visible state is all of it.
 _VISIBLE = {"x", "coord_keys", "coord_values"}
@@ -129,7 +130,7 @@ class RestartStates:
         steps = self._steps(block)
         if len([old for old in steps if old > reached]) >= _AHEAD:
             return
-        state = {"x": x.detach().to("cpu", copy=True).numpy(), **generators(x.device)}
+        state = {**_packed(x), **generators(x.device)}
         state.update({f"{_COORD}{key}": values for key, values in coords.items()})
         past = sorted(old for old in steps if old <= reached)[:-1]
         self._writing = in_background(
@@ -170,7 +171,7 @@ class RestartStates:
     def _read(self, name: str, step: int) -> Saved:
         with np.load(io.BytesIO(self._destination.get(f"{RESTART}/{name}"))) as state:
             arrays = {key: state[key] for key in state.files}
-        x = torch.from_numpy(arrays.pop("x"))
+        x = _unpacked(arrays)
         keys = [key for key in arrays if key.startswith(_COORD)]
         coords = OrderedDict((key.removeprefix(_COORD), arrays.pop(key)) for key in keys)
         return Saved(step, x, coords, arrays)
@@ -180,3 +181,20 @@ def _name(block: Block, step: int) -> str:
     time = str(np.datetime_as_string(block.times[0], unit="s")).replace(":", "")
     member = "" if block.members is None else f"_member{block.members[0]}"
     return f"{time}{member}_step{step}.npz"
+
+
+def _packed(x: torch.Tensor) -> dict[str, np.ndarray]:
+    """Copy a state; one of a type that NumPy does not have as its bytes."""
+    own = x.detach().to("cpu", copy=True).resolve_conj().resolve_neg()
+    try:
+        return {"x": own.numpy()}
+    except TypeError:
+        as_bytes = own.contiguous().unsqueeze(-1).view(torch.uint8).numpy()
+        return {"x": as_bytes, _DTYPE: np.array(str(own.dtype).removeprefix("torch."))}
+
+
+def _unpacked(arrays: dict[str, np.ndarray]) -> torch.Tensor:
+    """Take a state out of what was saved."""
+    x = torch.from_numpy(arrays.pop("x"))
+    dtype = arrays.pop(_DTYPE, None)
+    return x if dtype is None else x.view(getattr(torch, str(dtype))).squeeze(-1)

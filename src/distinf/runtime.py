@@ -24,8 +24,9 @@ class Runtime:
     Parameters
     ----------
     nproc : int | None
-        Ranks that ``python main.py`` starts by itself when no launcher did, by default None: as
-        many as GPUs, at least 2; 3 on a machine without. 1: everything in this process.
+        Ranks to start on this machine when no launcher did; 1: everything in this process. By
+        default None: `session` starts none, and ``python main.py`` as many as GPUs, at least 2; 3
+        on a machine without.
     carrier : str
         How tensors travel: ``"cuda"`` (device to device), ``"host"`` (through host memory),
         ``"auto"``, by default: the first where it has been seen to work at start, else the second.
@@ -54,7 +55,8 @@ class Runtime:
         has been written; ``"skip"`` leaves the task out and goes on.
     nonfinite : str
         What NaN or an infinite value in a result is: ``"allow"``, ``"warn"``, by default, or
-        ``"fail"``, an error of the model.
+        ``"fail"``, an error of the model. A recipe's ``diagnostic.<name>.nonfinite`` comes before
+        it.
     driver_works : str
         Whether rank 0 runs diagnostics, too: ``"never"``, ``"fallback"``, by default, when no
         worker is left; ``"idle"``, also while the prognostic waits for a free worker.

@@ -12,7 +12,7 @@ import json
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,7 @@ __all__ = [
     "ArraySchema",
     "Schema",
     "check_clashes",
+    "check_names",
     "create",
     "leads_in_file",
     "mark",
@@ -393,17 +394,58 @@ def _axes(coords: Coords) -> Iterator[tuple[int, np.ndarray]]:
         axis = (axis + 1) % values.ndim if values.ndim > 1 else 0
 
 
+def check_names(renames: Mapping[str, Mapping[str, str]]) -> None:
+    """Refuse names that the store keeps for itself, as far as the config tells.
+
+    Parameters
+    ----------
+    renames : Mapping[str, Mapping[str, str]]
+        New names of the variables of each diagnostic.
+    """
+    for name, rename in renames.items():
+        if why := _kept(name):
+            raise ConfigError(f"diagnostic.{name}: {why}; give the diagnostic another name")
+        for old, new in rename.items():
+            if why := _kept(new):
+                raise ConfigError(
+                    f"diagnostic.{name}.rename={{{old}: {new}}}: {why}; choose another name"
+                )
+
+
 def check_clashes(diagnostics: Mapping[str, Coords]) -> None:
-    """Refuse diagnostics that make the same variable."""
+    """Refuse diagnostics that make the same variable, or one that the store keeps for itself."""
+    from earth2studio.utils.coords import convert_multidim_to_singledim
+
+    coordinates: set[str] = set()
+    for name, coords in diagnostics.items():
+        grid = OrderedDict((k, v) for k, v in coords.items() if k != "variable")
+        flat, own = convert_multidim_to_singledim(grid)
+        coordinates.update(found for key in (*flat, *own) for found in (key, f"{key}_{name}"))
     seen: dict[str, str] = {}
     for name, coords in diagnostics.items():
+        if why := _kept(name, coordinates):
+            raise ConfigError(f"diagnostic.{name}: {why}; give the diagnostic another name")
         for variable in map(str, coords["variable"]):
+            if why := _kept(variable, coordinates):
+                raise ConfigError(
+                    f"{name} makes the variable {variable}: {why}; give it another name by "
+                    f"diagnostic.{name}.rename"
+                )
             if variable in seen:
                 raise ConfigError(
                     f"{seen[variable]} and {name} both make the variable {variable}: rename one, "
                     f"such as diagnostic.{name}.rename={{{variable}: {variable}_{name}}}"
                 )
             seen[variable] = name
+
+
+def _kept(name: str, coordinates: Collection[str] = ()) -> str:
+    """Why a name is the store's own; empty if it is not."""
+    if name in _COORD_ATTRIBUTES or name == "variable" or name in coordinates:
+        return f"{name} is a coordinate of the store"
+    if name.endswith(mark("")):
+        return f"names that end in {mark('')} tell which steps of a diagnostic are complete"
+    return ""
 
 
 def step_bytes(coords: Coords, leading: int) -> int:

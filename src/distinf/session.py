@@ -39,6 +39,7 @@ class Session:
         alike: Mapping[str, Any] | None,
     ) -> None:
         self._deadline = time.monotonic() + runtime.start_timeout
+        nproc = _own_nproc(runtime, nproc)
         place = launch.find_place()
         launch.leave_if_superfluous(place)
         _check_launch(runtime, place, nproc)
@@ -233,6 +234,16 @@ class Session:
             self._own.stop(patience)
 
 
+def _own_nproc(runtime: Runtime, nproc: int | None) -> int | None:
+    """Ranks to start where no launcher did, however they were asked for; None: none."""
+    if None not in (nproc, runtime.nproc) and nproc != runtime.nproc:
+        raise ConfigError(
+            f"session(nproc={nproc}) and Runtime(nproc={runtime.nproc}) contradict each other: "
+            "give one of them"
+        )
+    return runtime.nproc if nproc is None else nproc
+
+
 def _check_launch(runtime: Runtime, place: launch.Place | None, nproc: int | None) -> None:
     """Refuse what this rank can tell to be wrong by itself, before torch is imported."""
     ranks = place.world_size if place is not None else nproc or 1
@@ -262,7 +273,8 @@ def open_session(
     runtime : Runtime | None, optional
         Options, by default `Runtime()`.
     nproc : int | None, optional
-        Ranks to start on this machine when no launcher started any, by default None: none.
+        Ranks to start on this machine when no launcher started any, by default None:
+        ``runtime.nproc``, and where that is None, too, none.
     meanwhile, alike : Callable[[], None] | None, Mapping[str, Any] | None, optional
         As in :func:`session`.
 
@@ -273,6 +285,8 @@ def open_session(
 
     Raises
     ------
+    ConfigError
+        If ``nproc`` and ``runtime.nproc`` differ.
     SessionError
         If one is open already, or the ranks did not find each other in time.
     """
@@ -323,9 +337,10 @@ def session(
     runtime : Runtime | None, optional
         Options, by default `Runtime()`.
     nproc : int | None, optional
-        Ranks to start on this machine when no launcher started any, by default None: none, so
-        that everything runs in this process. Those ranks import the calling script afresh,
-        which therefore needs ``if __name__ == "__main__":``.
+        Ranks to start on this machine when no launcher started any, by default None:
+        ``runtime.nproc``, and where that is None, too, none, so that everything runs in this
+        process. Those ranks import the calling script afresh, which therefore needs
+        ``if __name__ == "__main__":``.
     meanwhile : Callable[[], None] | None, optional
         Called on the driver while the other ranks start, for checks that may end the run: what
         it raises ends all ranks.
@@ -339,6 +354,8 @@ def session(
 
     Raises
     ------
+    ConfigError
+        If ``nproc`` and ``runtime.nproc`` differ.
     SessionError
         If the ranks did not find each other in time, or the driver is gone.
     """

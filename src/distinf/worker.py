@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from distinf.copying import copy
-from distinf.nonfinite import count_nonfinite, is_finite
+from distinf.nonfinite import Rule, Watched, count_nonfinite, is_finite
 from distinf.transport.contract import Call, Failure, Reply, map_tensors, owned, tensors_of
 from distinf.transport.cuda import Cuda
 from distinf.transport.streams import Lane
@@ -22,6 +22,7 @@ from distinf.transport.streams import Lane
 __all__ = ["Later", "Worker", "forward_of"]
 
 Allocate = Callable[[torch.Tensor], torch.Tensor | None]
+Found = list[tuple[Rule, torch.Tensor]]
 
 # Optional methods of a model that the driver asks for.
 _ASKED = ("input_coords", "output_coords", "variable_attributes")
@@ -54,7 +55,8 @@ class Worker:
         Where models and the tensors of their calls live.
     nonfinite : str, optional
         What NaN or an infinite value in a result of ``forward`` is: ``"allow"``, by default,
-        nothing; ``"warn"`` counts them in the reply; ``"fail"`` makes it an error of the model.
+        nothing; ``"warn"`` counts them in the reply; ``"fail"`` makes it an error of the model. A
+        model that returns `distinf.nonfinite.Watched` has rules of its own.
     lane : Lane | None, optional
         Stream of the GPU on which the models run, by default None: its default stream.
 
@@ -73,7 +75,7 @@ class Worker:
         nonfinite: str = "allow",
         lane: Lane | None = None,
     ) -> None:
-        self._nonfinite = nonfinite
+        self._rule = Rule(nonfinite)
         self._lane = lane or (Lane(Cuda(device)) if device.type == "cuda" else None)
         self._stuck: list[Call] = []
         self.results_stay = False
@@ -103,7 +105,7 @@ class Worker:
         """
         value, failure, nonfinite, unusable = None, None, 0, False
         then: Callable[[Any], Any] | None = None
-        unseen: list[torch.Tensor] = []
+        unseen: Found = []
         with self._turn:
             started = time.time()
             try:
@@ -111,11 +113,12 @@ class Worker:
                     result = self._do(call)
                     if isinstance(result, Later):
                         result, then = result.value, result.then
+                    rule = self._rule if call.method == "__forward__" else Rule("allow")
                     if self._lane is not None:  # quicker than on the host
-                        nonfinite = self._check(call, tensors_of(result))
+                        nonfinite = _check(_tensors(result, rule))
                     stays = self.results_stay and call.method == "__forward__" and then is None
                     allocate = allocate if then is None else None
-                    value = self._leave(result, stays, allocate, unseen)
+                    value = self._leave(result, rule, stays, allocate, unseen)
                     del result
             # Even SystemExit: a model must not take its rank away.
             except BaseException as error:
@@ -130,22 +133,11 @@ class Worker:
         if failure is None:
             try:  # while the next call computes
                 if self._lane is None:
-                    nonfinite = self._check(call, unseen)
+                    nonfinite = _check(unseen)
                 value = value if then is None else then(value)
             except BaseException as error:
                 value, failure = None, self._failure(call, error)
         return Reply(value, failure, self.rank, self.host, started, ended, nonfinite, unusable)
-
-    def _check(self, call: Call, tensors: list[torch.Tensor]) -> int:
-        """Count the values that are NaN or infinite, where somebody wants to know."""
-        if call.method != "__forward__" or self._nonfinite == "allow":
-            return 0
-        nonfinite = sum(map(count_nonfinite, tensors))
-        if nonfinite and self._nonfinite == "fail":
-            raise FloatingPointError(
-                f"{nonfinite} values of the result are NaN or infinite (runtime.nonfinite=fail)"
-            )
-        return nonfinite
 
     def _failure(self, call: Call, error: BaseException) -> Failure:
         return Failure(
@@ -161,22 +153,31 @@ class Worker:
     def _leave(
         self,
         result: Any,
+        rule: Rule,
         stays: bool,
         allocate: Allocate | None,
-        unseen: list[torch.Tensor],
+        unseen: Found,
     ) -> Any:
         """Take a result away from the model; all of the call's work is done then.
 
         ``unseen`` gets the tensors in host memory that may have values that are not finite.
         """
+        if isinstance(result, Watched):
+            if self._lane is not None:
+                return self._leave(result.value, rule, stays, allocate, unseen)
+            return {
+                name: self._leave(part, own, stays, allocate, unseen)
+                for name, part, own in result.parts(rule)
+            }
         if self._lane is not None:
             return self._lane.keep(result) if stays else self._lane.to_host(result, allocate)
 
         def leave(tensor: torch.Tensor) -> torch.Tensor:
             place = None if allocate is None else allocate(tensor)
             if place is None:
-                unseen.append(owned(tensor))
-                return unseen[-1]
+                place = owned(tensor)
+                unseen.append((rule, place))
+                return place
             finite = True
 
             def look(part: torch.Tensor) -> None:
@@ -184,9 +185,9 @@ class Worker:
                 if not is_finite(part):  # no thread takes back what another one found
                     finite = False
 
-            copy(tensor.detach(), place, None if self._nonfinite == "allow" else look)
+            copy(tensor.detach(), place, None if rule.mode == "allow" else look)
             if not finite:
-                unseen.append(place)
+                unseen.append((rule, place))
             return place
 
         return map_tensors(result, leave)
@@ -221,6 +222,27 @@ class Worker:
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device) if self._lane is None else self._lane.take(tensor)
+
+
+def _tensors(result: Any, rule: Rule) -> Found:
+    """List the tensors of a result, each with what holds for it."""
+    if isinstance(result, Watched):
+        return [found for _, part, own in result.parts(rule) for found in _tensors(part, own)]
+    return [(rule, tensor) for tensor in tensors_of(result)]
+
+
+def _check(found: Found) -> int:
+    """Count the values that are NaN or infinite, where somebody wants to know."""
+    counts: dict[Rule, int] = {}
+    for rule, tensor in found:
+        if rule.mode != "allow":
+            counts[rule] = counts.get(rule, 0) + count_nonfinite(tensor)
+    for rule, count in counts.items():
+        if count and rule.mode == "fail":
+            raise FloatingPointError(
+                f"{count} values of the result are NaN or infinite ({rule.key}=fail)"
+            )
+    return sum(counts.values())
 
 
 def _text_of(error: BaseException) -> str:

@@ -133,6 +133,17 @@ def test_variables_that_contradict_one_another(launch, given, words):
     assert all(word in outcome.err for word in words)
 
 
+def test_a_variable_that_no_rank_can_read_is_told_once(launch):
+    """By whom is known although the launch is not."""
+    began = time.monotonic()
+    world = ["WORLD_SIZE=3", "MASTER_ADDR=localhost", "MASTER_PORT=1", "LOCAL_WORLD_SIZE=three"]
+    outcomes = launch(*(["env", *world, f"RANK={rank}", *python_main()] for rank in range(3)))
+    assert time.monotonic() - began < 40  # 10 s are promised; they take some to start
+    assert [outcome.status for outcome in outcomes] == [1, 1, 1]
+    assert "LOCAL_WORLD_SIZE=three: must be a whole number" in outcomes[0].err
+    assert [outcome.err.count("distinf: error:") for outcome in outcomes] == [1, 0, 0]
+
+
 def test_an_interface_that_does_not_exist(launch):
     outcome = launch(python_main("runtime.interface=eht0"))
     assert outcome.status == 1

@@ -3,7 +3,13 @@
 import pytest
 
 from distinf.errors import ConfigError
-from distinf.launch import default_nproc, find_place, lets_survivors_live, likely_cause
+from distinf.launch import (
+    default_nproc,
+    find_place,
+    lets_survivors_live,
+    likely_cause,
+    tells_errors,
+)
 from distinf.slurm_variables import expand_hosts, tasks_per_node
 
 MPIRUN = {
@@ -187,3 +193,75 @@ def test_slurm_s_short_form_of_tasks():
 )
 def test_which_launchers_let_survivors_live(env, live):
     assert lets_survivors_live(find_place(env), env) is live
+
+
+def launched(kind, size=3):
+    """Environments of all ranks of a launch on one node."""
+    ranks = [str(rank) for rank in range(size)]
+    if kind == "openmpi":
+        shared = {**MPIRUN, "OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "3"}
+        names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
+    elif kind == "slurm":
+        shared = {**STEP, "SLURM_STEP_NUM_NODES": "1", "SLURM_NODEID": "0"}
+        names = ("SLURM_PROCID", "SLURM_LOCALID")
+    else:
+        shared = {**HERE, "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}
+        shared |= {"TORCHELASTIC_RUN_ID": "a"} if kind == "torchrun" else {}
+        names = ("RANK", "LOCAL_RANK")
+    return [{**shared, **dict.fromkeys(names, rank)} for rank in ranks]
+
+
+LAUNCHES = ("openmpi", "slurm", "torchrun", "environment")
+
+
+def tellers(ranks):
+    return [rank for rank, env in enumerate(ranks) if tells_errors(env)]
+
+
+@pytest.mark.parametrize("kind", LAUNCHES)
+def test_one_rank_tells_an_error(kind):
+    assert tellers(launched(kind)) == [0]
+
+
+@pytest.mark.parametrize("around", [{}, BATCH], ids=["alone", "in a batch script"])
+@pytest.mark.parametrize("wrong", ["x", "-1", "", "9", None])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, name) for kind in LAUNCHES for name in sorted(launched(kind)[0])],
+)
+def test_a_wrong_variable_of_all_ranks_is_told_once(kind, name, wrong, around):
+    ranks = [{**(around if kind != "slurm" else {}), **env} for env in launched(kind)]
+    for env in ranks:
+        env[name] = wrong
+        if wrong is None:
+            del env[name]
+    one = name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK") and wrong == "9"
+    if all(refused(env) for env in ranks):
+        # Each alone may have a number that cannot be.
+        assert tellers(ranks) == ([0, 1, 2] if one else [0])
+
+
+def refused(env):
+    try:
+        find_place(env)
+    except ConfigError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("kind", LAUNCHES)
+def test_a_rank_whose_own_variables_are_wrong_tells_so_itself(kind):
+    """Rank 0 waits for it, and does not know why it does not come."""
+    ranks = launched(kind)
+    for name in ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"):
+        if name in ranks[2]:
+            ranks[2][name] = "3"
+    assert refused(ranks[2])
+    assert tellers(ranks) == [0, 2]
+
+
+def test_ranks_of_several_nodes_that_take_their_number_for_the_one_on_the_node():
+    on_two = {**HERE, "MASTER_ADDR": "gpu07", "LOCAL_WORLD_SIZE": "1"}
+    ranks = [{**on_two, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    assert [refused(env) for env in ranks] == [False, True]
+    assert tells_errors(ranks[1])

@@ -176,6 +176,26 @@ def test_two_diagnostics_of_one_variable_are_refused(path):
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("lat", "lon", "time", "lead_time", "ensemble", "variable", "x_complete", "rain_complete"),
+        *("lat_wind", "lon_wind", "ilat", "ilon_wind"),
+    ],
+)
+def test_a_name_that_the_store_needs_itself_is_refused(path, name):
+    """As that of a variable, or of a diagnostic; those of its coordinates are the grids'."""
+    for diagnostics in (
+        {"rain": grid("tp", name), "wind": curvilinear("gust")},
+        {"rain": grid("tp"), "wind": curvilinear(name)},
+        {name: grid("tp"), "wind": curvilinear("gust")},
+    ):
+        with pytest.raises(ConfigError, match=rf"\b{name}: .*(coordinate|complete).*another name"):
+            open_store(path, diagnostics=diagnostics)
+        assert not path.exists()
+    open_store(path, diagnostics={"rain": grid("tp", "gust_lat"), "of_lat": grid("gust")}).close()
+
+
 @pytest.mark.parametrize("other", [grid("gust", nlat=3), curvilinear("gust")])
 def test_two_diagnostics_on_different_grids_have_dimensions_each(path, other):
     both = {"rain": grid("tp"), "wind": other}

@@ -79,6 +79,10 @@ def test_one_process_shares_itself():
 def test_a_placement_is_told_from_the_models_settings():
     placement, rest = split({"workers": 2, "rename": None, "levels": [850]}, "diagnostic.a")
     assert (placement, rest) == (Placement(workers=2), {"levels": [850]})
-    for wrong in ({"workers": 0}, {"workers": True}, {"after": ["b"]}, {"rename": {"tp": 1}}):
+    assert split({"nonfinite": "allow"}, "diagnostic.a") == (Placement(nonfinite="allow"), {})
+    for wrong in (
+        *({"workers": 0}, {"workers": True}, {"after": ["b"]}, {"rename": {"tp": 1}}),
+        *({"nonfinite": "never"}, {"nonfinite": False}),
+    ):
         with pytest.raises(ConfigError, match=rf"diagnostic\.a\.{next(iter(wrong))}="):
             split(wrong, "diagnostic.a")

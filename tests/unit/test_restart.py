@@ -15,6 +15,7 @@ from distinf.forecast import forecasts
 from distinf.options import Output
 from distinf.output import ForecastStore
 from distinf.restart import RestartStates, is_restartable
+from distinf.seeds import generators
 from tests.unit.test_forecast import GRID, STEP, TIMES, Days, Doubling
 
 NSTEPS = 12
@@ -132,6 +133,57 @@ def test_a_damaged_state_is_passed_over(tmp_path, whole, caplog):
     assert again[0][1] in (0, 3)
     assert "step6.npz is damaged" in caplog.text
     np.testing.assert_array_equal(values(path), whole)
+
+
+def saved(path, save):
+    """Save a state of step 1 in a store that has reached it, and read it from the newest one."""
+    block = Block(TIMES[:1], None, NSTEPS)
+    with open_store(path) as store:
+        for lead in LEADS[:2]:
+            step = OrderedDict(STATE, lead_time=np.array([lead]))
+            store.write("same", done(torch.zeros(1, 1, 1, 3, 4), step))
+        while store.marks.incomplete(block.times, None)[0] < 2:
+            store.check()
+        restart = RestartStates(store.destination, 1, store.marks)
+        save(restart, block, OrderedDict(STATE, lead_time=LEADS[1:2]))
+        return restart.newest(block)
+
+
+DTYPES = [
+    *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.int16),
+    *(torch.bool, torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_state_of_any_dtype_comes_back_bit_for_bit(tmp_path, dtype):
+    raw = torch.arange(1 * 1 * 1 * 4 * 3 * dtype.itemsize, dtype=torch.uint8) * 37
+    raw = raw % 2 if dtype == torch.bool else raw
+    x = raw.view(dtype).reshape(1, 1, 1, 4, 3).transpose(-1, -2)
+
+    def save(restart, block, coords):
+        restart.offer(block, 1, x, coords)
+        restart.finish(block)
+
+    state = saved(tmp_path / "f.zarr", save)
+    assert (state.step, state.x.dtype, state.x.shape) == (1, dtype, (1, 1, 1, 3, 4))
+    back = state.x.transpose(-1, -2).contiguous().reshape(-1).view(torch.uint8)
+    assert torch.equal(back, raw)
+    assert set(state.generators) == {"python", "numpy", "torch"}
+
+
+def test_a_state_that_an_earlier_version_saved_is_read(tmp_path):
+    folder = tmp_path / "f.zarr" / ".distinf.restart"
+    x = torch.arange(12.0).reshape(1, 1, 1, 3, 4)
+
+    def save(restart, block, coords):
+        folder.mkdir()
+        coords = {f"coord {key}": values for key, values in coords.items()}
+        np.savez(folder / "2023-06-01T000000_step1.npz", x=x.numpy(), **generators(), **coords)
+
+    state = saved(tmp_path / "f.zarr", save)
+    assert torch.equal(state.x, x)
+    assert list(state.coords) == list(STATE)
 
 
 class SeveralLeads(Doubling):

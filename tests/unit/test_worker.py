@@ -1,6 +1,7 @@
 """Worker: every outcome of a call comes back as an envelope."""
 
 import pickle
+import re
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from distinf.nonfinite import Rule, Watched
 from distinf.transport import Call, Reply
+from distinf.transport.streams import Lane
 from distinf.worker import Later, Worker
+from tests.unit.simulated_gpu import SimulatedGpu
 
 
 class Unpicklable(Exception):
@@ -281,3 +285,57 @@ def test_nan_in_a_result_can_be_an_error():
     reply = worker.run(Call(0, "__forward__", "", (x,)), torch.empty_like)
     assert reply.value is None
     assert "1 values of the result are NaN or infinite" in reply.failure.message
+
+
+class Land:
+    """Two results, of which the first is NaN over land; it may do more with them."""
+
+    def __init__(self, rules, land=3, ocean=2):
+        self.rules = {name: Rule(mode, f"{name}.nonfinite") for name, mode in rules.items()}
+        self.nan = {"land": land, "ocean": ocean}
+        self.given = None
+
+    def forward(self, later):
+        values = {name: (torch.arange(5.0), "coords") for name in self.nan}
+        for name, count in self.nan.items():
+            values[name][0][:count] = torch.nan
+        result = Watched(values, self.rules)
+        return Later(result, self.then) if later else result
+
+    def then(self, value):
+        self.given = value
+        return list(value)
+
+    def was_given(self):
+        return self.given is not None
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("where", ["host", "shared memory", "gpu"])
+@pytest.mark.parametrize(
+    ("of_all", "rules", "counted", "failed"),
+    [
+        ("fail", {"land": "allow"}, None, "2 values .* \\(runtime.nonfinite=fail\\)"),
+        ("allow", {"ocean": "fail"}, None, "2 values .* \\(ocean.nonfinite=fail\\)"),
+        ("warn", {"land": "allow"}, 2, None),
+        ("allow", {"land": "warn"}, 3, None),
+        ("fail", {"land": "allow", "ocean": "warn"}, 2, None),
+        ("fail", {"land": "allow", "ocean": "allow"}, 0, None),
+        ("warn", {}, 5, None),
+    ],
+)
+def test_each_part_of_a_result_has_its_own_rule(of_all, rules, counted, failed, where, later):
+    lane = Lane(SimulatedGpu()) if where == "gpu" else None
+    worker = Worker(1, torch.device("cpu"), of_all, lane)
+    build(worker, Land, rules)
+    allocate = torch.empty_like if where == "shared memory" else None
+    reply = worker.run(Call(0, "__forward__", "", (later,)), allocate)
+    if failed:
+        assert re.match(failed, reply.failure.message)
+        assert not worker.run(Call(0, "was_given")).value
+        return
+    assert reply.failure is None
+    assert reply.nonfinite == counted
+    names = ["land", "ocean"]
+    assert reply.value == names if later else list(reply.value) == names
+    assert worker.run(Call(0, "was_given")).value is later

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,23 @@ from distinf.errors import ConfigError
 from distinf.models.balance import balanced_geopotential
 from distinf.models.source import Names, Times, source_array
 from distinf.models.sphere import GRAVITY, Array, SphereGrid, regular_grid
+from distinf.parameters import parse_interval
+
+log = logging.getLogger("distinf")
 
 _NAMES = {
     "eastward_wind": ("u", "uwnd", "ua", "U", "u_wind", "u_component_of_wind"),
     "northward_wind": ("v", "vwnd", "va", "V", "v_wind", "v_component_of_wind"),
 }
+_TIMES = ("time", "valid_time")
+_LEVELS = ("level", "lev", "plev", "pressure_level", "isobaricInhPa", "isobaricInPa", "pressure")
+_FACTORS = {  # of units, to hPa
+    **dict.fromkeys(("hpa", "hectopascal", "hectopascals"), 1.0),
+    **dict.fromkeys(("mb", "mbar", "millibar", "millibars"), 1.0),
+    **dict.fromkeys(("pa", "pascal", "pascals"), 0.01),
+    "kpa": 10.0,
+}
+_LISTED = 12  # times that a message shows
 _METRES_PER_SECOND = ("m s-1", "m/s", "m s**-1", "m s^-1", "meters/second", "m.s-1")
 
 
@@ -39,11 +52,12 @@ class NetCDFWinds:
     paths : str or list of str
         Files that hold u and v on one regular global latitude-longitude grid.
     level : float, optional
-        Which of several levels, in the file's units.
+        Which level, in the file's units; the file must have it, as a dimension or as a scalar
+        coordinate. By default the only one.
     month : int, optional
         Which calendar month (1 to 12), averaged over all of the file's times in it, whatever time
-        is asked for. Without it a file with one time serves every request; of several times the
-        nearest is taken, if they cover the request.
+        is asked for. Without it the files must have the time that is asked for; files without
+        times serve every request.
     nlat, nlon : int, optional
         Rows from 90 to -90 degrees with both poles, and columns eastward from 0, of the result.
     name_level : int, optional
@@ -52,12 +66,16 @@ class NetCDFWinds:
         Mean depth of the layer in m.
     divergent : bool, optional
         Whether to keep the wind's divergent part; the geopotential is not balanced against it.
+    time_tolerance : str, optional
+        How far the nearest of the files' times may lie from the one that is asked for, such as
+        ``"3h"``, by default None: they must be the same.
 
     Raises
     ------
     ConfigError
-        If a file cannot be opened, holds no u or v in m s-1 on a regular global grid, or holds
-        several levels of which none was chosen; names the file and what would be right.
+        If a file cannot be opened, holds no u or v in m s-1 on a regular global grid, holds
+        several levels of which none was chosen, not the level that was, or one in hPa that is not
+        ``name_level``; names the file and what would be right.
     """
 
     weight_free = True
@@ -72,19 +90,28 @@ class NetCDFWinds:
         name_level: int = 850,
         mean_depth: float = 10e3,
         divergent: bool = False,
+        time_tolerance: str | None = None,
     ) -> None:
         self._paths = [str(path) for path in ([paths] if isinstance(paths, str) else paths)]
         if not self._paths:
             raise ConfigError("data.paths is empty: name one file or several")
         if month is not None and month not in range(1, 13):
             raise ConfigError(f"data.month={month}: must be 1 to 12")
+        if level is not None and (isinstance(level, bool) or not isinstance(level, int | float)):
+            raise ConfigError(f"data.level={level}: must be a number, in the file's units, or null")
         self._level, self._month, self._divergent = level, month, divergent
+        self._name_level = name_level
+        self._tolerance: np.timedelta64 = np.timedelta64(0, "ns")
+        if time_tolerance is not None:
+            self._tolerance = parse_interval(time_tolerance, "data.time_tolerance")
+        self._warning: str | None = None
         self._mean = mean_depth * GRAVITY
         self._lat, self._lon = regular_grid(nlat, nlon)
         self._variables = [f"u{name_level}", f"v{name_level}", f"z{name_level}"]
         files = [(path, _open(path)) for path in self._paths]
-        self._u = self._prepare(*_find(files, "eastward_wind"))
-        self._v = self._prepare(*_find(files, "northward_wind"))
+        self._u, level_of_u = self._prepare(*_find(files, "eastward_wind"))
+        self._v, level_of_v = self._prepare(*_find(files, "northward_wind"))
+        self._check_level(level_of_u, level_of_v)
         for dim in ("lat", "lon"):
             if not np.array_equal(self._u[dim].values, self._v[dim].values):
                 raise ConfigError(f"{', '.join(self._paths)}: u and v are on different grids")
@@ -99,7 +126,7 @@ class NetCDFWinds:
         Parameters
         ----------
         time : datetime, list of datetime, numpy.ndarray
-            Times (UTC) that the files cover, or any if they hold one time or a month was chosen.
+            Times (UTC) that the files have, or any if they have none or a month was chosen.
         variable : str, list of str, numpy.ndarray
             Some of ``u{level}``, ``v{level}`` (m s-1) and ``z{level}`` (geopotential, m2 s-2).
 
@@ -111,7 +138,7 @@ class NetCDFWinds:
         Raises
         ------
         ConfigError
-            If the files do not cover a time, or hold missing values there.
+            If the files do not have a time, or hold missing values there.
         ValueError
             If a variable is unknown.
         """
@@ -122,19 +149,24 @@ class NetCDFWinds:
         return self(time, variable)
 
     def check_time(self, time: np.datetime64) -> None:
-        """Raise `ConfigError` if the files do not cover a time; reads no data."""
-        self._at(self._u, time)
+        """Raise `ConfigError` if the files do not have a time; reads no data."""
+        self._both(time)
 
-    def _prepare(self, path: str, wind: xr.DataArray) -> xr.DataArray:
-        """Name the dims lat, lon and time; choose the level."""
+    def _prepare(self, path: str, wind: xr.DataArray) -> tuple[xr.DataArray, list[float]]:
+        """Name the dims lat, lon and time; choose the level, and tell it in hPa.
+
+        Two values where it has no units, none where it is no pressure.
+        """
         units = wind.attrs.get("units", "")
         if units.strip() not in _METRES_PER_SECOND:
             raise ConfigError(f"{path}: {wind.name} has units {units!r}; m s-1 is needed")
+        if (one := _scalar(wind, "time", _TIMES)) is not None and _has_times(wind[one]):
+            wind = wind.expand_dims(one)
         names = {}
         for ours, cf, common in (
             ("lat", "latitude", ("lat", "latitude", "y")),
             ("lon", "longitude", ("lon", "longitude", "x")),
-            ("time", "time", ("time", "valid_time")),
+            ("time", "time", _TIMES),
         ):
             found = _coordinate(wind, cf, common)
             if found is not None:
@@ -144,21 +176,81 @@ class NetCDFWinds:
                     f"{path}: {wind.name} has no one-dimensional {cf}; its dimensions are "
                     f"{', '.join(map(str, wind.dims))}"
                 )
-        wind = wind.rename({name: ours for name, ours in names.items() if name != ours})
-        for dim in [d for d in wind.dims if d not in ("lat", "lon", "time")]:
-            wind = self._choose(path, wind, str(dim))
-        return wind.transpose(..., "lat", "lon")
+        hidden = [ours for name, ours in names.items() if name != ours and ours in wind.coords]
+        wind = wind.drop_vars(hidden).rename(
+            {name: ours for name, ours in names.items() if name != ours}
+        )
+        if "time" in wind.dims and not _has_times(wind["time"]):
+            raise ConfigError(
+                f"{path}: the times of {wind.name} have no units, such as hours since 1970-01-01"
+            )
+        others = [str(d) for d in wind.dims if d not in ("lat", "lon", "time")]
+        dim, one = _coordinate(wind, "vertical", _LEVELS), _scalar(wind, "vertical", _LEVELS)
+        is_level = dim is not None or one is not None
+        if (
+            not is_level
+            and len(others) == 1
+            and (wind.sizes[others[0]] > 1 or self._level is not None)
+        ):
+            dim = others[0]
+        for other in others:
+            if other != dim and wind.sizes[other] > 1:
+                raise ConfigError(f"{path}: {wind.name} has several {other}: leave one in the file")
+        wind = wind.squeeze([other for other in others if other != dim])
+        if dim is not None:
+            wind = self._choose(path, wind, dim)
+            one = dim if dim in wind.coords else None
+        elif self._level is not None:
+            has = [] if one is None else [float(wind[one])]
+            if not np.any(np.isclose(has, self._level)):
+                there = "has no level" if one is None else f"is at {one} {has[0]:g} alone"
+                raise ConfigError(
+                    f"{path}: data.level={self._level:g}: {wind.name} {there}; set data.level=null"
+                )
+        pressures = [] if one is None else _hectopascals(wind[one], is_level)
+        return wind.drop_vars(one or []).transpose(..., "lat", "lon"), pressures
 
     def _choose(self, path: str, wind: xr.DataArray, dim: str) -> xr.DataArray:
         values = wind[dim].values
         if values.size == 1 and self._level is None:
-            return wind.squeeze(dim, drop=True)
+            return wind.squeeze(dim)
         if self._level is None or not np.any(np.isclose(values.astype(float), self._level)):
             given = "" if self._level is None else f", not {self._level:g}"
             raise ConfigError(
                 f"{path}: choose data.level from {dim} {', '.join(map(str, values))}{given}"
             )
-        return wind.isel({dim: int(np.abs(values.astype(float) - self._level).argmin())}, drop=True)
+        return wind.isel({dim: int(np.abs(values.astype(float) - self._level).argmin())})
+
+    def _check_level(self, of_u: list[float], of_v: list[float]) -> None:
+        """Refuse a level whose name would be another one's."""
+        paths = ", ".join(self._paths)
+        if of_u and of_v and not np.any(np.isclose(np.array(of_u)[:, None], of_v)):
+            raise ConfigError(f"{paths}: u is at {of_u[0]:g} hPa, but v at {of_v[0]:g} hPa")
+        pressures = of_u or of_v
+        if not pressures or np.any(np.isclose(pressures, self._name_level)):
+            return
+        label = (
+            f"labelled {self._variables[0]} (data.name_level={self._name_level}, which is "
+            "prognostic.level by default)"
+        )
+        right = f"set prognostic.level={pressures[0]:g}"
+        if self._level is not None:
+            raise ConfigError(
+                f"{paths}: data.level={self._level:g} is {pressures[0]:g} hPa, but would be "
+                f"{label}: {right}, or choose another level"
+            )
+        self._warning = f"{paths}: the wind at {pressures[0]:g} hPa is {label}: {right}"
+
+    def _both(self, time: np.datetime64) -> list[xr.DataArray]:
+        """Choose u and v at one and the same of the files' times."""
+        both = [self._at(self._u, time), self._at(self._v, time)]
+        taken = [str(wind["time"].values)[:16] for wind in both if "time" in wind.coords]
+        if len(set(taken)) > 1:
+            raise ConfigError(
+                f"{', '.join(self._paths)}: next to {str(time)[:16]}, u is at {taken[0]}, but v at "
+                f"{taken[1]}: choose a smaller data.time_tolerance, or a time that both have"
+            )
+        return both
 
     def _at(self, wind: xr.DataArray, time: np.datetime64) -> xr.DataArray:
         if "time" not in wind.dims:
@@ -171,20 +263,32 @@ class NetCDFWinds:
                     f"it has the months {sorted(set(months.tolist()))}"
                 )
             return wind.isel(time=np.flatnonzero(months == self._month)).mean("time")
-        if wind.sizes["time"] == 1:
-            return wind.isel(time=0)
-        times = wind.time.values.astype("datetime64[ns]")
-        reach = np.abs(np.diff(times)).max() / 2
-        if not times.min() - reach <= time <= times.max() + reach:
+        if wind.time.dtype.kind != "M":
             raise ConfigError(
-                f"{', '.join(self._paths)} has times from {str(times.min())[:16]} to "
-                f"{str(times.max())[:16]}, but {str(time)[:16]} was asked for: choose another "
-                "parameters.time, or a calendar month by data.month"
+                f"{', '.join(self._paths)} has times of the calendar {wind.time.dt.calendar}: "
+                "choose a calendar month by data.month"
             )
-        return wind.isel(time=int(np.abs(times - time).argmin()))
+        # Microseconds reach further than what datetime64[ns] holds.
+        times = wind.time.values.astype("datetime64[us]")
+        distances = np.abs(times - time.astype("datetime64[us]"))
+        distances[np.isnat(distances)] = np.timedelta64(2**62, "us")
+        nearest = int(distances.argmin()) if times.size else 0
+        if times.size == 0 or distances[nearest] > self._tolerance:
+            shown = [text.removesuffix("T00:00") for text in np.datetime_as_string(times, unit="m")]
+            if len(shown) > _LISTED:
+                shown = [f"{len(shown)} from {min(shown)} to {max(shown)}, next {shown[nearest]}"]
+            raise ConfigError(
+                f"{', '.join(self._paths)} has no time {str(time)[:16]}; its times are "
+                f"{', '.join(shown)}: choose one of them by parameters.time, the nearest by "
+                "data.time_tolerance, such as 3h, or a calendar month by data.month"
+            )
+        return wind.isel(time=nearest)
 
     def _fields(self, time: np.datetime64) -> Array:
-        wind = np.stack([self._at(self._u, time).values, self._at(self._v, time).values])
+        if self._warning is not None:  # once
+            log.warning(self._warning)
+            self._warning = None
+        wind = np.stack([wind.values for wind in self._both(time)])
         if not np.isfinite(wind).all():
             raise ConfigError(f"{', '.join(self._paths)}: missing values in the wind at {time}")
         u, v = self._regrid(torch.from_numpy(wind.astype(np.float64)))
@@ -241,3 +345,25 @@ def _coordinate(wind: xr.DataArray, cf: str, common: Sequence[str]) -> str | Non
     """Name of the dimension that is this coordinate, by CF attributes, else by common names."""
     found: list[Any] = list(wind.cf.coordinates.get(cf, []))
     return next((str(name) for name in [*found, *common] if name in wind.dims), None)
+
+
+def _scalar(wind: xr.DataArray, cf: str, common: Sequence[str]) -> str | None:
+    """Name of the coordinate of one value that is this one, where no dimension is."""
+    if _coordinate(wind, cf, common) is not None:
+        return None
+    found: list[Any] = list(wind.cf.coordinates.get(cf, []))
+    scalars = [str(name) for name, values in wind.coords.items() if values.ndim == 0]
+    return next((str(name) for name in [*found, *common] if name in scalars), None)
+
+
+def _has_times(values: xr.DataArray) -> bool:
+    """Whether xarray has made times of a coordinate, of numpy's or of another calendar."""
+    return values.dtype.kind == "M" or all(hasattr(v, "calendar") for v in values.values.flat)
+
+
+def _hectopascals(level: xr.DataArray, is_level: bool) -> list[float]:
+    """Give a level in hPa; one without units may be in hPa or in Pa."""
+    units = str(level.attrs.get("units", "")).strip().lower()
+    if units in _FACTORS:
+        return [float(level) * _FACTORS[units]]
+    return [float(level), float(level) / 100] if is_level and not units else []

@@ -1,0 +1,87 @@
+"""What a config alone tells to be wrong is refused before any model loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+import xarray as xr
+from omegaconf import DictConfig
+
+from distinf.errors import ConfigError
+from recipes.checks import check_models, check_structure
+
+CFG = Path(__file__).parents[2] / "cfg"
+SMALL = ("prognostic.nlat=33", "prognostic.nlon=64")
+
+
+def check(cfg: DictConfig) -> None:
+    check_structure(cfg)
+    check_models(cfg)
+
+
+def refusal(*overrides: str, config: str = "shallow_water") -> str:
+    with hydra.initialize_config_dir(str(CFG), version_base="1.3"):
+        cfg = hydra.compose(config, [*overrides])
+    with pytest.raises(ConfigError) as caught:
+        check(cfg)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["lat", "lead_time", "variable", "tp_complete"])
+def test_a_new_name_that_the_store_needs_itself(name: str) -> None:
+    """Also where only loading the model would tell more."""
+    said = refusal(f"diagnostic.precip_afno.rename={{tp: {name}}}", config="diagnostic")
+    assert said.startswith(f"diagnostic.precip_afno.rename={{tp: {name}}}: ")
+    assert said.endswith("choose another name")
+
+
+def test_a_diagnostic_with_a_name_that_the_store_needs_itself() -> None:
+    said = refusal("+diagnostic.wind_complete=${diagnostic.wind_decomposition}")
+    assert said.startswith("diagnostic.wind_complete: names that end in _complete")
+    said = refusal("+diagnostic.lon=${diagnostic.wind_decomposition}")
+    assert said.startswith("diagnostic.lon: lon is a coordinate of the store")
+
+
+@pytest.mark.parametrize(
+    ("given", "right"), [("20230601", "2023-06-01"), ("2023060106", "2023-06-01T06:00")]
+)
+def test_a_date_without_hyphens(given: str, right: str) -> None:
+    for override in (given, f"'{given}'", f"[{given}]"):
+        assert f"{given}: not a time" in (said := refusal(f"parameters.time={override}"))
+        assert f"write {right} (UTC)" in said
+    period = f"{{start: {given}, end: 2024-01-01, interval: 1d}}"
+    assert f"time.start={given}: not a time" in refusal(f"parameters.time={period}")
+
+
+def test_a_forecast_beyond_the_last_date() -> None:
+    said = refusal("parameters.time=2262-04-11", "parameters.nsteps=4", *SMALL)
+    assert said.startswith("parameters.nsteps=4: ")
+    assert said.endswith("at most 3 steps are possible")
+    assert "parameters.nsteps=1000000000: " in refusal("parameters.nsteps=1000000000", *SMALL)
+
+
+def test_winds_of_another_level_or_time_than_asked_for(tmp_path: Path) -> None:
+    lat, lon = np.linspace(90, -90, 33), np.arange(64) * 5.625
+    wind = xr.DataArray(
+        np.zeros((2, 2, 33, 64)),
+        {"time": np.array(["2000-01-01", "2000-01-02"], "M8[ns]"), "lat": lat, "lon": lon}
+        | {"plev": ("plev", [85000.0, 50000.0], {"units": "Pa"})},
+        ("time", "plev", "lat", "lon"),
+        attrs={"units": "m s-1"},
+    )
+    xr.Dataset({"u": wind, "v": wind}).to_netcdf(tmp_path / "uv.nc")
+    netcdf = ("data=netcdf", f"data.paths={tmp_path}/uv.nc", *SMALL)
+    said = refusal(*netcdf, "data.level=50000")
+    assert "data.level=50000 is 500 hPa" in said
+    assert "prognostic.level=500" in said
+    said = refusal(*netcdf, "data.level=85000", "parameters.time=2000-01-01T03:00")
+    assert "no time 2000-01-01T03:00; its times are 2000-01-01, 2000-01-02: " in said
+    said = refusal(
+        *(*netcdf, "data.level=85000", "parameters.time=2000-01-01T03:00"),
+        *("data.time_tolerance=3h", "diagnostic.wind_decomposition.levels=[500]"),
+    )
+    assert "u500" in said  # all but this was right
