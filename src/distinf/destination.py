@@ -22,7 +22,7 @@ class Destination(Protocol):
         ...
 
     def is_store(self) -> bool:
-        """Whether what lies there is a Zarr store, or the beginning of one."""
+        """Whether what lies there is a store that distinf has made, its beginning, or nothing."""
         ...
 
     def is_created(self) -> bool:
@@ -31,6 +31,10 @@ class Destination(Protocol):
 
     def check(self) -> None:
         """Raise `StoreError` if nothing can be written there."""
+        ...
+
+    def check_replaceable(self) -> None:
+        """Raise `StoreError` if somebody has put more there than distinf has."""
         ...
 
     def hold(self) -> None:
@@ -42,7 +46,10 @@ class Destination(Protocol):
         ...
 
     def begin(self) -> None:
-        """Take away what lies there, and note that a store is being created."""
+        """Take away what lies there, and note that a store is being created.
+
+        Raises `StoreError` as `check_replaceable`.
+        """
         ...
 
     def created(self) -> None:
@@ -50,7 +57,10 @@ class Destination(Protocol):
         ...
 
     def is_there(self) -> bool:
-        """Whether the store that is being written is still there, as far as it costs nothing."""
+        """Whether the store that is being written is still there, as far as it costs nothing.
+
+        Raises `StoreError` if another run may hold it by now.
+        """
         ...
 
     def open(self) -> Store:
@@ -88,4 +98,7 @@ def find_destination(path: str | os.PathLike[str]) -> Destination:
     from distinf.objects import Objects
 
     text = os.fspath(path)
+    for local in ("file://", "local://"):
+        if text.startswith(local):
+            return Folder(Path(text.removeprefix(local)))
     return Objects(text) if "://" in text else Folder(Path(text))

@@ -11,7 +11,7 @@ from typing import Any
 
 from zarr.storage import LocalStore
 
-__all__ = ["DurableStore", "put"]
+__all__ = ["DurableStore", "put", "sync_folder"]
 
 
 class DurableStore(LocalStore):  # type: ignore[misc]
@@ -60,7 +60,7 @@ def put(path: Path, data: Any) -> None:
         beside.unlink(missing_ok=True)
         raise
     for folder in (path.parent, *changed):
-        _sync_folder(folder)
+        sync_folder(folder)
 
 
 def _make(folder: Path) -> list[Path]:
@@ -70,7 +70,7 @@ def _make(folder: Path) -> list[Path]:
     return [new.parent for new in changed]
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Return when what a folder lists would survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

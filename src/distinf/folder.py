@@ -12,9 +12,10 @@ from typing import Any
 import filelock
 from zarr.abc.store import Store
 
-from distinf.durable import DurableStore, put
+from distinf.durable import DurableStore, put, sync_folder
 from distinf.errors import StoreError
-from distinf.holder import CREATING, HOLDER, LOCK, held_by, this_process
+from distinf.holder import CONTENTS, CREATING, HOLDER, LOCK, held_by, this_process
+from distinf.origin import check_replaceable, contents, is_made_by_distinf
 
 __all__ = ["Folder"]
 
@@ -31,18 +32,15 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: Any = None
+        self._held: tuple[int, int] | None = None
 
     def there(self) -> bool:
-        """Whether anything lies there."""
-        return self.path.exists()
+        """Whether anything lies there, even a link that leads nowhere."""
+        return os.path.lexists(self.path)
 
     def is_store(self) -> bool:
-        """Whether it is a Zarr store, or the beginning of one."""
-        return self.path.is_dir() and (
-            (self.path / "zarr.json").exists()
-            or (self.path / CREATING).exists()
-            or all(name.startswith(LOCK) for name in os.listdir(self.path))
-        )
+        """Whether distinf has made it, or it is empty."""
+        return self.path.is_dir() and is_made_by_distinf(self)
 
     def is_created(self) -> bool:
         """Whether the store's metadata is whole."""
@@ -57,6 +55,10 @@ class Folder:
                 "first"
             )
 
+    def check_replaceable(self) -> None:
+        """Refuse a folder in which somebody keeps files of his own."""
+        check_replaceable(self, str(self.path))
+
     def hold(self) -> None:
         """Lock it; the operating system lets go of a dead run's lock."""
         self.path.mkdir(exist_ok=True)
@@ -69,7 +71,7 @@ class Folder:
             with contextlib.suppress(OSError, ValueError):  # not written yet
                 who = json.loads(holder.read_text())
             raise held_by(str(self.path), who) from None
-        self._lock = lock
+        self._lock, self._held = lock, self._lock_file()
         holder.write_text(json.dumps(this_process()))
 
     def release(self) -> None:
@@ -78,23 +80,22 @@ class Folder:
             self._lock.release()
 
     def begin(self) -> None:
-        """Take away what lies there, but the lock."""
-        (self.path / CREATING).touch()
-        for entry in self.path.iterdir():
-            if entry.name.startswith(LOCK):
-                continue
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+        """Take away what lies there, but the lock; last what tells that distinf has made it."""
+        self.check_replaceable()
+        put(self.path / CREATING, b"")
+        for name in sorted(self.names(""), key=lambda name: (name == "zarr.json", name)):
+            if not name.startswith(LOCK):
+                self.remove(name)
 
     def created(self) -> None:
         """Note that the store's metadata is whole."""
+        put(self.path / CONTENTS, contents(self.names("")))
         (self.path / CREATING).unlink()
+        sync_folder(self.path)
 
     def is_there(self) -> bool:
-        """Whether its metadata is there."""
-        return (self.path / "zarr.json").exists()
+        """Whether its metadata is there, and the lock that this run has."""
+        return (self.path / "zarr.json").exists() and self._held in (None, self._lock_file())
 
     def open(self) -> Store:
         """Return it as a Zarr store that syncs."""
@@ -107,7 +108,7 @@ class Folder:
 
     def names(self, folder: str) -> list[str]:
         """Names of the files in one of its folders."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return sorted(os.listdir(self.path / folder))
         return []
 
@@ -126,7 +127,14 @@ class Folder:
     def remove(self, name: str) -> None:
         """Remove a file or a folder."""
         path = self.path / name
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+    def _lock_file(self) -> tuple[int, int] | None:
+        """Return what tells the lock file from one that has taken its place."""
+        with contextlib.suppress(FileNotFoundError):
+            found = (self.path / LOCK).stat()
+            return found.st_dev, found.st_ino
+        return None

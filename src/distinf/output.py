@@ -71,15 +71,21 @@ def check_output(path: str | os.PathLike[str], mode: str) -> None:
     if not destination.there():
         return
     if mode == "create":
-        raise StoreError(
-            f"parameters.output_path={path} exists already. Choose another path, "
-            "output.mode=resume to continue it, or output.mode=overwrite to replace it"
-        )
+        raise _exists(path)
     if not destination.is_store():
         raise StoreError(
-            f"parameters.output_path={path} is no Zarr store, so output.mode={mode} does not "
-            "touch it; choose another path"
+            f"parameters.output_path={path} was not made by distinf, so output.mode={mode} does "
+            "not touch it; choose another path"
         )
+    if mode == "overwrite" or not destination.is_created():
+        destination.check_replaceable()
+
+
+def _exists(path: str | os.PathLike[str]) -> StoreError:
+    return StoreError(
+        f"parameters.output_path={path} exists already. Choose another path, "
+        "output.mode=resume to continue it, or output.mode=overwrite to replace it"
+    )
 
 
 def check_resume(path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
@@ -190,6 +196,8 @@ class ForecastStore:
             self._check_same(provenance)  # before anything is touched, the hold included
         self.destination.hold()
         try:
+            if output.mode == "create" and self.destination.is_created():
+                raise _exists(path)  # another run was quicker
             if output.mode == "resume" and self.destination.is_created():
                 schema, written = self._check_same(provenance)  # nobody changes it from here on
                 self._warn(provenance.warnings(written))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import shutil
 import tempfile
 import zipfile
@@ -21,6 +20,7 @@ import filelock
 from earth2studio.models.auto import Package
 
 from distinf.errors import ConfigError
+from distinf.private import private_folder
 
 __all__ = ["NodePackage"]
 
@@ -84,9 +84,7 @@ def _unpack(archive: Path, home: Path) -> None:
 
 
 def _lock(what: str) -> Any:
-    folder = Path(tempfile.gettempdir()) / f"distinf-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return filelock.FileLock(folder / f"{_short(what)}.lock")
+    return filelock.FileLock(private_folder(ConfigError) / f"{_short(what)}.lock")
 
 
 def _short(text: str) -> str:

@@ -11,33 +11,18 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from distinf.errors import SessionError
+from distinf.private import private_folder
 
 __all__ = ["published", "read"]
 
 _POLL_SECONDS = 0.02
 _LOCK_SECONDS = 2.0  # a reader holds the lock for a moment
-
-
-def _folder() -> Path:
-    """Return the folder of this user, which nobody else can read or replace."""
-    folder = Path(tempfile.gettempdir()) / f"distinf-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    if not private or found.st_mode & 0o077:
-        raise SessionError(
-            f"{folder} must be a folder that belongs to user {os.getuid()} and that nobody else "
-            "may enter (mode 700): remove it, or set TMPDIR to another place"
-        )
-    return folder
 
 
 @contextmanager
@@ -56,7 +41,7 @@ def published(job: str, port: int) -> Iterator[None]:
     SessionError
         If another run with the same ranks is doing so now.
     """
-    path = _folder() / f"{job}.port"
+    path = private_folder(SessionError) / f"{job}.port"
     handle = _lock(path)
     try:
         os.ftruncate(handle, 0)
@@ -107,7 +92,7 @@ def read(job: str, deadline: float) -> int:
     TimeoutError
         If no living driver has written one.
     """
-    path = _folder() / f"{job}.port"
+    path = private_folder(SessionError) / f"{job}.port"
     while time.monotonic() < deadline:
         try:
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)

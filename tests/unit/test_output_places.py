@@ -14,12 +14,12 @@ import torch
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 
 from distinf.errors import ConfigError, StoreError
 from distinf.netcdf import to_netcdf
 from distinf.options import Output
 from distinf.output import ForecastStore, check_output
+from tests.unit import s3_server
 
 TIMES = np.array(["2023-06-01", "2023-06-02"], "M8[ns]")
 LEADS = (np.arange(5) * np.timedelta64(6, "h")).astype("m8[ns]")
@@ -187,23 +187,8 @@ def test_netcdf_holds_what_the_store_holds(tmp_path):
 @pytest.fixture(scope="module")
 def bucket():
     """A real S3 server on loopback, and a bucket in it."""
-    server = ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "user",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
-            patch.setenv(key, value)
-        import s3fs
-
-        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("forecasts")
-        yield "s3://forecasts"
-    server.stop()
+    with s3_server.s3("forecasts") as url:
+        yield url
 
 
 @pytest.mark.parametrize("shards", [None, 2])
@@ -228,7 +213,7 @@ def test_what_is_no_store_in_a_bucket_is_never_touched(bucket):
     import s3fs
 
     s3fs.S3FileSystem(skip_instance_cache=True).pipe_file(f"{bucket}/thesis/ch1.tex", b"years")
-    with pytest.raises(StoreError, match="is no Zarr store"):
+    with pytest.raises(StoreError, match="was not made by distinf"):
         open_store(f"{bucket}/thesis", mode="overwrite")
 
 
