@@ -31,10 +31,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distinf.batch import SlurmJob, batch_script, repeated, submit
+from distinf.batch import batch_script, read_job, repeated, submit
 from distinf.errors import ConfigError, DistinfError, Interrupted, NoDriver
 from distinf.launch import default_nproc, find_place, follow_launcher, leave_if_superfluous
-from distinf.options import from_mapping
 from distinf.session import session
 
 HERE = Path(__file__).parent
@@ -62,7 +61,8 @@ def start(cfg: DictConfig) -> None:
     from recipes.checks import check_structure
 
     runtime = check_structure(cfg)
-    job = from_mapping(SlurmJob, OmegaConf.to_container(cfg.slurm, resolve=True), "slurm")
+    section: Any = OmegaConf.to_container(cfg.slurm, resolve=True)
+    job = read_job(section, HydraConfig.get().overrides.task)
     if job.wanted:
         place = find_place()
         if place is None or place.rank == 0:
