@@ -107,7 +107,8 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
             found[where] = value
 
     flatten("", plain)
-    found.pop("parameters.output_path", None)  # the driver's; it may hold the time of day
+    for key in ("parameters.output_path", "output.netcdf"):
+        found.pop(key, None)  # the driver's; it may hold the time of day
     return found
 
 
