@@ -59,6 +59,7 @@ def start(cfg: DictConfig) -> None:
     if str(HERE) not in sys.path:  # started by somebody who brought this function elsewhere
         sys.path.insert(0, str(HERE))
     from recipes.checks import check_structure
+    from recipes.place import check_own, own_path, repeated_places
 
     runtime = check_structure(cfg)
     section: Any = OmegaConf.to_container(cfg.slurm, resolve=True)
@@ -66,8 +67,10 @@ def start(cfg: DictConfig) -> None:
     if job.wanted:
         place = find_place()
         if place is None or place.rank == 0:
-            script = batch_script(job, [*command(), *repeated(overrides(), job)], os.getcwd())
-            print(submit(job, script), end="", flush=True)
+            check_own(cfg)
+            again = [*repeated(overrides(), job), *repeated_places(cfg)]
+            script = batch_script(job, [*command(), *again], os.getcwd())
+            print(submit(job, script, own_path(job.script)), end="", flush=True)
         return
     nproc = runtime.nproc or default_nproc()
     with session(

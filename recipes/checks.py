@@ -20,7 +20,7 @@ from distinf.placement import chains, split
 from distinf.reach import check_reachable
 from distinf.session import Runtime
 from recipes.models import is_weight_free, take_restartable, weightless
-from recipes.place import netcdf_path, output_path, run_folder
+from recipes.place import check_own, netcdf_path, output_path, run_folder
 
 _SECTIONS = (
     *("recipe", "parameters", "prognostic", "diagnostic", "perturbation", "data"),
@@ -72,6 +72,7 @@ def check_structure(cfg: DictConfig) -> Runtime:
 
 def check_places(cfg: DictConfig) -> None:
     """Refuse outputs that would destroy what the run reads, or where it runs."""
+    check_own(cfg)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     outputs = {"parameters.output_path": output_path(cfg)}
     if (netcdf := netcdf_path(cfg)) is not None:

@@ -235,8 +235,17 @@ def repeated(overrides: Sequence[str], job: SlurmJob) -> list[str]:
     return kept
 
 
-def submit(job: SlurmJob, script: str) -> str:
+def submit(job: SlurmJob, script: str, path: str | None = None) -> str:
     """Do with the script what ``slurm.action`` says.
+
+    Parameters
+    ----------
+    job : SlurmJob
+        What is asked of Slurm.
+    script : str
+        The script.
+    path : str | None, optional
+        File that ``save`` writes, by default None: ``job.script``.
 
     Returns
     -------
@@ -249,11 +258,11 @@ def submit(job: SlurmJob, script: str) -> str:
         If the file exists with another content, or sbatch refuses the script.
     """
     if job.action == "save":
-        path = Path(job.script)
-        if path.exists() and path.read_text(encoding="utf-8") != script:
-            raise ConfigError(f"{path} exists: remove it, or choose another name with slurm.script")
-        path.write_text(script, encoding="utf-8")
-        return f"saved {path}; submit it with: sbatch {shlex.quote(str(path))}\n"
+        file = Path(path or job.script)
+        if file.exists() and file.read_text(encoding="utf-8") != script:
+            raise ConfigError(f"{file} exists: remove it, or choose another name with slurm.script")
+        file.write_text(script, encoding="utf-8")
+        return f"saved {file}; submit it with: sbatch {shlex.quote(str(file))}\n"
     if job.action != "submit":
         return script
     try:
