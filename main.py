@@ -31,7 +31,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distinf.batch import SlurmJob, batch_script, repeated, submit
+from distinf.batch import batch_script, read_job, repeated, submit
 from distinf.errors import ConfigError, DistinfError, Interrupted, NoDriver
 from distinf.launch import (
     default_nproc,
@@ -40,7 +40,6 @@ from distinf.launch import (
     leave_if_superfluous,
     tells_errors,
 )
-from distinf.options import from_mapping
 from distinf.session import session
 
 HERE = Path(__file__).parent
@@ -66,14 +65,18 @@ def start(cfg: DictConfig) -> None:
     if str(HERE) not in sys.path:  # started by somebody who brought this function elsewhere
         sys.path.insert(0, str(HERE))
     from recipes.checks import check_structure
+    from recipes.place import check_own, own_path, repeated_places
 
     runtime = check_structure(cfg)
-    job = from_mapping(SlurmJob, OmegaConf.to_container(cfg.slurm, resolve=True), "slurm")
+    section: Any = OmegaConf.to_container(cfg.slurm, resolve=True)
+    job = read_job(section, HydraConfig.get().overrides.task)
     if job.wanted:
         place = find_place()
         if place is None or place.rank == 0:
-            script = batch_script(job, [*command(), *repeated(overrides(), job)], os.getcwd())
-            print(submit(job, script), end="", flush=True)
+            check_own(cfg)
+            again = [*repeated(overrides(), job), *repeated_places(cfg)]
+            script = batch_script(job, [*command(), *again], os.getcwd())
+            print(submit(job, script, own_path(job.script)), end="", flush=True)
         return
     nproc = runtime.nproc or default_nproc()
     with session(
@@ -113,7 +116,8 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
             found[where] = value
 
     flatten("", plain)
-    found.pop("parameters.output_path", None)  # the driver's; it may hold the time of day
+    for key in ("parameters.output_path", "output.netcdf"):
+        found.pop(key, None)  # the driver's; it may hold the time of day
     return found
 
 

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from distinf.errors import ConfigError
+from distinf.netcdf import check_netcdf, unfinished
 from distinf.options import Output, check_keys, check_target, from_mapping
+from distinf.overlap import caches, check_overlap, inputs
 from distinf.parameters import check_valid_times, parse_ensemble, parse_times
 from distinf.placement import chains, split
 from distinf.reach import check_reachable
 from distinf.session import Runtime
 from recipes.models import is_weight_free, take_restartable, weightless
+from recipes.place import check_own, netcdf_path, output_path, run_folder
 
 _SECTIONS = (
     *("recipe", "parameters", "prognostic", "diagnostic", "perturbation", "data"),
     *("output", "runtime", "slurm"),
 )
+_CHECKOUT = Path(__file__).resolve().parent.parent
 _PARAMETERS = ("time", "nsteps", "ensemble", "output_path")
 
 
@@ -47,9 +53,7 @@ def check_structure(cfg: DictConfig) -> Runtime:
         raise ConfigError(f"parameters.nsteps={nsteps}: must be a whole number, at least 1")
     if parse_ensemble(parameters["ensemble"], plain["perturbation"]) is not None:
         check_target(plain["perturbation"], "perturbation")
-    output = from_mapping(Output, plain["output"], "output")
-    if output.netcdf is not None and not Path(output.netcdf).absolute().parent.is_dir():
-        raise ConfigError(f"output.netcdf={output.netcdf}: its folder does not exist")
+    from_mapping(Output, plain["output"], "output")
     if not plain["diagnostic"]:
         raise ConfigError("diagnostic is empty: choose at least one of its group")
     take_restartable(plain["prognostic"])
@@ -64,6 +68,25 @@ def check_structure(cfg: DictConfig) -> Runtime:
         check_target(rest, where)
     chains(placements)
     return from_mapping(Runtime, plain["runtime"], "runtime")
+
+
+def check_places(cfg: DictConfig) -> None:
+    """Refuse outputs that would destroy what the run reads, or where it runs."""
+    check_own(cfg)
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    outputs = {"parameters.output_path": output_path(cfg)}
+    if (netcdf := netcdf_path(cfg)) is not None:
+        outputs["output.netcdf"] = netcdf
+        outputs["output.netcdf, while it is written,"] = unfinished(netcdf)
+    apart = caches()
+    for section in ("prognostic", "diagnostic", "data", "perturbation"):
+        apart.update(inputs(plain[section], section))
+    around = {"the working folder": os.getcwd(), "the checkout of distinf": str(_CHECKOUT)}
+    if HydraConfig.initialized():
+        around["the run's own folder"] = run_folder()
+    check_overlap(outputs, apart, around)
+    if netcdf is not None:
+        check_netcdf(netcdf, output_path(cfg), cfg.output.mode)
 
 
 def check_models(cfg: DictConfig) -> None:

@@ -31,10 +31,10 @@ from distinf.progress import Progress, summarize, versions
 from distinf.provenance import read_files
 from distinf.restart import RestartStates, is_restartable
 from distinf.session import current_session
-from recipes.checks import check_models
+from recipes.checks import check_models, check_places
 from recipes.farmed import attributes, check_stored, construct, state_plan
 from recipes.models import make, take_restartable
-from recipes.place import output_path
+from recipes.place import netcdf_path, output_path
 
 log = logging.getLogger("distinf")
 T = TypeVar("T")
@@ -42,6 +42,7 @@ T = TypeVar("T")
 
 def check(cfg: DictConfig) -> None:
     """Refuse what cannot work, before any rank is started or model loaded."""
+    check_places(cfg)
     check_output(output_path(cfg), cfg.output.mode)
     if cfg.output.mode == "resume":
         check_resume(output_path(cfg), OmegaConf.to_container(cfg, resolve=True))
@@ -146,12 +147,12 @@ def diagnostic(cfg: DictConfig) -> None:
                     store.write("prognostic", session.to_host(own(x, coords)))
             store.close()
 
-    report(farm, output_path(cfg), output)
+    report(farm, output_path(cfg), output, netcdf_path(cfg))
     if store.skipped:
         raise TasksSkipped(store.skipped)
 
 
-def report(farm: Farm, path: str, output: Output) -> None:
+def report(farm: Farm, path: str, output: Output, netcdf: str | None) -> None:
     """Say what the run did, and leave a NetCDF file if one is wanted."""
     farm.events.flush()
     totals = farm.events.totals
@@ -160,9 +161,9 @@ def report(farm: Farm, path: str, output: Output) -> None:
         writers = output.writers if output.writer == "driver" else len(workers)
         print(summarize(farm.events, wall, workers, writers))
     print(f"Results: {path}")
-    if output.netcdf is not None:
-        to_netcdf(path, output.netcdf)
-        print(f"NetCDF: {output.netcdf}")
+    if netcdf is not None:
+        to_netcdf(path, netcdf, output.mode)
+        print(f"NetCDF: {netcdf}")
 
 
 def _at_once(work: Callable[[], T]) -> Future[T]:

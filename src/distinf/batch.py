@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from distinf.errors import ConfigError
+from distinf.options import from_mapping
 
-__all__ = ["SlurmJob", "batch_script", "repeated", "submit"]
+__all__ = ["SlurmJob", "batch_script", "read_job", "repeated", "submit"]
 
 _ACTIONS = ("print", "save", "submit", "none")
 # The forms that sbatch's manual lists for --time and --mem.
-_TIME = r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}"
+_TIME = r"[0-9]+(:[0-9]+){0,2}|[0-9]+-[0-9]+(:[0-9]+){0,2}|(?i:unlimited|infinite)"
 _MEMORY = r"\d+[KMGT]?"
 
 
@@ -36,8 +37,9 @@ class SlurmJob:
         Of the job, by default ``"distinf"``.
     account, partition : str | None
         By default None: the site's.
-    time : str | int | None
-        Limit, as sbatch takes it (``"2:00:00"``, or minutes), by default None: the site's.
+    time : str | None
+        Limit, as sbatch takes it (``"2:00:00"``, ``"1-12"``, ``"90"`` minutes), by default None:
+        the site's. No number: YAML reads an unquoted 2:00:00 as 7200.
     nodes : int | None
         By default None: 1.
     ntasks_per_node : int | None
@@ -68,7 +70,7 @@ class SlurmJob:
     name: str = "distinf"
     account: str | None = None
     partition: str | None = None
-    time: str | int | None = None
+    time: str | None = None
     nodes: int | None = None
     ntasks_per_node: int | None = None
     gpus_per_node: int | None = None
@@ -94,6 +96,8 @@ class SlurmJob:
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"\S+", str(value)):
                 raise ConfigError(f"slurm.{name}={value!r}: must be one word")
+        if isinstance(self.time, int | float) and not isinstance(self.time, bool):
+            raise ConfigError(f"slurm.time={self.time}: {_quoted(self.time)}")
         for name, form, like in (("time", _TIME, "2:00:00"), ("mem", _MEMORY, "200G")):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(form, str(value)):
@@ -114,6 +118,42 @@ class SlurmJob:
         default = SlurmJob()
         changed = any(getattr(self, key) != getattr(default, key) for key in keys)
         return self.action != "none" and (changed or bool(self.lines_before))
+
+
+def _quoted(number: float) -> str:
+    """Say how to write a time of which YAML may have made this number."""
+    minutes, seconds = divmod(int(number), 60)
+    clock = [f'"{minutes}:{seconds:02}"'] if minutes > 0 else []
+    if minutes >= 60:
+        clock.append(f'"{minutes // 60}:{minutes % 60:02}:{seconds:02}"')
+    meant = f"time: {' or '.join(clock)} for a clock time, " if clock else ""
+    return (
+        "YAML makes such a number of a clock time, too; quote what you mean: "
+        f'{meant}time: "{int(number)}" for minutes'
+    )
+
+
+def read_job(section: Mapping[str, Any], given: Sequence[str]) -> SlurmJob:
+    """Make the options from ``slurm`` of the config.
+
+    Parameters
+    ----------
+    section : Mapping[str, Any]
+        The section.
+    given : Sequence[str]
+        The overrides of the command line: ``slurm.time=120`` is minutes there, whereas the same
+        number from a file may have been ``2:00``.
+
+    Raises
+    ------
+    ConfigError
+        If a key does not exist or a value is out of its range.
+    """
+    for item in given:
+        key, _, word = item.partition("=")
+        if key.lstrip("+") == "slurm.time" and word == str(section["time"]):
+            section = {**section, "time": word}
+    return from_mapping(SlurmJob, section, "slurm")
 
 
 def batch_script(job: SlurmJob, command: Sequence[str], folder: str) -> str:
@@ -195,8 +235,17 @@ def repeated(overrides: Sequence[str], job: SlurmJob) -> list[str]:
     return kept
 
 
-def submit(job: SlurmJob, script: str) -> str:
+def submit(job: SlurmJob, script: str, path: str | None = None) -> str:
     """Do with the script what ``slurm.action`` says.
+
+    Parameters
+    ----------
+    job : SlurmJob
+        What is asked of Slurm.
+    script : str
+        The script.
+    path : str | None, optional
+        File that ``save`` writes, by default None: ``job.script``.
 
     Returns
     -------
@@ -209,11 +258,11 @@ def submit(job: SlurmJob, script: str) -> str:
         If the file exists with another content, or sbatch refuses the script.
     """
     if job.action == "save":
-        path = Path(job.script)
-        if path.exists() and path.read_text(encoding="utf-8") != script:
-            raise ConfigError(f"{path} exists: remove it, or choose another name with slurm.script")
-        path.write_text(script, encoding="utf-8")
-        return f"saved {path}; submit it with: sbatch {shlex.quote(str(path))}\n"
+        file = Path(path or job.script)
+        if file.exists() and file.read_text(encoding="utf-8") != script:
+            raise ConfigError(f"{file} exists: remove it, or choose another name with slurm.script")
+        file.write_text(script, encoding="utf-8")
+        return f"saved {file}; submit it with: sbatch {shlex.quote(str(file))}\n"
     if job.action != "submit":
         return script
     try:

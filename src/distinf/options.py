@@ -46,7 +46,9 @@ class Output:
     shards : int | None
         Lead times in one file (a Zarr shard), by default None: one file for each.
     netcdf : str | None
-        A NetCDF file that is written as well once the run is complete, by default None.
+        A NetCDF file that is written as well at the end of the run, by default None. ``mode``
+        holds for it, too: ``"overwrite"`` replaces what distinf made, ``"resume"`` a copy of the
+        same store.
     check_space : bool
         Whether a run that may not fit on the disk is refused, by default True.
     verify : bool

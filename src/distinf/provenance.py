@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from distinf.overlap import inputs
 from distinf.reach import cached_folders
 
 __all__ = ["Provenance", "differences", "read_files"]
@@ -186,13 +186,9 @@ def read_files(config: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for section in _SECTIONS:
-        for key, text in _strings(config.get(section), section):
-            path = Path(os.path.expanduser(text))
-            # A bare word is a name of something else, unless its key says that it is a path.
-            if (os.sep in text or "." in text or "path" in key.rpartition(".")[2]) and (
-                path.exists()
-            ):
-                found[key] = _record(path)
+        for key, text in inputs(config.get(section), section).items():
+            if "://" not in text:
+                found[key] = _record(Path(text))
     for key, folders in cached_folders(config):
         records = [_record(folder) for folder in folders if folder.is_dir()]
         merged = {name: own for record in records for name, own in record.items()}
@@ -203,17 +199,6 @@ def read_files(config: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]
 
 def _nsteps(config: Mapping[str, Any]) -> Any:
     return (config.get("parameters") or {}).get("nsteps")
-
-
-def _strings(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _strings(inner, f"{key}.{name}")
-    elif isinstance(value, list | tuple):
-        for i, inner in enumerate(value):
-            yield from _strings(inner, f"{key}.{i}")
-    elif isinstance(value, str) and value:
-        yield key, value
 
 
 def _record(path: Path) -> dict[str, dict[str, Any]]:

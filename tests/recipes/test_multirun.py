@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hydra
 import pytest
 import xarray as xr
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
 
-from tests.application import SMALL, python_main, run, torchrun_main
+from distinf.errors import ConfigError
+from recipes.place import check_own, netcdf_path, output_path, own_path, repeated_places
+from tests.application import ROOT, SMALL, python_main, run, torchrun_main
 
 pytestmark = pytest.mark.timeout(500)
 
@@ -36,3 +45,86 @@ def test_it_works_under_torchrun_with_paths_made_of_other_keys(tmp_path: Path) -
     assert outcome.status == 0, outcome.err
     assert sizes(list(tmp_path.glob("steps_*.zarr"))) == [2, 3]
     assert not (tmp_path / "multirun.yaml").exists()
+
+
+def test_batch_scripts_of_a_sweep_write_where_the_sweep_does(tmp_path: Path) -> None:
+    folder = tmp_path / "a b, it's"
+    folder.mkdir()
+    asked = ("slurm.nodes=1", "slurm.action=save", "output.netcdf=f.nc", "parameters.nsteps=1,2")
+    outcome = run(python_main("--multirun", *asked), folder, deadline=120)
+    assert outcome.status == 0, outcome.err
+    scripts = sorted(folder.glob("multirun/*/*/*/distinf.sbatch"))
+    assert len(scripts) == 2
+    for nsteps, script in enumerate(scripts, 1):
+        (line,) = [line for line in script.read_text().splitlines() if line.startswith("exec")]
+        words = [word for word in shlex.split(line) if "=" in word and not word.startswith("--")]
+        with hydra.initialize_config_dir(str(ROOT / "cfg"), version_base="1.3"):
+            cfg = hydra.compose("shallow_water", words, return_hydra_config=True)
+        assert cfg.parameters.nsteps == nsteps
+        assert cfg.parameters.output_path == str(script.parent / "shallow_water.zarr")
+        assert cfg.output.netcdf == str(script.parent / "f.nc")
+        assert cfg.hydra.run.dir == str(script.parent)
+        assert cfg.hydra.mode == RunMode.RUN
+        assert cfg.slurm.action == "none"
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Iterator[Callable[..., DictConfig]]:
+    """Make one run of a sweep current in this process, and return its config."""
+    runs = itertools.count()
+
+    def compose(*overrides: str) -> DictConfig:
+        number = next(runs)
+        folder = tmp_path / "multirun" / str(number)
+        own = (f"hydra.runtime.output_dir={folder}", f"hydra.sweep.dir={tmp_path}/multirun")
+        alone = ("hydra.mode=MULTIRUN", f"++hydra.job.num={number}", "hydra.runtime.cwd=.")
+        with hydra.initialize_config_dir(str(ROOT / "cfg"), version_base="1.3"):
+            cfg = hydra.compose(
+                "shallow_water", [*overrides, *own, *alone], return_hydra_config=True
+            )
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return cfg
+
+    yield compose
+    HydraConfig.instance().cfg = None
+
+
+def test_a_relative_path_is_the_run_s_own_and_one_made_of_keys_stays(
+    tmp_path: Path, sweep: Callable[..., DictConfig]
+) -> None:
+    cfg = sweep("output.netcdf=f.nc", "parameters.output_path=n_${parameters.nsteps}.zarr")
+    assert netcdf_path(cfg) == str(tmp_path / "multirun/0/f.nc")
+    assert output_path(cfg) == "n_24.zarr"
+    assert own_path("distinf.sbatch") == str(tmp_path / "multirun/0/distinf.sbatch")
+    assert netcdf_path(sweep()) is None
+    cfg = sweep("output.netcdf=n_${parameters.nsteps}.nc")
+    assert netcdf_path(cfg) == "n_24.nc"
+
+
+@pytest.mark.parametrize("key", ["parameters.output_path", "output.netcdf"])
+@pytest.mark.parametrize("mode", ["create", "overwrite"])
+def test_no_run_of_a_sweep_writes_over_another_one(
+    tmp_path: Path, sweep: Callable[..., DictConfig], key: str, mode: str
+) -> None:
+    given = (f"{key}={tmp_path}/x", f"output.mode={mode}")
+    first = sweep(*given)
+    for _ in range(2):
+        check_own(first)
+    with pytest.raises(ConfigError, match=rf"{key}=\S+ is written by run 0 of this sweep, too"):
+        check_own(sweep(*given))
+    check_own(sweep(f"{key}={tmp_path}/x", "output.mode=resume"))
+    check_own(sweep(f"{key}={tmp_path}/y"))
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", "a\\", "a\\'b", "x=1,2", "{a: [b]}", "#c", ""])
+def test_any_folder_stands_in_the_overrides(
+    tmp_path: Path, sweep: Callable[..., DictConfig], name: str
+) -> None:
+    cfg = sweep()
+    cfg.parameters.output_path = f"{name}/x.zarr"
+    own = [word for word in repeated_places(cfg) if "output_path" in word]
+    with hydra.initialize_config_dir(str(ROOT / "cfg"), version_base="1.3"):
+        again = hydra.compose("shallow_water", own)
+    assert again.parameters.output_path == output_path(cfg)

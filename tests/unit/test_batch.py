@@ -3,8 +3,9 @@
 import shlex
 
 import pytest
+from omegaconf import OmegaConf
 
-from distinf.batch import SlurmJob, batch_script, repeated, submit
+from distinf.batch import SlurmJob, batch_script, read_job, repeated, submit
 from distinf.errors import ConfigError
 
 COMMAND = ["/opt/a b/python", "/opt/main.py", "parameters.time=[2023-06-01,2023-06-02]"]
@@ -104,6 +105,12 @@ def test_any_key_asks_for_a_script(given, wanted):
         ({"nodes": 0}, ["slurm.nodes=0"]),
         ({"gpus_per_node": "four"}, ["slurm.gpus_per_node=four"]),
         ({"time": "tomorrow"}, ["slurm.time=tomorrow", "2:00:00"]),
+        ({"time": "1:00:00:00"}, ["slurm.time=1:00:00:00", "2:00:00"]),
+        ({"time": 7200}, ["slurm.time=7200", "quote", 'or "2:00:00"', 'time: "7200"']),
+        ({"time": 5400}, ["slurm.time=5400", 'time: "90:00" or "1:30:00"', 'time: "5400"']),
+        ({"time": 120}, ["slurm.time=120", 'time: "2:00"', 'time: "120"']),
+        ({"time": 90.5}, ["slurm.time=90.5", "quote"]),
+        ({"time": True}, ["slurm.time=True", "2:00:00"]),
         ({"mem": "much"}, ["slurm.mem=much", "200G"]),
         ({"account": "a b"}, ["slurm.account='a b'", "one word"]),
         ({"exclusive": "yes"}, ["slurm.exclusive=yes", "true or false"]),
@@ -117,6 +124,40 @@ def test_a_wrong_value_is_refused(given, words):
         SlurmJob(**given)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "time",
+    ["30", "90:00", "2:00:00", "1-12", "1-12:30", "1-00:00:00", "UNLIMITED", "infinite"],
+)
+def test_every_form_of_time_that_sbatch_takes_reaches_it_unchanged(time):
+    script = batch_script(SlurmJob(time=time), COMMAND, "/scratch")
+    assert f"#SBATCH --time={time}\n" in script
+
+
+@pytest.mark.parametrize("clock", ["2:00:00", "90:00", "2:00", "1:30.5"])
+def test_a_clock_time_that_yaml_made_a_number_of_is_refused(clock):
+    read = OmegaConf.create(f"time: {clock}")  # as a file of the group is read
+    assert not isinstance(read.time, str)
+    with pytest.raises(ConfigError, match=r"slurm\.time=.*quote"):
+        SlurmJob(time=read.time)
+    quoted = OmegaConf.create(f"time: '{clock}'")
+    assert quoted.time == clock
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "asked"),
+    [("120", 120, "120"), ("2:00:00", "2:00:00", "2:00:00"), (None, "1-0", "1-0")],
+)
+def test_minutes_on_the_command_line_are_minutes(word, value, asked):
+    given = ["x=1", *([f"++slurm.time={word}"] if word else [])]
+    job = read_job({"time": value, "nodes": 2}, given)
+    assert (job.time, job.nodes) == (asked, 2)
+
+
+def test_a_number_that_does_not_stand_on_the_command_line_is_refused():
+    with pytest.raises(ConfigError, match=r"slurm\.time=7200"):
+        read_job({"time": 7200}, ["slurm=site"])
 
 
 def test_saved_but_never_over_another_file(tmp_path, monkeypatch):

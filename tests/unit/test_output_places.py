@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distinf.errors import ConfigError, StoreError
-from distinf.netcdf import to_netcdf
+from distinf.netcdf import check_netcdf, to_netcdf
 from distinf.options import Output
 from distinf.output import ForecastStore, check_output
 from tests.unit import s3_server
@@ -182,6 +182,86 @@ def test_netcdf_holds_what_the_store_holds(tmp_path):
         assert json.loads(theirs.attrs["config"]) == {}
     with pytest.raises(StoreError, match=r"output\.netcdf=.*missing"):
         to_netcdf(str(path), str(tmp_path / "missing" / "f.nc"))
+
+
+def nc_attributes(path):
+    with xr.open_dataset(path) as there:
+        return dict(there.attrs)
+
+
+def test_netcdf_says_which_steps_are_missing(tmp_path, caplog):
+    path, copy = tmp_path / "f.zarr", tmp_path / "f.nc"
+    with open_store(path, MEMBERS) as store:
+        for i, j, k in np.ndindex(2, 5, 3):
+            if (i, j, k) not in ((0, 2, 1), (1, 4, 0)):
+                store.write("rain", result(i, j, member=k))
+    with caplog.at_level("WARNING", "distinf"):
+        to_netcdf(str(path), str(copy))
+    missing = "rain 2023-06-02T00:00 +24 h member 0, rain 2023-06-01T00:00 +12 h member 1"
+    assert nc_attributes(copy)["missing_steps"] == missing
+    (line,) = caplog.messages
+    assert line.startswith(f"output.netcdf={copy} lacks 2 step(s)")
+    assert line.endswith(missing)
+    with open_store(path, MEMBERS, mode="resume") as store:
+        store.write("rain", result(0, 2, member=1))
+        store.write("rain", result(1, 4, member=0))
+    caplog.clear()
+    to_netcdf(str(path), str(copy), "resume")
+    assert "missing_steps" not in nc_attributes(copy)
+    assert caplog.messages == []
+
+
+def test_netcdf_names_only_so_many_missing_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr("distinf.netcdf._NAMED", 3)
+    with open_store(tmp_path / "f.zarr"):
+        pass
+    to_netcdf(str(tmp_path / "f.zarr"), str(tmp_path / "f.nc"))
+    assert nc_attributes(tmp_path / "f.nc")["missing_steps"].endswith("+12 h, and 7 more")
+
+
+@pytest.mark.parametrize(
+    ("made", "taken"),
+    [
+        ("of this store", {"overwrite", "resume"}),
+        ("of this store by a link", {"overwrite", "resume"}),
+        ("of another store", {"overwrite"}),
+        ("by an earlier distinf", {"overwrite"}),
+        ("by somebody else", set()),
+        ("as text", set()),
+    ],
+)
+@pytest.mark.parametrize("mode", ["create", "overwrite", "resume"])
+def test_which_netcdf_file_is_replaced(tmp_path, made, taken, mode):
+    store, other, file = tmp_path / "f.zarr", tmp_path / "g.zarr", tmp_path / "f.nc"
+    for path in (store, other):
+        with open_store(path):
+            pass
+    (tmp_path / "link.zarr").symlink_to(store)
+    if made == "by somebody else":
+        xr.Dataset({"t2m": 1.0}, attrs={"config": "mine"}).to_netcdf(file)
+    elif made == "as text":
+        file.write_text("years of work")
+    elif made == "by an earlier distinf":
+        xr.Dataset({"rain_complete": True}, attrs={"config": "{}"}).to_netcdf(file)
+    else:
+        origin = {"of another store": other, "of this store": store}
+        to_netcdf(str(origin.get(made, tmp_path / "link.zarr")), str(file))
+    before = file.read_bytes()
+    if mode in taken:
+        check_netcdf(str(file), str(store), mode)
+        to_netcdf(str(store), str(file), mode)
+        assert nc_attributes(file)["distinf_store"] == str(store)
+        return
+    with pytest.raises(StoreError, match=r"^output\.netcdf=\S+ exists already.*path.*$"):
+        check_netcdf(str(file), str(store), mode)
+    with pytest.raises(StoreError, match=r"exists already.* is kept"):  # it came meanwhile
+        to_netcdf(str(store), str(file), mode)
+    assert file.read_bytes() == before
+
+
+def test_a_netcdf_file_in_no_folder_is_refused(tmp_path):
+    with pytest.raises(StoreError, match=r"output\.netcdf=.*none does not exist; make it first"):
+        check_netcdf(str(tmp_path / "none" / "f.nc"), "f.zarr", "overwrite")
 
 
 @pytest.fixture(scope="module")

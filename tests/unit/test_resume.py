@@ -222,7 +222,7 @@ def change(inputs, how):
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("size", ["in.nc", "data.paths.0", "5000 bytes", "5005"]),
+        ("size", ["in.nc", "data.paths[0]", "5000 bytes", "5005"]),
         ("content", ["weights.pt", "diagnostic.rain.package"]),
     ],
 )
