@@ -182,6 +182,19 @@ def test_data_file_without_winds(tmp_path: Path) -> None:
     assert "Traceback" not in outcome.err
 
 
+def test_an_output_that_is_the_input_is_refused_and_the_input_kept(tmp_path: Path) -> None:
+    coords = {"time": np.array(["2000-01-01"], "M8[ns]"), "lat": [1.0, 0.0], "lon": [0.0, 1.0]}
+    fields = {"u850": (("time", "lat", "lon"), np.ones((1, 2, 2)))}
+    xr.Dataset(fields, coords).to_zarr(tmp_path / "in.zarr")
+    before = {p: p.read_bytes() for p in tmp_path.glob("in.zarr/**/*") if p.is_file()}
+    where = ("data=file", "data.path=in.zarr", f"parameters.output_path={tmp_path}/in.zarr")
+    outcome = run(python_main(*where, "output.mode=overwrite"), tmp_path, deadline=150)
+    assert outcome.status == 1
+    assert "in.zarr is data.path (in.zarr): choose another path" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert {p: p.read_bytes() for p in tmp_path.glob("in.zarr/**/*") if p.is_file()} == before
+
+
 def test_interrupt_keeps_what_was_written_and_resume_completes_it(
     runs: Runs, tmp_path: Path
 ) -> None:
