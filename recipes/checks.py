@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from distinf.errors import ConfigError
 from distinf.netcdf import check_netcdf, unfinished
 from distinf.options import Output, check_keys, check_target, from_mapping
-from distinf.overlap import caches, check_overlap, inputs
+from distinf.overlap import caches, check_overlap, inputs, lies_in
 from distinf.parameters import check_valid_times, parse_ensemble, parse_times
 from distinf.placement import chains, split
 from distinf.reach import check_reachable
@@ -79,9 +79,11 @@ def check_places(cfg: DictConfig) -> None:
         outputs["output.netcdf"] = netcdf
         outputs["output.netcdf, while it is written,"] = unfinished(netcdf)
     apart = caches()
-    for section in ("prognostic", "diagnostic", "data", "perturbation"):
-        apart.update(inputs(plain[section], section))
     around = {"the working folder": os.getcwd(), "the checkout of distinf": str(_CHECKOUT)}
+    for section in ("prognostic", "diagnostic", "data", "perturbation"):
+        for key, place in inputs(plain[section], section).items():
+            # A folder around the working folder holds more than an input.
+            (around if lies_in(os.getcwd(), place) else apart)[key] = place
     if HydraConfig.initialized():
         around["the run's own folder"] = run_folder()
     check_overlap(outputs, apart, around)

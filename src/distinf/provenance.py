@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from distinf.overlap import inputs
+from distinf.overlap import inputs, lies_in
 from distinf.reach import cached_folders
 
 __all__ = ["Provenance", "differences", "read_files"]
@@ -38,6 +39,8 @@ _SECTIONS = ("prognostic", "diagnostic", "data", "perturbation")
 _WHOLE = 2**20  # a file up to this size is read whole
 _PIECE, _PIECES = 2**16, 16  # of a larger one these pieces are read
 _MANY = 200  # a folder of more files, such as a Zarr store, is recorded as one
+# Folders under other keys may be for a model's own scratch files.
+_INPUT = r"\.(package|paths?(\[\d+\])?)$"
 
 
 @dataclass(frozen=True)
@@ -181,16 +184,18 @@ def read_files(config: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]
     dict
         For each key of the config that names files which are here, or a package that lies in
         Earth2Studio's cache, its files: ``size`` in bytes, ``mtime`` in ns, ``sample``: a digest
-        of a small file, or of pieces of a large one. A folder of more than 200 files is one entry
-        with ``many``: a digest of their names and sizes.
+        of a small file, or of pieces of a large one. A folder of more than 200 files, or under
+        another key than ``path``, ``paths`` or ``package``, is one entry with ``many``: a digest
+        of their names and sizes.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for section in _SECTIONS:
         for key, text in inputs(config.get(section), section).items():
-            if "://" not in text:
-                found[key] = _record(Path(text))
+            # A folder around the working folder holds more than an input.
+            if "://" not in text and not lies_in(os.getcwd(), text):
+                found[key] = _record(Path(text), re.search(_INPUT, key) is not None)
     for key, folders in cached_folders(config):
-        records = [_record(folder) for folder in folders if folder.is_dir()]
+        records = [_record(folder, True) for folder in folders if folder.is_dir()]
         merged = {name: own for record in records for name, own in record.items()}
         if merged:
             found[key] = merged
@@ -201,7 +206,8 @@ def _nsteps(config: Mapping[str, Any]) -> Any:
     return (config.get("parameters") or {}).get("nsteps")
 
 
-def _record(path: Path) -> dict[str, dict[str, Any]]:
+def _record(path: Path, decides: bool) -> dict[str, dict[str, Any]]:
+    """Record a file, or a folder: each file, if it decides the values, else all as one."""
     if path.is_file():
         return {path.name: _fingerprint(path)}
     names = sorted(
@@ -209,7 +215,7 @@ def _record(path: Path) -> dict[str, dict[str, Any]]:
         for own in path.rglob("*")
         if own.is_file() and own.name != "cache"  # fsspec's list of what it has cached
     )
-    if len(names) <= _MANY:
+    if decides and len(names) <= _MANY:
         return {name: _fingerprint(path / name) for name in names}
     digest = hashlib.sha256()
     for name in names:

@@ -445,6 +445,8 @@ def _kept(name: str, coordinates: Collection[str] = ()) -> str:
         return f"{name} is a coordinate of the store"
     if name.endswith(mark("")):
         return f"names that end in {mark('')} tell which steps of a diagnostic are complete"
+    if not name or "/" in name or name.startswith((".", "__")) or name == "zarr.json":
+        return f"{name!r} cannot be the name of an array in a Zarr store"
     return ""
 
 

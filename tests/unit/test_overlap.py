@@ -141,6 +141,12 @@ def test_an_output_beside_the_input_is_taken(work):
     check_places(cfg)
 
 
+def test_a_folder_around_the_working_folder_may_hold_the_output(work):
+    check_places(compose(f"data.path={work}", "parameters.output_path=x.zarr"))
+    with pytest.raises(ConfigError, match=r"is data\.path|is the working folder"):
+        check_places(compose(f"data.path={work}", f"parameters.output_path={work}"))
+
+
 def test_inputs_are_existing_paths_and_urls(work):
     section = {
         "_target_": "data",

@@ -280,6 +280,22 @@ def test_a_word_of_the_config_is_no_file_because_one_has_its_name(tmp_path, monk
     assert set(read_files(own)) == {"data.file", "data.path"}
 
 
+def test_a_folder_that_a_model_writes_to_refuses_no_resume(path, inputs, monkeypatch, caplog):
+    """Nor is one around the working folder an input."""
+    scratch = inputs / "scratch"
+    scratch.mkdir()
+    (scratch / "log").write_bytes(b"first")
+    own = {"diagnostic": {"rain": {"_target_": "x", "folder": str(scratch)}}}
+    with run(path, "create", sections=own, files=read_files(own)) as store:
+        fill(store, nsteps=1)
+    (scratch / "log").write_bytes(b"second run")
+    run(path, sections=own, files=read_files(own)).close()
+    (line,) = caplog.messages
+    assert "scratch (diagnostic.rain.folder)" in line
+    monkeypatch.chdir(scratch)
+    assert read_files(own) == {}
+
+
 def test_a_package_in_the_cache_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setenv("EARTH2STUDIO_CACHE", str(tmp_path))
     monkeypatch.delenv("EARTH2STUDIO_MODEL_CACHE", raising=False)

@@ -254,6 +254,11 @@ class NetCDFWinds:
 
     def _at(self, wind: xr.DataArray, time: np.datetime64) -> xr.DataArray:
         if "time" not in wind.dims:
+            if self._month is not None:
+                raise ConfigError(
+                    f"{', '.join(self._paths)} has no times, so no month {self._month}: leave "
+                    "data.month null"
+                )
             return wind
         if self._month is not None:
             months = wind.time.dt.month.values

@@ -281,6 +281,8 @@ def test_one_time_is_one_time(tmp_path: Path, scalar: bool) -> None:
 def test_a_file_without_times_serves_every_request(tmp_path: Path) -> None:
     path = write(tmp_path, winds().isel(plev=0, drop=True))
     assert wind_at(path, "2020-07-01") == 1
+    with pytest.raises(ConfigError, match=r"has no times, so no month 7"):
+        wind_at(path, "2020-07-01", month=7)
 
 
 def test_times_of_another_calendar_are_refused_but_by_month(tmp_path: Path) -> None:
