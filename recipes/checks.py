@@ -78,12 +78,14 @@ def check_places(cfg: DictConfig) -> None:
     if (netcdf := netcdf_path(cfg)) is not None:
         outputs["output.netcdf"] = netcdf
         outputs["output.netcdf, while it is written,"] = unfinished(netcdf)
-    apart = caches()
+    apart: dict[str, str] = {}
     around = {"the working folder": os.getcwd(), "the checkout of distinf": str(_CHECKOUT)}
+    named = caches()
     for section in ("prognostic", "diagnostic", "data", "perturbation"):
-        for key, place in inputs(plain[section], section).items():
-            # A folder around the working folder holds more than an input.
-            (around if lies_in(os.getcwd(), place) else apart)[key] = place
+        named.update(inputs(plain[section], section))
+    for name, place in named.items():
+        # A folder around the working folder holds more than an input or a cache.
+        (around if lies_in(os.getcwd(), place) else apart)[name] = place
     if HydraConfig.initialized():
         around["the run's own folder"] = run_folder()
     check_overlap(outputs, apart, around)
