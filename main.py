@@ -31,16 +31,19 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distinf.batch import batch_script, read_job, repeated, submit
 from distinf.errors import ConfigError, DistinfError, Interrupted, NoDriver
-from distinf.launch import (
+from distinf.session import (
+    batch_script,
     default_nproc,
     find_place,
     follow_launcher,
     leave_if_superfluous,
+    read_job,
+    repeated,
+    session,
+    submit,
     tells_errors,
 )
-from distinf.session import session
 
 HERE = Path(__file__).parent
 CONFIG_FOLDERS = ("--config-path", "--config-dir", "-cp", "-cd")

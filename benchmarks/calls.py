@@ -12,7 +12,7 @@ from torch.distributed import rpc
 
 from benchmarks import job, measuring
 from distinf import DistributedInference, session
-from distinf.session import current_session
+from distinf.session.session import current_session
 
 COUNT = 2000
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT
-from distinf.events import Event, Totals
+from distinf.report.events import Event, Totals
 
 __all__ = ["Command", "environment", "fcn_and_climatenet", "run_main", "shallow_water"]
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from distinf import DistributedInference
-from distinf.events import Event, Events, Totals
 from distinf.options import Output
-from distinf.output import ForecastStore
-from distinf.progress import Progress
-from distinf.session import current_session
+from distinf.report.events import Event, Events, Totals
+from distinf.report.progress import Progress
+from distinf.session.session import current_session
+from distinf.store.forecast_store import ForecastStore
 
 __all__ = ["Measured", "Sleeping", "run", "warm_up"]
 

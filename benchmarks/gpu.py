@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from distinf import DistributedInference, Runtime, session
-from distinf.session import current_session
+from distinf.session.session import current_session
 
 ROOT = Path(__file__).parent.parent
 WAIT_SECONDS = 1800.0

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.commands import TIME, environment, fcn_and_climatenet, run_main, shallow_water
 from benchmarks.common import ROOT, machine, parser, save, table
-from distinf.advice import Work, ideal
+from distinf.report.advice import Work, ideal
 
 
 def shallow_water_models(home: Path) -> tuple[Any, Any, Any, str]:

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import job, measuring
 from distinf import DistributedInference, session
-from distinf.session import current_session
+from distinf.session.session import current_session
 
 COUNT = 30
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.common import parser, save, table
 from benchmarks.simulation import Costs, capacities, divided, floor, read_costs, simulate
-from distinf.advice import fewest
+from distinf.report.advice import fewest
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 10_000)
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from distinf.advice import Work, ideal
-from distinf.dispatch import Dispatcher, Start
+from distinf.farm.dispatcher import Dispatcher, Start
+from distinf.report.advice import Work, ideal
 
 __all__ = ["Costs", "Outcome", "capacities", "divided", "read_costs", "simulate"]
 
-DEPTH = 2  # as distinf.farm.Farm
+DEPTH = 2  # as distinf.farm.farm.Farm
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Costs:
     start: float = 0.0
 
     def work(self, states: int, per_state: int = 1) -> Work:
-        """Return the work of a run, as `distinf.advice` takes it."""
+        """Return the work of a run, as `distinf.report.advice` takes it."""
         return Work(
             states,
             states * per_state,
@@ -251,7 +251,7 @@ def read_costs(path: Path, base: Costs) -> tuple[Costs, int, int]:
     """
     import json
 
-    from distinf.events import Event, Totals
+    from distinf.report.events import Event, Totals
 
     totals = Totals()
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -272,5 +272,5 @@ def read_costs(path: Path, base: Costs) -> tuple[Costs, int, int]:
 
 
 def floor(costs: Costs, states: int, workers: int, per_state: int = 1) -> float:
-    """Return the ideal time of a run; see `distinf.advice`."""
+    """Return the ideal time of a run; see `distinf.report.advice`."""
     return ideal(costs.work(states, per_state), workers)

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.commands import Command, fcn_and_climatenet, run_main, shallow_water
 from benchmarks.common import parser, save, table
-from distinf.events import Event
+from distinf.report.events import Event
 
 CASES: dict[str, Callable[[Path], list[str]]] = {
     "shallow water": lambda home: shallow_water(1),

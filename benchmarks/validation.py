@@ -69,7 +69,7 @@ def measure(workers: Sequence[int]) -> dict[str, Any]:
 def calibrate(infer: Any) -> Costs:
     """Measure the costs in one run, and in single calls on workers that have nothing else."""
     from benchmarks import emulated
-    from distinf.session import current_session
+    from distinf.session.session import current_session
 
     single = []
     for step in range(8):

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from benchmarks.common import fresh, parser, save, table, tell
-from distinf.advice import Work, ideal
+from distinf.report.advice import Work, ideal
 
 NBYTES, DIAGNOSTIC, ROWS, TARGET = 1_000_000, 0.4, 64, 0.9
 

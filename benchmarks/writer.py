@@ -22,7 +22,7 @@ import zarr
 
 from benchmarks.measuring import parse, ratio, seconds, tell
 from distinf.options import Output
-from distinf.output import ForecastStore
+from distinf.store.forecast_store import ForecastStore
 
 NLAT, NLON = 720, 1440
 

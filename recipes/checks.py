@@ -11,14 +11,14 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from distinf.diagnostics import chains, split
 from distinf.errors import ConfigError
-from distinf.netcdf import check_netcdf, unfinished
-from distinf.options import Output, check_keys, check_target, from_mapping
-from distinf.overlap import caches, check_overlap, inputs, lies_in
+from distinf.loading import caches, check_reachable, check_target, inputs
+from distinf.options import Output, check_keys, from_mapping
 from distinf.parameters import check_valid_times, parse_ensemble, parse_times
-from distinf.placement import chains, split
-from distinf.reach import check_reachable
+from distinf.paths import check_overlap, lies_in
 from distinf.session import Runtime
+from distinf.store import check_netcdf, unfinished
 from recipes.models import is_weight_free, take_restartable, weightless
 from recipes.place import check_own, netcdf_path, output_path, run_folder
 
@@ -95,7 +95,7 @@ def check_places(cfg: DictConfig) -> None:
 
 def check_models(cfg: DictConfig) -> None:
     """Refuse models and data that do not fit together, as far as it is known without weights."""
-    from distinf.schema import check_names
+    from distinf.store import check_names
 
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     parted = {name: split(s, f"diagnostic.{name}") for name, s in plain["diagnostic"].items()}
@@ -115,10 +115,9 @@ def check_models(cfg: DictConfig) -> None:
     if prognostic is None:
         return
 
-    from distinf.chain import Chain, Kept, Link
-    from distinf.forecast import check_initial, step_coords
-    from distinf.restart import is_restartable
-    from distinf.schema import check_clashes
+    from distinf.diagnostics import Chain, Kept, Link
+    from distinf.forecast import check_initial, is_restartable, step_coords
+    from distinf.store import check_clashes
     from recipes.farmed import check_stored, state_plan
 
     is_restartable(prognostic, restartable)

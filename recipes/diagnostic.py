@@ -16,21 +16,27 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from distinf.background import in_background
-from distinf.blocks import blocks, tasks
-from distinf.chain import Kept
-from distinf.ensemble import perturb
+from distinf.diagnostics import Kept
 from distinf.errors import TasksSkipped
 from distinf.farm import Farm
-from distinf.forecast import check_initial, forecasts, lead_times, step_coords
-from distinf.imports import import_first
-from distinf.netcdf import to_netcdf
+from distinf.forecast import (
+    RestartStates,
+    blocks,
+    check_initial,
+    forecasts,
+    is_restartable,
+    lead_times,
+    perturb,
+    step_coords,
+    tasks,
+)
+from distinf.loading import import_first, read_files
 from distinf.options import Output
-from distinf.output import ForecastStore, check_output, check_resume
 from distinf.parameters import check_valid_times, parse_ensemble, parse_times
-from distinf.progress import Progress, summarize, versions
-from distinf.provenance import read_files
-from distinf.restart import RestartStates, is_restartable
+from distinf.report import Progress, summarize
 from distinf.session import current_session
+from distinf.store import ForecastStore, check_output, check_resume, to_netcdf
+from distinf.versions import versions
 from recipes.checks import check_models, check_places
 from recipes.farmed import attributes, check_stored, construct, state_plan
 from recipes.models import make, take_restartable
@@ -45,7 +51,8 @@ def check(cfg: DictConfig) -> None:
     check_places(cfg)
     check_output(output_path(cfg), cfg.output.mode)
     if cfg.output.mode == "resume":
-        check_resume(output_path(cfg), OmegaConf.to_container(cfg, resolve=True))
+        plain: Any = OmegaConf.to_container(cfg, resolve=True)
+        check_resume(output_path(cfg), plain, read_files(plain))
     check_models(cfg)
 
 

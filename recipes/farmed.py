@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from distinf.chain import Chain, Kept, Link
+from distinf.coords import Selection, plan, plan_region
+from distinf.diagnostics import Chain, Kept, Link, assign, chains, split
 from distinf.errors import ConfigError, TaskError
 from distinf.inference import DistributedInference
 from distinf.options import Output
-from distinf.placement import assign, chains, split
-from distinf.schema import check_clashes, vocabulary
-from distinf.selection import Selection, plan, plan_region
+from distinf.store import check_clashes, vocabulary
 from recipes.models import make
 
 __all__ = ["attributes", "check_stored", "construct", "state_plan"]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from distinf.diagnostics import split
 from distinf.parameters import parse_times
-from distinf.placement import split
 from recipes.checks import check_models
 from recipes.models import make, take_restartable
 

@@ -9,7 +9,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
 from distinf.errors import ConfigError
-from distinf.imports import import_first
+from distinf.loading import import_first
 
 
 def make(settings: Mapping[str, Any], where: str) -> Any:
@@ -63,8 +63,6 @@ def take_restartable(settings: dict[str, Any]) -> bool | None:
 def is_weight_free(settings: Mapping[str, Any]) -> bool:
     """Whether the object of a section costs nothing to make."""
     target = settings["_target_"]
-    if target.startswith("distinf.fields."):
-        return True
     return target.startswith("distinf.") and getattr(get_object(target), "weight_free", False)
 
 

@@ -6,8 +6,8 @@ import zarr
 
 from benchmarks import job
 from distinf import DistributedInference, session
-from distinf.output import ForecastStore
-from distinf.session import current_session
+from distinf.session.session import current_session
+from distinf.store.forecast_store import ForecastStore
 
 
 def main() -> None:

@@ -11,73 +11,9 @@ One GPU runs the forecast, all others run diagnostics on the steps it produces::
                     ...
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from typing import TYPE_CHECKING, Any
+# At once: the package of the same name would hide it.
+from distinf.session import session as session
 
-from distinf.errors import (
-    CallTimeout,
-    ConfigError,
-    DistinfError,
-    Interrupted,
-    SessionError,
-    StoreError,
-    TaskError,
-    WorkerLost,
-)
-from distinf.options import Output
-from distinf.session import Runtime, session
-
-if TYPE_CHECKING:
-    from physicsnemo.distributed import DistributedManager
-
-    from distinf.forecast import rollout
-    from distinf.inference import DistributedInference
-    from distinf.output import ForecastStore
-    from distinf.progress import Progress, summarize
-    from distinf.proposed import local_concurrent_pipeline
-
-# Imported on first use, so that a wrong config is answered before torch is loaded.
-_HOME = {
-    "DistributedInference": "distinf.inference",
-    "DistributedManager": "physicsnemo.distributed",
-    "ForecastStore": "distinf.output",
-    "Progress": "distinf.progress",
-    "local_concurrent_pipeline": "distinf.proposed",
-    "rollout": "distinf.forecast",
-    "summarize": "distinf.progress",
-}
-
-__all__ = [
-    "CallTimeout",
-    "ConfigError",
-    "DistinfError",
-    "DistributedInference",
-    "DistributedManager",
-    "ForecastStore",
-    "Interrupted",
-    "Output",
-    "Progress",
-    "Runtime",
-    "SessionError",
-    "StoreError",
-    "TaskError",
-    "WorkerLost",
-    "local_concurrent_pipeline",
-    "rollout",
-    "session",
-    "summarize",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'distinf' has no attribute {name!r}")
-    from importlib import import_module
-
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from distinf.errors import ConfigError
 
-__all__ = ["Output", "check_keys", "check_target", "from_mapping"]
+__all__ = ["Output", "check_keys", "from_mapping"]
 
 T = TypeVar("T")
 _MODES = ("create", "overwrite", "resume")
@@ -181,40 +181,3 @@ def from_mapping(kind: type[T], given: Mapping[str, Any], where: str) -> T:
     fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     check_keys(given, fields, where)
     return kind(**given)
-
-
-def check_target(given: Mapping[str, Any], where: str) -> None:
-    """Refuse settings of a ``_target_`` that it does not take.
-
-    Only targets of this package and of Earth2Studio are looked at, and nothing is imported.
-
-    Parameters
-    ----------
-    given : Mapping[str, Any]
-        Settings with ``_target_``.
-    where : str
-        The section, for errors.
-
-    Raises
-    ------
-    ConfigError
-        If ``_target_`` is missing, or it or a key does not exist.
-    """
-    target = given.get("_target_")
-    if not isinstance(target, str):
-        raise ConfigError(
-            f"{where} has no _target_: choose one of its group, or set {where}._target_"
-        )
-    if not target.startswith(("distinf.", "earth2studio.")):
-        return
-    if target.startswith("distinf.loading.load_"):
-        from distinf.loading import check_loader
-
-        check_loader(given, target.removeprefix("distinf.loading."), where)
-        return
-    from distinf.declared import find
-
-    declared = find(target, f"{where}._target_")
-    taken = declared.parameters() if declared is not None else None
-    if taken is not None:
-        check_keys([key for key in given if not key.startswith("_")], taken, where)

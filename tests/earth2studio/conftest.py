@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distinf.imports import import_first
+from distinf.loading.imports import import_first
 from tests import application, packages
 
 TIME = "2023-06-01T00:00:00"

@@ -12,10 +12,9 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
+from distinf.diagnostics.placement import Placement, split
 from distinf.errors import ConfigError
-from distinf.loading import load_data, load_model
-from distinf.options import check_target
-from distinf.placement import Placement, split
+from distinf.loading.load import check_target, load_data, load_model
 from recipes.models import take_restartable
 from tests import application
 

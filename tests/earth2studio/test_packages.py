@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from distinf.errors import ConfigError
-from distinf.loading import load_model
-from distinf.packages import NodePackage
-from distinf.reach import unreachable
+from distinf.loading.load import load_model
+from distinf.loading.packages import NodePackage
+from distinf.loading.preflight import unreachable
 
 CLIMATENET = "earth2studio.models.dx.ClimateNet"
 

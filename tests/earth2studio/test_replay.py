@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from distinf.fields import FileSource, RandomFields, replay
-from distinf.forecast import lead_times, rollout, step_coords
+from distinf.forecast.prognostic import lead_times, rollout, step_coords
+from distinf.models.fields import FileSource, RandomFields, replay
 
 TIME = np.datetime64("2023-06-01", "ns")
 

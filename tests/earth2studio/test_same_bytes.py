@@ -12,8 +12,8 @@ import pytest
 import torch
 import xarray as xr
 
-from distinf.forecast import rollout
-from distinf.restart import is_restartable
+from distinf.forecast.prognostic import rollout
+from distinf.forecast.restart import is_restartable
 from tests import packages
 from tests.earth2studio.conftest import TIME, Run
 

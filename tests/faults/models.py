@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distinf.session import current_session
+from distinf.session.session import current_session
 
 
 class Unpicklable(Exception):

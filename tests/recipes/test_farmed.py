@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from distinf.chain import Kept
+from distinf.diagnostics.chain import Kept
 from distinf.errors import TaskError
-from distinf.session import Runtime, current_session, session
+from distinf.session.session import Runtime, current_session, session
 from recipes.farmed import construct
 
 COORDS = OrderedDict(

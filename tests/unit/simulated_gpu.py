@@ -51,7 +51,7 @@ class Stream:
 
 
 class SimulatedGpu:
-    """In place of `distinf.transport.cuda.Cuda`."""
+    """In place of `distinf.gpu.Cuda`."""
 
     def __init__(self, seed=0):
         self.lock = threading.RLock()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distinf.advice import Work, advise, ideal, keeping_up, limit, serial, worth_having
+from distinf.report.advice import Work, advise, ideal, keeping_up, limit, serial, worth_having
 
 seconds = st.integers(0, 1000).map(lambda n: n / 16)
 WORKS = st.builds(

@@ -5,8 +5,8 @@ import shlex
 import pytest
 from omegaconf import OmegaConf
 
-from distinf.batch import SlurmJob, batch_script, read_job, repeated, submit
 from distinf.errors import ConfigError
+from distinf.session.slurm_script import SlurmJob, batch_script, read_job, repeated, submit
 
 COMMAND = ["/opt/a b/python", "/opt/main.py", "parameters.time=[2023-06-01,2023-06-02]"]
 

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from distinf.errors import ConfigError
-from distinf.own_ranks import listen_on_loopback
-from distinf.peers import shared_gpus
+from distinf.session.local_ranks import listen_on_loopback
+from distinf.session.peers import shared_gpus
 from distinf.transport import trial
 from distinf.transport.carrier import ENDED, conclude, device_maps, foresee
 

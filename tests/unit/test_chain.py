@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from distinf.chain import Chain, Kept, Link
+from distinf.diagnostics.chain import Chain, Kept, Link
 from distinf.errors import ConfigError
 from distinf.seeds import task_seed
 

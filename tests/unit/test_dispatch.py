@@ -11,7 +11,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from distinf.dispatch import Dispatcher, GiveUp, Start
+from distinf.farm.dispatcher import Dispatcher, GiveUp, Start
 
 RANKS = (1, 2, 3, 4, 5)
 RESTRICTIONS = (None, *(frozenset(s) for s in ({1}, {2, 3}, {0, 1, 4}, {3}, {1, 2, 3, 4, 5})))

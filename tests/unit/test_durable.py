@@ -8,7 +8,7 @@ import pytest
 import zarr
 from zarr.core.buffer import default_buffer_prototype
 
-from distinf import durable
+from distinf.store import durable
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distinf.driver_works import DriverWorks
 from distinf.errors import CallTimeout, SessionError, TaskError, TaskLost, WorkerLost
-from distinf.farm import Farm
+from distinf.farm.driver import DriverWorks
+from distinf.farm.farm import Farm
 from distinf.transport import Call, Failure, Reply
 from distinf.transport.in_process import InProcess
-from distinf.worker import Worker
+from distinf.transport.worker import Worker
 
 DEADLINE = 8.0  # of what takes no time
 

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from distinf.errors import ConfigError
-from distinf.fields import FileSource, RandomFields, global_grid
+from distinf.models.fields import FileSource, RandomFields, global_grid
 
 TIMES = np.array(["2023-06-01T00", "2023-06-01T06", "2023-06-01T12"], "datetime64[ns]")
 LEADS = np.array([0, 6, 12], "timedelta64[h]").astype("timedelta64[ns]")

@@ -11,10 +11,10 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distinf.blocks import Block, blocks, tasks
-from distinf.ensemble import perturb
-from distinf.forecast import forecasts
-from distinf.progress import Events
+from distinf.forecast.batching import Block, blocks, tasks
+from distinf.forecast.ensemble import perturb
+from distinf.forecast.prognostic import forecasts
+from distinf.report.progress import Events
 from distinf.seeds import task_seed
 
 TIMES = np.array(["2023-06-01", "2023-06-02", "2023-06-03"], "M8[ns]")

@@ -9,7 +9,7 @@ import pytest
 # Pages of the system that 40 MB in pieces, taken and freed again and again, cost in the last round.
 ROUNDS = """
 import ctypes, resource, sys
-from distinf.heap import keep_freed_memory
+from distinf.session.heap import keep_freed_memory
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages: one fault would take in 2 MB
 if "keep" in sys.argv:
     keep_freed_memory()

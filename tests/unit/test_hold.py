@@ -15,12 +15,12 @@ import pytest
 import s3fs
 from moto.s3.models import s3_backends
 
-from distinf import holder
-from distinf.conditional import conditional_writes, holds_conditions
-from distinf.destination import find_destination
 from distinf.errors import StoreError
-from distinf.hold import Hold
-from distinf.output import check_output
+from distinf.store import holder
+from distinf.store.conditional import conditional_writes, holds_conditions
+from distinf.store.destination import find_destination
+from distinf.store.forecast_store import check_output
+from distinf.store.hold import Hold
 from tests.unit import s3_server
 from tests.unit.test_output import DIAGNOSTICS, open_store, result
 
@@ -67,7 +67,7 @@ def until(condition):
 RACER = """
 import sys
 from distinf.errors import StoreError
-from distinf.objects import Objects
+from distinf.store.objects import Objects
 for url in sys.stdin:
     racer = Objects(url.strip())
     try:
@@ -158,7 +158,7 @@ def steal(url):
 
 
 def test_a_run_that_lost_its_hold_writes_nothing_more(url, monkeypatch):
-    monkeypatch.setattr("distinf.hold._QUIET_SECONDS", -1.0)  # it was stopped meanwhile
+    monkeypatch.setattr("distinf.store.hold._QUIET_SECONDS", -1.0)  # it was stopped meanwhile
     store = open_store(url)
     store.write("rain", result(DIAGNOSTICS["rain"], 0, 0))
     store._wait_for_all()
@@ -171,7 +171,7 @@ def test_a_run_that_lost_its_hold_writes_nothing_more(url, monkeypatch):
 
 
 def test_a_beat_finds_that_the_hold_is_lost(url, monkeypatch):
-    monkeypatch.setattr("distinf.hold._BEAT_SECONDS", 0.01)
+    monkeypatch.setattr("distinf.store.hold._BEAT_SECONDS", 0.01)
     place = find_destination(url)
     place.hold()
     steal(url)
@@ -186,7 +186,7 @@ def test_a_beat_finds_that_the_hold_is_lost(url, monkeypatch):
 
 
 def test_a_hold_that_somebody_removed_is_lost(url, monkeypatch):
-    monkeypatch.setattr("distinf.hold._QUIET_SECONDS", -1.0)
+    monkeypatch.setattr("distinf.store.hold._QUIET_SECONDS", -1.0)
     place = find_destination(url)
     place.hold()
     files().rm(url, recursive=True)
@@ -199,14 +199,14 @@ def test_a_hold_that_somebody_removed_is_lost(url, monkeypatch):
 def test_a_hold_that_cannot_be_renewed_is_not_relied_on(url, monkeypatch):
     place = find_destination(url)
     place.hold()
-    monkeypatch.setattr("distinf.hold._QUIET_SECONDS", -1.0)
+    monkeypatch.setattr("distinf.store.hold._QUIET_SECONDS", -1.0)
     monkeypatch.setattr(s3fs.S3FileSystem, "call_s3", lambda *_, **__: 1 / 0)
     with pytest.raises(StoreError, match=r"could not be renewed for .* another run may take it"):
         place.is_there()
 
 
 def test_beats_hide_nothing_and_a_released_store_is_free(url, monkeypatch):
-    monkeypatch.setattr("distinf.hold._BEAT_SECONDS", 0.01)
+    monkeypatch.setattr("distinf.store.hold._BEAT_SECONDS", 0.01)
     for mode in ("create", "resume", "overwrite"):
         with open_store(url, mode) as store:
             store.write("rain", result(DIAGNOSTICS["rain"], 0, 0))
@@ -238,7 +238,7 @@ def losing_answers(app):
 
 
 def test_an_answer_that_was_lost_on_its_way_loses_no_hold(monkeypatch):
-    monkeypatch.setattr("distinf.hold._QUIET_SECONDS", -1.0)
+    monkeypatch.setattr("distinf.store.hold._QUIET_SECONDS", -1.0)
     with s3_server.s3("lossy", losing_answers) as bucket:
         place = find_destination(f"{bucket}/f.zarr")
         place.hold()
@@ -359,7 +359,7 @@ def test_google_takes_conditions_too(monkeypatch):
         first.release()
         second = Hold("gs://bucket/f", "gs://bucket/f/hold", store)
         second.take()
-        monkeypatch.setattr("distinf.hold._QUIET_SECONDS", -1.0)
+        monkeypatch.setattr("distinf.store.hold._QUIET_SECONDS", -1.0)
         second.check()
         store.put("gs://bucket/f/hold", b"{}", store.read("gs://bucket/f/hold").version)
         with pytest.raises(StoreError, match="lost its hold"):

@@ -7,7 +7,7 @@ import inspect
 
 import pytest
 
-from distinf import imports
+from distinf.loading import imports
 
 
 def caller() -> inspect.FrameInfo:

@@ -3,14 +3,14 @@
 import pytest
 
 from distinf.errors import ConfigError
-from distinf.launch import (
+from distinf.session.launcher import (
     default_nproc,
     find_place,
     lets_survivors_live,
     likely_cause,
     tells_errors,
 )
-from distinf.slurm_variables import expand_hosts, tasks_per_node
+from distinf.session.slurm_variables import expand_hosts, tasks_per_node
 
 MPIRUN = {
     "OMPI_COMM_WORLD_RANK": "1",

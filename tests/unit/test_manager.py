@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from distinf import manager
-from distinf.launch import Place
+from distinf.session import manager
+from distinf.session.launcher import Place
 
 
 @pytest.mark.parametrize(

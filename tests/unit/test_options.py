@@ -9,9 +9,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from distinf.errors import ConfigError, DistinfError
-from distinf.options import Output, check_keys, check_target, from_mapping
+from distinf.loading.load import check_target
+from distinf.options import Output, check_keys, from_mapping
 from distinf.parameters import parse_times
-from distinf.session import Runtime
+from distinf.session.session import Runtime
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=12)
 

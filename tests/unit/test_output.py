@@ -16,7 +16,7 @@ import zarr
 
 from distinf.errors import ConfigError, StoreError, TaskError
 from distinf.options import Output
-from distinf.output import ForecastStore
+from distinf.store.forecast_store import ForecastStore
 
 TIMES = np.array(["2023-06-01", "2023-06-02"], dtype="datetime64[ns]")
 LEADS = (np.arange(3) * np.timedelta64(6, "h")).astype("timedelta64[ns]")

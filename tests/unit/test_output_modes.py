@@ -15,7 +15,7 @@ import zarr
 
 from distinf.errors import ConfigError, StoreError
 from distinf.options import Output
-from distinf.output import ForecastStore, check_output
+from distinf.store.forecast_store import ForecastStore, check_output
 from tests.unit.test_output import (
     ATTRIBUTES,
     CONFIG,
@@ -185,7 +185,7 @@ def test_a_run_killed_while_it_creates_the_store_can_be_run_again(path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"distinf.output.{at}", killed)
+        patch.setattr(f"distinf.store.forecast_store.{at}", killed)
         with pytest.raises(KeyboardInterrupt):
             open_store(path, mode)
     with open_store(path, mode) as store:

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distinf.errors import ConfigError, StoreError
-from distinf.netcdf import check_netcdf, to_netcdf
 from distinf.options import Output
-from distinf.output import ForecastStore, check_output
+from distinf.store.forecast_store import ForecastStore, check_output
+from distinf.store.netcdf import check_netcdf, to_netcdf
 from tests.unit import s3_server
 
 TIMES = np.array(["2023-06-01", "2023-06-02"], "M8[ns]")
@@ -157,7 +157,7 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_replaced(tmp_path
     before = files(path)
     small = os.statvfs_result((1, 1, 0, 0, 0, 0, 0, 0, 0, 255))
     monkeypatch.setattr("os.statvfs", lambda _: small)
-    monkeypatch.setattr("distinf.output.step_bytes", lambda *_: 10**9)
+    monkeypatch.setattr("distinf.store.forecast_store.step_bytes", lambda *_: 10**9)
     with pytest.raises(StoreError, match=r"up to 10\.0 GB .* 0\.0 GB are free.*output\.region"):
         open_store(path, mode="overwrite")
     assert files(path) == before
@@ -212,7 +212,7 @@ def test_netcdf_says_which_steps_are_missing(tmp_path, caplog):
 
 
 def test_netcdf_names_only_so_many_missing_steps(tmp_path, monkeypatch):
-    monkeypatch.setattr("distinf.netcdf._NAMED", 3)
+    monkeypatch.setattr("distinf.store.netcdf._NAMED", 3)
     with open_store(tmp_path / "f.zarr"):
         pass
     to_netcdf(str(tmp_path / "f.zarr"), str(tmp_path / "f.nc"))
@@ -299,7 +299,7 @@ def test_what_is_no_store_in_a_bucket_is_never_touched(bucket):
 
 HOLD = """
 import sys, time
-from distinf.objects import Objects
+from distinf.store.objects import Objects
 held = Objects(sys.argv[1]); held.hold(); print("held", flush=True); time.sleep(600)
 """
 

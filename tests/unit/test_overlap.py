@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distinf.errors import ConfigError
-from distinf.overlap import caches, inputs, lies_in
+from distinf.loading.sources import caches, inputs
+from distinf.paths import lies_in
 from recipes.checks import check_places
 from recipes.diagnostic import check
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from distinf import peers
 from distinf.errors import ConfigError, SessionError
-from distinf.launch import Place
+from distinf.session import peers
+from distinf.session.launcher import Place
 
 CPU = torch.device("cpu")
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distinf.diagnostics.placement import Placement, assign, chains, split
 from distinf.errors import ConfigError
-from distinf.placement import Placement, assign, chains, split
 
 NAMES = "abcdefgh"
 

@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-from distinf import packages, port_file
 from distinf.errors import ConfigError, SessionError
+from distinf.loading import packages
+from distinf.session import port_file
 
 PRIVATE = {
     packages: (lambda: packages._lock("a").acquire(), ConfigError),

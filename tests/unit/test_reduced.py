@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from distinf.chain import Chain, Link
+from distinf.diagnostics.chain import Chain, Link
+from distinf.diagnostics.placement import split
 from distinf.errors import ConfigError
-from distinf.placement import split
-from distinf.provenance import differences
+from distinf.store.provenance import differences
 
 COORDS = OrderedDict(
     time=np.array(["2023-06-01"], "M8[ns]"),

@@ -5,15 +5,17 @@ from concurrent.futures import Future
 import pytest
 
 from distinf.errors import ConfigError, StoreError, TaskError
-from distinf.remote_writer import RemoteWriter, meeting_place
-from distinf.session import session
+from distinf.session.session import session
+from distinf.store.worker_writer import RemoteWriter, meeting_place
 from tests.unit.test_output import DIAGNOSTICS, open_store, result
 
 
 class Rank:
     """What the store asks a chain for, in this process."""
 
-    def call_func(self, name, *args):
+    remote_ranks = (0,)
+
+    def call_func(self, name, *args, rank):
         assert name == "write_to"
         self.writer = RemoteWriter(*args)
 
@@ -74,7 +76,7 @@ def test_a_rank_that_does_not_see_the_store_says_so(tmp_path, there):
         meeting_place(store.destination) as word,
         pytest.raises(ConfigError, match=r"output\.writer=workers: .* does not reach .*\.zarr"),
     ):
-        RemoteWriter(str(where), word, {}, DIAGNOSTICS)
+        RemoteWriter(str(where), word, {}, DIAGNOSTICS, 1)
 
 
 def test_a_write_that_fails_ends_the_run_even_if_errors_are_skipped(tmp_path):

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from distinf import announce, network, port_file
 from distinf.errors import ConfigError, SessionError
+from distinf.session import announce, network, port_file
 
 
 @pytest.fixture(autouse=True)

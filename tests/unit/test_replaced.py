@@ -11,9 +11,9 @@ import s3fs
 import xarray as xr
 
 from distinf.errors import StoreError
-from distinf.folder import Folder
-from distinf.holder import CONTENTS, CREATING
-from distinf.output import check_output
+from distinf.store.folder import Folder
+from distinf.store.forecast_store import check_output
+from distinf.store.holder import CONTENTS, CREATING
 from tests.unit import s3_server
 from tests.unit.test_output import DIAGNOSTICS, curvilinear, grid, look, open_store, result
 

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distinf.blocks import Block, blocks, tasks
 from distinf.errors import ConfigError
-from distinf.forecast import forecasts
+from distinf.forecast.batching import Block, blocks, tasks
+from distinf.forecast.prognostic import forecasts
+from distinf.forecast.restart import RestartStates, is_restartable
 from distinf.options import Output
-from distinf.output import ForecastStore
-from distinf.restart import RestartStates, is_restartable
 from distinf.seeds import generators
+from distinf.store.forecast_store import ForecastStore
 from tests.unit.test_forecast import GRID, STEP, TIMES, Days, Doubling
 
 NSTEPS = 12

@@ -12,9 +12,10 @@ import xarray as xr
 import zarr
 
 from distinf.errors import StoreError
+from distinf.loading.sources import read_files
 from distinf.options import Output
-from distinf.output import ForecastStore, check_resume
-from distinf.provenance import differences, read_files
+from distinf.store.forecast_store import ForecastStore, check_resume
+from distinf.store.provenance import differences
 from tests.unit.test_output import ATTRIBUTES, LEADS, TIMES, curvilinear, grid, look, result
 from tests.unit.test_output_modes import damage, snapshot
 
@@ -231,7 +232,7 @@ def test_another_input_file_or_package_cannot_resume(made_from, inputs, how, wor
     own = sections(inputs)
     refused(made_from, words, sections=own, files=read_files(own))
     with pytest.raises(StoreError, match=words[0]):
-        check_resume(made_from, config(**own))
+        check_resume(made_from, config(**own), read_files(own))
 
 
 @pytest.mark.parametrize(
@@ -246,7 +247,7 @@ def test_another_input_file_or_package_cannot_resume(made_from, inputs, how, wor
 def test_what_may_have_changed_is_said_in_one_line(made_from, inputs, how, words, caplog):
     change(inputs, how)
     own = sections(inputs)
-    check_resume(made_from, config(**own))
+    check_resume(made_from, config(**own), read_files(own))
     for _ in range(2):
         caplog.clear()
         with caplog.at_level(logging.WARNING), run(made_from, sections=own, files=read_files(own)):

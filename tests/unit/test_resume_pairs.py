@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from distinf.errors import ConfigError, StoreError
 from distinf.options import Output
-from distinf.output import ForecastStore
+from distinf.store.forecast_store import ForecastStore
 from tests.unit.test_output import look
 from tests.unit.test_output_modes import snapshot
 

@@ -9,8 +9,8 @@ from earth2studio.utils.coords import map_coords
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distinf.coords import plan, plan_region
 from distinf.errors import ConfigError
-from distinf.selection import plan, plan_region
 
 VARIABLES = np.array(["u10m", "v10m", "t2m", "sp", "tcwv", "z500", "u850"])
 NLAT, NLON = 7, 12

@@ -10,12 +10,12 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from distinf import selection
-from distinf.arguments import Arguments
-from distinf.chain import Chain, Link
+from distinf.coords import check_covered, plan, plan_key
+from distinf.diagnostics.chain import Chain, Link
 from distinf.errors import ConfigError
-from distinf.forecast import check_initial, rollout
-from distinf.selection import check_covered, plan, plan_key
+from distinf.forecast.prognostic import check_initial, rollout
+from distinf.inference import arguments as arguments_module
+from distinf.inference.arguments import Arguments
 from recipes.checks import check_models
 
 VARIABLE = np.array(["t2m"])
@@ -238,8 +238,8 @@ class Counting:
 
 def test_the_plans_do_not_grow_with_the_ensemble(monkeypatch):
     made = []
-    original = selection.plan
-    monkeypatch.setattr(selection, "plan", lambda *args: made.append(1) or original(*args))
+    original = arguments_module.plan
+    monkeypatch.setattr(arguments_module, "plan", lambda *args: made.append(1) or original(*args))
     x, coords = grid([0.0, 1.0], [0.0, 1.0])
     arguments = Arguments("rain", {"lat": np.array([1.0])}, Counting())
     for member in range(5):
@@ -294,12 +294,12 @@ def test_a_file_over_europe_starts_no_global_forecast(tmp_path):
         {
             "parameters": {"time": "2023-06-01", "nsteps": 1, "ensemble": None},
             "prognostic": {
-                "_target_": "distinf.fields.persistence",
+                "_target_": "distinf.models.persistence",
                 "variable": ["t2m"],
                 "nlat": 181,
                 "nlon": 360,
             },
-            "data": {"_target_": "distinf.fields.FileSource", "path": str(path)},
+            "data": {"_target_": "distinf.models.FileSource", "path": str(path)},
             "diagnostic": {"same": {"_target_": "earth2studio.models.dx.Identity"}},
             "output": {},
         }
@@ -307,7 +307,7 @@ def test_a_file_over_europe_starts_no_global_forecast(tmp_path):
     with pytest.raises(ConfigError, match=r"prognostic needs lat 90 to -90 .* the data has lat"):
         check_models(config)
     config.prognostic.update(nlat=3, nlon=3)  # a spacing of 90 degrees: as near as it gets
-    config.prognostic._target_ = "distinf.fields.replay"
+    config.prognostic._target_ = "distinf.models.replay"
     for key in ("nlat", "nlon"):
         config.prognostic.pop(key)
     config.prognostic.update(path=str(path), step=6)
@@ -315,7 +315,7 @@ def test_a_file_over_europe_starts_no_global_forecast(tmp_path):
 
 
 def test_data_that_tells_no_grid_is_refused_before_the_first_step(tmp_path):
-    from distinf.fields import FileSource, persistence
+    from distinf.models.fields import FileSource, persistence
 
     source = FileSource(str(europe(tmp_path)))
     prognostic = persistence(["t2m"], 181, 360)

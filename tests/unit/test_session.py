@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from distinf.errors import ConfigError
-from distinf.session import Runtime, current_session, session
+from distinf.session.session import Runtime, current_session, session
 
 
 class Started(Exception):
@@ -17,7 +17,7 @@ def no_ranks(monkeypatch):
     def start(nproc, *_):
         raise Started(nproc)
 
-    monkeypatch.setattr(sys.modules["distinf.session"], "OwnRanks", start)
+    monkeypatch.setattr(sys.modules["distinf.session.session"], "OwnRanks", start)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from distinf.transport import Call
 from distinf.transport.shared_memory import DriverMemory, WorkerMemory
 from distinf.transport.slots import SMALL, Placed
-from distinf.worker import Worker
+from distinf.transport.worker import Worker
 
 LARGE = SMALL // 4  # float32 values that do not go into a message
 CPU = torch.device("cpu")

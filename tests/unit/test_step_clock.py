@@ -5,8 +5,8 @@ import time
 
 import torch
 
-from distinf.progress import Events
-from distinf.step_clock import StepClock
+from distinf.forecast.step_clock import StepClock
+from distinf.report.progress import Events
 
 
 class Computed:

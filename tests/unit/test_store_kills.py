@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distinf.holder import CREATING
+from distinf.store.holder import CREATING
 from tests.unit.test_output import grid, look
 from tests.unit.test_resume import fill, leads, run
 

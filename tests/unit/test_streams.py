@@ -6,10 +6,10 @@ import threading
 import pytest
 import torch
 
+from distinf.departures import Departures
+from distinf.streams import Copies, Lane, mark, on_gpu
 from distinf.transport import Call
-from distinf.transport.departures import Departures
-from distinf.transport.streams import Copies, Lane, mark, on_gpu
-from distinf.worker import Worker
+from distinf.transport.worker import Worker
 from tests.unit.simulated_gpu import SimulatedGpu
 
 SEEDS = range(20)

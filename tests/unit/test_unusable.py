@@ -4,9 +4,9 @@ from concurrent.futures import Future
 
 import pytest
 
-from distinf.driver_works import DriverWorks
 from distinf.errors import SessionError, TaskError, TaskLost
-from distinf.farm import Farm
+from distinf.farm.driver import DriverWorks
+from distinf.farm.farm import Farm
 from distinf.transport import Call, Failure, Reply
 
 POISONED = Failure("Model.forward", "AcceleratorError", "CUDA error: device-side assert", "trace")

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from distinf.nonfinite import Rule, Watched
+from distinf.streams import Lane
+from distinf.tensors import Rule, Watched
 from distinf.transport import Call, Reply
-from distinf.transport.streams import Lane
-from distinf.worker import Later, Worker
+from distinf.transport.worker import Later, Worker
 from tests.unit.simulated_gpu import SimulatedGpu
 
 

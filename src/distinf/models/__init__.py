@@ -1,8 +1,5 @@
-"""Models without weights, and data sources for them."""
+"""Models and data sources that need no weights."""
 
-from distinf.models.galewsky import GalewskyJet
-from distinf.models.netcdf_winds import NetCDFWinds
-from distinf.models.shallow_water import ShallowWater
-from distinf.models.wind_decomposition import WindDecomposition
+import lazy_loader
 
-__all__ = ["GalewskyJet", "NetCDFWinds", "ShallowWater", "WindDecomposition"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,5 +1,9 @@
-"""How a call and its tensors travel: one contract, several carriers."""
+"""How a call and its tensors reach a worker and run there.
 
-from distinf.transport.contract import Call, Failure, Reply, Transport
+Promises: every call ends with a `Reply` or an error within its deadline, whatever the carrier; a
+tensor's values are the same on both sides. Only this package imports `torch.distributed.rpc`.
+"""
 
-__all__ = ["Call", "Failure", "Reply", "Transport"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

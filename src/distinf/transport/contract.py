@@ -6,24 +6,14 @@ and processes, but nothing of weather, and nothing of who gets which task.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
-__all__ = [
-    "Call",
-    "Failure",
-    "Reply",
-    "Transport",
-    "map_leaves",
-    "map_tensors",
-    "owned",
-    "tensor_bytes",
-    "tensors_of",
-]
+__all__ = ["Call", "Failure", "Reply", "Transport"]
 
 
 @dataclass(frozen=True)
@@ -190,67 +180,3 @@ class Transport(Protocol):
             Whether the session ends by an error, by default False.
         """
         ...
-
-
-def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
-    """Change every tensor in nested tuples, lists and dicts, leaving all else as it is.
-
-    Parameters
-    ----------
-    tree : Any
-        Arguments or a result.
-    change : Callable[[torch.Tensor], Any]
-        Applied to each tensor.
-
-    Returns
-    -------
-    Any
-        The same structure; containers are new, and of the same type.
-    """
-
-    def change_tensor(leaf: Any) -> Any:
-        return change(leaf) if isinstance(leaf, torch.Tensor) else leaf
-
-    return map_leaves(tree, change_tensor)
-
-
-def map_leaves(tree: Any, change: Callable[[Any], Any]) -> Any:
-    """Change all that is in nested tuples, lists and dicts; as :func:`map_tensors`."""
-    if isinstance(tree, tuple):
-        items = [map_leaves(item, change) for item in tree]
-        return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
-    if isinstance(tree, list):
-        return [map_leaves(item, change) for item in tree]
-    if isinstance(tree, dict):
-        return type(tree)((key, map_leaves(item, change)) for key, item in tree.items())
-    return change(tree)
-
-
-def tensors_of(tree: Any) -> list[torch.Tensor]:
-    """List the tensors in nested tuples, lists and dicts."""
-    found: list[torch.Tensor] = []
-    _collect(tree, found)
-    return found
-
-
-def _collect(tree: Any, found: list[torch.Tensor]) -> None:
-    if isinstance(tree, torch.Tensor):
-        found.append(tree)
-    elif isinstance(tree, tuple | list):
-        for item in tree:
-            _collect(item, found)
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            _collect(item, found)
-
-
-def tensor_bytes(tree: Any) -> int:
-    """Bytes of all tensors in nested tuples, lists and dicts."""
-    return sum(tensor.nbytes for tensor in tensors_of(tree))
-
-
-def owned(tensor: torch.Tensor) -> torch.Tensor:
-    """Detach a tensor, in memory that holds nothing else: a view would take all of it along."""
-    own = tensor.detach() if tensor.requires_grad else tensor
-    whole = own.untyped_storage().nbytes() == own.nbytes
-    return own if whole and own.is_contiguous() else own.contiguous().clone()

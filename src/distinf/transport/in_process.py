@@ -10,7 +10,7 @@ import torch
 from distinf.background import in_background
 from distinf.errors import CallTimeout
 from distinf.transport.contract import Call, Reply
-from distinf.worker import Worker
+from distinf.transport.worker import Worker
 
 __all__ = ["InProcess"]
 

@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 import torch
 
 from distinf.background import in_background
-from distinf.transport.contract import Call, Reply, map_leaves, map_tensors
+from distinf.tensors import map_leaves, map_tensors
+from distinf.transport.contract import Call, Reply
 from distinf.transport.slots import SMALL, Mappings, Placed, PrivateView, Slot, Slots, view
-from distinf.worker import Worker
+from distinf.transport.worker import Worker
 
 __all__ = ["Answer", "DriverMemory", "Message", "WorkerMemory"]
 

@@ -181,9 +181,9 @@ def run() -> NoReturn:
 
 def _carry(facts: dict[str, Any]) -> None:
     """Join a group of all ranks' trials, and carry tensors from rank 0 to each and back."""
-    from distinf.transport import tensorpipe
+    from distinf.transport import rpc
     from distinf.transport.contract import Call
-    from distinf.worker import Worker
+    from distinf.transport.worker import Worker
 
     peers, rank, seconds = facts["peers"], facts["rank"], facts["seconds"]
     device = torch.device(peers[rank]["device"])
@@ -198,11 +198,11 @@ def _carry(facts: dict[str, Any]) -> None:
         dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=patience),
     )
     maps = device_maps(rank, peers) if device.type == "cuda" else {}
-    tensorpipe.join(worker, len(peers), store, maps, seconds, facts["several_nodes"])
+    rpc.join(worker, len(peers), store, maps, seconds, facts["several_nodes"])
     if rank != 0:
         store.wait(["carried"], patience)
         return
-    transport = tensorpipe.TensorPipe(
+    transport = rpc.TensorPipe(
         worker, len(peers), store, Choice("cuda" if maps else "host", ""), results_stay=True
     )
     for other in transport.workers:

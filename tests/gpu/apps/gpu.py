@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from distinf import DistributedInference, Runtime, session
-from distinf.session import current_session
+from distinf.session.session import current_session
 
 STEPS = 24
 SHAPE = (26, 361, 720)

@@ -10,7 +10,7 @@ import sys
 from physicsnemo.distributed import DistributedManager
 
 from distinf import DistributedInference, Runtime, session
-from distinf.session import current_session
+from distinf.session.session import current_session
 
 
 class Where:

@@ -10,7 +10,7 @@ import numpy as np
 from common import outcome_of, state, tell, wait_for
 
 from distinf import DistributedInference, DistributedManager, Runtime, session
-from distinf.session import current_session
+from distinf.session.session import current_session
 
 
 class Broken:

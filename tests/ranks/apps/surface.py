@@ -16,7 +16,7 @@ from common import VARIABLES, outcome_of, state, tell, wait_for
 from processes import listening, marked
 
 from distinf import DistributedInference, DistributedManager, local_concurrent_pipeline, session
-from distinf.session import current_session
+from distinf.session.session import current_session
 
 
 class Scale:

@@ -10,12 +10,12 @@ from pathlib import Path
 from common import tell
 
 from distinf import DistributedInference, DistributedManager, Runtime, session
-from distinf.session import current_session
+from distinf.session.session import current_session
 from distinf.transport import tensorpipe
 
 
 class BrokenLane:
-    """As `distinf.transport.streams.Lane` of a GPU that an assertion has left unusable."""
+    """As `distinf.streams.Lane` of a GPU that an assertion has left unusable."""
 
     def entered(self, ready):
         return nullcontext()

@@ -1,0 +1,198 @@
+"""Saved states of a forecast, from which an interrupted run goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+import re
+from collections import OrderedDict
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from distinf.background import in_background
+from distinf.errors import ConfigError
+from distinf.forecast.batching import Block, Coords
+from distinf.seeds import generators
+from distinf.store import RESTART, Destination, Marks
+
+__all__ = ["RestartStates", "Saved", "is_restartable"]
+
+log = logging.getLogger("distinf")
+
+_COORD = "coord "
+_DTYPE = "dtype of x"  # only where NumPy does not have it
+_AHEAD = 2  # saved states of a block that wait for the store to reach them
+# What a checkpoint state of Earth2Studio holds if the visible state is all of it.
+_VISIBLE = {"x", "coord_keys", "coord_values"}
+
+
+def is_restartable(prognostic: Any, stated: bool | None = None) -> bool:
+    """Whether a prognostic goes on from any of its states as if it had not been interrupted.
+
+    Parameters
+    ----------
+    prognostic : PrognosticModel
+        An Earth2Studio prognostic.
+    stated : bool | None, optional
+        ``prognostic.restartable`` of the config; by default None: it is if it binds a checkpoint
+        state of Earth2Studio (``earth2studio.utils.checkpoint``) that holds nothing else.
+
+    Raises
+    ------
+    ConfigError
+        If it is stated of one that needs more than one lead time to start, or has random numbers of
+        its own.
+    """
+    several = len(prognostic.input_coords().get("lead_time", [0])) != 1
+    draws = callable(getattr(prognostic, "set_rng", None))
+    if stated and (several or draws):
+        why = "draws random numbers of its own" if draws else "starts from several lead times"
+        raise ConfigError(
+            f"prognostic.restartable=true: {type(prognostic).__name__} {why}, so one of its states "
+            "does not tell how it goes on; set it to false or null"
+        )
+    if stated is None and not (several or draws):
+        bound = getattr(getattr(prognostic, "checkpoint", None), "checkpoint_dataclass", None)
+        if dataclasses.is_dataclass(bound):
+            return {field.name for field in dataclasses.fields(bound)} == _VISIBLE
+    return bool(stated)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A state that was saved.
+
+    Parameters
+    ----------
+    step : int
+        Its step.
+    x, coords : torch.Tensor, Coords
+        The state.
+    generators : dict[str, np.ndarray]
+        Of `distinf.seeds.generators`, when it was made.
+    """
+
+    step: int
+    x: torch.Tensor
+    coords: Coords
+    generators: dict[str, np.ndarray]
+
+
+class RestartStates:
+    """The saved states in a store; the newest that the store has reached, and the next few.
+
+    Parameters
+    ----------
+    destination : Destination
+        The store.
+    every : int
+        Steps between two of them.
+    marks : Marks
+        What is complete in it.
+    stored_every : int
+        Steps between two stored lead times.
+    """
+
+    def __init__(
+        self, destination: Destination, every: int, marks: Marks, stored_every: int = 1
+    ) -> None:
+        self._destination, self._every = destination, every
+        self._marks, self._stored_every = marks, stored_every
+        self._writing: Future[None] | None = None
+        self._ended: list[Block] = []
+
+    def newest(self, block: Block) -> Saved | None:
+        """Newest state of a block that is not ahead of the store."""
+        reached = self._reached(block)
+        for step in sorted(self._steps(block), reverse=True):
+            if step > reached:
+                continue
+            try:
+                return self._read(_name(block, step), step)
+            except Exception as error:  # half written by a lost node
+                log.warning("the saved state %s is damaged: %s", _name(block, step), error)
+        return None
+
+    def offer(self, block: Block, step: int, x: torch.Tensor, coords: Coords) -> None:
+        """Save this state if it is its turn; copies it, and writes in the background."""
+        if step == 0 or step % self._every or step >= block.nsteps:
+            return
+        if self._writing is not None and not self._writing.done():
+            return  # the disk is slower than the forecast: a later state will do
+        reached = self._reached(block)
+        steps = self._steps(block)
+        if len([old for old in steps if old > reached]) >= _AHEAD:
+            return
+        state = {**_packed(x), **generators(x.device)}
+        state.update({f"{_COORD}{key}": values for key, values in coords.items()})
+        past = sorted(old for old in steps if old <= reached)[:-1]
+        self._writing = in_background(
+            lambda: self._write(block, step, state, past), "distinf-restart"
+        )
+
+    def finish(self, block: Block) -> None:
+        """Wait for what is being written; forget the states of blocks that are in the store."""
+        if self._writing is not None:
+            self._writing.result()
+        self._ended.append(block)
+        for ended in list(self._ended):
+            if self._reached(ended) > ended.nsteps:
+                self._ended.remove(ended)
+                for step in self._steps(ended):
+                    self._destination.remove(f"{RESTART}/{_name(ended, step)}")
+
+    def _reached(self, block: Block) -> int:
+        """First step of a block that the store lacks."""
+        lacks = self._marks.incomplete(block.times, block.members)
+        return block.nsteps + 1 if lacks is None else lacks[0] * self._stored_every
+
+    def _steps(self, block: Block) -> list[int]:
+        pattern = re.escape(_name(block, 0)).replace("step0", r"step(\d+)")
+        found = (re.fullmatch(pattern, name) for name in self._destination.names(RESTART))
+        return [int(match[1]) for match in found if match]
+
+    def _write(self, block: Block, step: int, state: dict[str, Any], past: list[int]) -> None:
+        data = io.BytesIO()
+        np.savez(data, **state)
+        try:
+            self._destination.put(f"{RESTART}/{_name(block, step)}", data.getvalue())
+            for old in past:
+                self._destination.remove(f"{RESTART}/{_name(block, old)}")
+        except OSError as error:  # results matter more; their own writes tell what is wrong
+            log.warning("step %d of the prognostic could not be saved: %s", step, error)
+
+    def _read(self, name: str, step: int) -> Saved:
+        with np.load(io.BytesIO(self._destination.get(f"{RESTART}/{name}"))) as state:
+            arrays = {key: state[key] for key in state.files}
+        x = _unpacked(arrays)
+        keys = [key for key in arrays if key.startswith(_COORD)]
+        coords = OrderedDict((key.removeprefix(_COORD), arrays.pop(key)) for key in keys)
+        return Saved(step, x, coords, arrays)
+
+
+def _name(block: Block, step: int) -> str:
+    time = str(np.datetime_as_string(block.times[0], unit="s")).replace(":", "")
+    member = "" if block.members is None else f"_member{block.members[0]}"
+    return f"{time}{member}_step{step}.npz"
+
+
+def _packed(x: torch.Tensor) -> dict[str, np.ndarray]:
+    """Copy a state; one of a type that NumPy does not have as its bytes."""
+    own = x.detach().to("cpu", copy=True).resolve_conj().resolve_neg()
+    try:
+        return {"x": own.numpy()}
+    except TypeError:
+        as_bytes = own.contiguous().unsqueeze(-1).view(torch.uint8).numpy()
+        return {"x": as_bytes, _DTYPE: np.array(str(own.dtype).removeprefix("torch."))}
+
+
+def _unpacked(arrays: dict[str, np.ndarray]) -> torch.Tensor:
+    """Take a state out of what was saved."""
+    x = torch.from_numpy(arrays.pop("x"))
+    dtype = arrays.pop(_DTYPE, None)
+    return x if dtype is None else x.view(getattr(torch, str(dtype))).squeeze(-1)

@@ -1,0 +1,2 @@
+from .earth2studio_names import local_concurrent_pipeline as local_concurrent_pipeline
+from .inference import DistributedInference as DistributedInference

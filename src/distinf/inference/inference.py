@@ -1,0 +1,292 @@
+"""DistributedInference: one diagnostic model on every worker, called like an executor.
+
+::
+
+    prognostic --submit--> selection --> farm (dispatch) --> transport --> worker.forward
+                                                                              |
+    your code <--Future-- farm <-------------- transport <---- envelope ------+
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from distinf.errors import ConfigError, SessionError
+from distinf.farm import Farm
+from distinf.inference.arguments import Arguments, describe
+from distinf.inference.earth2studio_names import ProposedInterface
+from distinf.inference.mapping import starmap
+from distinf.session import current_session
+from distinf.streams import mark
+from distinf.tensors import tensor_bytes
+from distinf.transport import Call
+
+__all__ = ["DistributedInference"]
+
+Coords = OrderedDict[str, np.ndarray]
+
+
+class DistributedInference(ProposedInterface):
+    """A diagnostic model, resident on the session's workers.
+
+    Parameters
+    ----------
+    model : Callable[..., Any]
+        Class of the model, or any importable callable that returns one. Instances have
+        ``forward``; Earth2Studio's diagnostics are called as they are.
+    *args : Any
+        Its arguments.
+    remote_ranks : list[int] | int | None, optional
+        Ranks that hold it, by default None: every worker.
+    **kwargs : Any
+        Its keyword arguments.
+
+    Raises
+    ------
+    SessionError
+        If no session is open on this rank.
+    TaskError
+        If the model could not be constructed on one of the ranks.
+
+    Notes
+    -----
+    In a session of one process the model lives in this process, and calls run as they are
+    made. The first error of a model breaks the session: see `distinf.farm.farm.Farm`.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *args: Any,
+        remote_ranks: list[int] | int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        session = current_session()
+        self._farm: Farm = session.farm
+        wanted = [remote_ranks] if isinstance(remote_ranks, int) else remote_ranks
+        unknown = set(wanted or ()) - set(self._farm.workers)
+        if unknown:
+            raise ConfigError(
+                f"remote_ranks: {sorted(unknown)} are no workers; "
+                f"the workers are {list(self._farm.workers)}"
+            )
+        self.name = getattr(model, "__name__", type(model).__name__)
+        self._ranks = frozenset(wanted) if wanted is not None else None
+        self._number = self._farm.new_model()
+        self._running = itertools.count()
+        self._closed = False
+        ProposedInterface.__init__(self)
+        self._methods: set[str] = set.union(
+            *self._everywhere("__build__", "construction", (model, *args), kwargs)
+        )
+        needed: Coords | None = None
+        if "input_coords" in self._methods:
+            needed = self.call_func("input_coords", rank=self._holders()[0])
+        self._arguments = Arguments(self.name, needed, self._farm.transport)
+
+    @property
+    def remote_ranks(self) -> list[int]:
+        """Ranks that hold the model and are left, ascending."""
+        return [r for r in self._farm.workers if self._ranks is None or r in self._ranks]
+
+    def output_coords(self, coords: Coords) -> Coords:
+        """Coordinates of the result for a state with these coordinates.
+
+        Parameters
+        ----------
+        coords : Coords
+            Of the state, before selection.
+
+        Returns
+        -------
+        Coords
+            What the model's ``output_coords`` says.
+
+        Raises
+        ------
+        ConfigError
+            If the state lacks variables that the model needs.
+        """
+        selected = self._arguments.expect(coords)
+        answer: Coords = self.call_func("output_coords", selected, rank=self._holders()[0])
+        return answer
+
+    def variable_attributes(self) -> dict[str, dict[str, str]]:
+        """``units`` and ``long_name`` of the result's variables, if the model tells them."""
+        if "variable_attributes" not in self._methods:
+            return {}
+        told: dict[str, dict[str, str]] = self.call_func(
+            "variable_attributes", rank=self._holders()[0]
+        )
+        return told
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run the model's ``forward`` on the next free worker.
+
+        Blocks while all workers are full. The arguments may be changed as soon as it returns.
+
+        Parameters
+        ----------
+        *args : Any
+            Arguments of ``forward``; usually a tensor ``x`` and its coords. If the model has
+            ``input_coords()``, only those variables and that region of ``x`` travel.
+        **kwargs : Any
+            Keyword arguments of ``forward``.
+
+        Returns
+        -------
+        Future
+            What ``forward`` returns, complete, with tensors on the host, or with
+            ``runtime.results=device`` on this rank's device. Raises `TaskError` when it raised.
+
+        Raises
+        ------
+        SessionError
+            If this object or the session is closed, or no worker is left.
+        ConfigError
+            If ``x`` lacks variables that the model needs.
+        TaskError
+            If an earlier task broke the session.
+        """
+        self._check_open()
+        number = next(self._running)
+        task = describe(self.name, number, args)
+        args, kwargs = self._arguments.own(args, kwargs)
+        ready = mark((args, kwargs))
+        call = Call(self._number, "__forward__", task, args, kwargs, ready)
+        return self._farm.submit(call, tensor_bytes((args, kwargs)), self._ranks)
+
+    def map(
+        self,
+        *iterables: Iterable[Any],
+        buffersize: int | None = None,
+        unordered: bool = False,
+    ) -> Iterator[Any]:
+        """Run ``forward`` on the items of one or more iterables, as ``map`` does.
+
+        Parameters
+        ----------
+        *iterables : Iterable[Any]
+            One for each argument of ``forward``.
+        buffersize, unordered
+            As in :meth:`starmap`.
+
+        Yields
+        ------
+        Any
+            Results.
+        """
+        return self.starmap(zip(*iterables, strict=False), buffersize, unordered)
+
+    def starmap(
+        self,
+        iterable: Iterable[tuple[Any, ...]],
+        buffersize: int | None = None,
+        unordered: bool = False,
+    ) -> Iterator[Any]:
+        """Run ``forward`` on each tuple of arguments, as ``itertools.starmap`` does.
+
+        Parameters
+        ----------
+        iterable : Iterable[tuple[Any, ...]]
+            Tuples of arguments, for instance the ``(x, coords)`` of a prognostic's iterator.
+            It is advanced no further ahead of the results than ``buffersize``.
+        buffersize : int | None, optional
+            Results that may be unread, by default None: two for each worker.
+        unordered : bool, optional
+            Yield results as they come, by default False: in the order of the arguments.
+
+        Yields
+        ------
+        Any
+            Results.
+
+        Raises
+        ------
+        ValueError
+            If ``buffersize`` is below 1.
+        """
+        if buffersize is not None and buffersize < 1:
+            raise ValueError(f"buffersize must be at least 1, not {buffersize}")
+        limit = buffersize or 2 * max(1, len(self.remote_ranks))
+        return starmap(self.submit, iterable, limit, unordered)
+
+    def call_func(self, name: str, *args: Any, rank: str | int = "all", **kwargs: Any) -> Any:
+        """Call any method of the model, on one worker or on all of them.
+
+        Parameters
+        ----------
+        name : str
+            The method.
+        *args, **kwargs : Any
+            Its arguments.
+        rank : str | int, optional
+            A rank, or ``"all"``, by default ``"all"``.
+
+        Returns
+        -------
+        Any
+            What it returned; for ``"all"`` a list of that, in the order of `remote_ranks`.
+
+        Raises
+        ------
+        ConfigError
+            If ``rank`` does not hold the model.
+        TaskError
+            If it raised.
+        """
+        self._check_open()
+        if rank == "all":
+            return self._everywhere(name, name, args, kwargs)
+        if rank not in self.remote_ranks:
+            raise ConfigError(f"rank {rank!r} does not hold {self.name}: {self.remote_ranks} do")
+        call = Call(self._number, name, f"{self.name}.{name}", args, kwargs)
+        return self._farm.call(int(rank), call).result()
+
+    def shutdown(self) -> None:
+        """Forget the model on the workers; idempotent. The session stays open."""
+        if self._closed:
+            return
+        self._closed = True
+        for rank in self.remote_ranks:
+            try:
+                self._farm.call(rank, Call(self._number, "__drop__"))
+            except Exception:
+                return  # the session is broken: the workers part anyway
+
+    def __enter__(self) -> DistributedInference:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.shutdown()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SessionError(f"{self.name}: this DistributedInference was shut down")
+
+    def _holders(self) -> list[int]:
+        """`remote_ranks`, of which there must be one."""
+        ranks = self.remote_ranks
+        if not ranks:
+            raise SessionError(f"{self.name}: no worker is left that holds it")
+        return ranks
+
+    def _everywhere(
+        self, method: str, what: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[Any]:
+        call = Call(self._number, method, f"{self.name} {what}", args, kwargs)
+        futures = [self._farm.call(rank, call) for rank in self._holders()]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        return [future.result() for future in (*done, *futures)][len(done) :]

@@ -1,0 +1,10 @@
+from .imports import import_first as import_first
+from .load import check_target as check_target
+from .load import load_data as load_data
+from .load import load_model as load_model
+from .preflight import check_reachable as check_reachable
+from .preflight import unreachable as unreachable
+from .preflight import unread as unread
+from .sources import caches as caches
+from .sources import inputs as inputs
+from .sources import read_files as read_files

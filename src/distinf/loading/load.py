@@ -1,0 +1,222 @@
+"""Models and data sources of Earth2Studio by name, with one clear error where one cannot be had.
+
+``_target_: distinf.loading.load_model`` in a config loads a model with a package,
+``_target_: distinf.loading.load_data`` makes a data source.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distinf.errors import ConfigError
+from distinf.loading.declared import find
+from distinf.loading.imports import import_first
+from distinf.loading.preflight import one_word, unfetched, unreachable
+from distinf.options import check_keys
+
+__all__ = ["check_loader", "check_target", "load_data", "load_model"]
+
+# Key that names the class, and the method that takes the other settings.
+_LOADERS = {"load_model": ("model", "load_model"), "load_data": ("kind", "__init__")}
+
+
+def load_model(model: str, package: str | None = None, **settings: Any) -> Any:
+    """Load a model with its package.
+
+    Parameters
+    ----------
+    model : str
+        Its class, such as ``"earth2studio.models.px.FCN"``.
+    package : str | None, optional
+        A local folder or a URL, by default None: the model's own default package.
+    **settings : Any
+        Further arguments of its ``load_model``.
+
+    Returns
+    -------
+    PrognosticModel | DiagnosticModel
+        The model, on the CPU.
+
+    Raises
+    ------
+    ConfigError
+        If the class, its extra, its package or a setting is missing, or its package cannot be
+        reached.
+    """
+    check_loader({"model": model, "package": package, **settings}, "load_model", "")
+    found = _import(model)
+    name = found.__name__
+    if not hasattr(found, "load_model"):
+        raise ConfigError(f"{name} needs no package: use _target_: {model}")
+    root = package or f"default package of {name}"
+    try:
+        files = _open_package(found, package)
+        root = files.root
+        return found.load_model(files, **settings)
+    except ConfigError:
+        raise
+    except FileNotFoundError as error:
+        raise ConfigError(f"package {root} is not one of {name}: {error}") from error
+    except Exception as error:
+        if (why := unreachable(error)) is None:
+            raise
+        raise ConfigError(unfetched(root, name, why)) from error
+
+
+def load_data(kind: str, **settings: Any) -> Any:
+    """Make a data source.
+
+    Parameters
+    ----------
+    kind : str
+        Its class, such as ``"earth2studio.data.GFS"``.
+    **settings : Any
+        Arguments of its constructor.
+
+    Returns
+    -------
+    DataSource | ForecastSource
+        The data source.
+
+    Raises
+    ------
+    ConfigError
+        If the class, its extra or a setting is missing, or it cannot be reached.
+    """
+    check_loader({"kind": kind, **settings}, "load_data", "")
+    found = _import(kind)
+    try:
+        return found(**settings)
+    except Exception as error:
+        if (why := unreachable(error)) is None:
+            raise
+        raise ConfigError(f"{found.__name__} cannot be reached ({why})") from error
+
+
+def check_target(given: Mapping[str, Any], where: str) -> None:
+    """Refuse settings of a ``_target_`` that it does not take.
+
+    Only targets of this package and of Earth2Studio are looked at, and nothing is imported.
+
+    Parameters
+    ----------
+    given : Mapping[str, Any]
+        Settings with ``_target_``.
+    where : str
+        The section, for errors.
+
+    Raises
+    ------
+    ConfigError
+        If ``_target_`` is missing, or it or a key does not exist.
+    """
+    target = given.get("_target_")
+    if not isinstance(target, str):
+        raise ConfigError(
+            f"{where} has no _target_: choose one of its group, or set {where}._target_"
+        )
+    if not target.startswith(("distinf.", "earth2studio.")):
+        return
+    if target.startswith("distinf.loading.load_"):
+        check_loader(given, target.removeprefix("distinf.loading."), where)
+        return
+    declared = find(target, f"{where}._target_")
+    taken = declared.parameters() if declared is not None else None
+    if taken is not None:
+        check_keys([key for key in given if not key.startswith("_")], taken, where)
+
+
+def check_loader(given: Mapping[str, Any], loader: str, where: str) -> None:
+    """Refuse a class that does not exist and settings that it does not take.
+
+    Parameters
+    ----------
+    given : Mapping[str, Any]
+        Arguments of one of the loaders.
+    loader : str
+        ``"load_model"`` or ``"load_data"``.
+    where : str
+        The section of the config, for errors.
+
+    Raises
+    ------
+    ConfigError
+        Lists the valid ones.
+    """
+    key, method = _LOADERS[loader]
+    dotted = f"{where}.{key}" if where else key
+    target = given.get(key)
+    if not isinstance(target, str) or "." not in target:
+        raise ConfigError(f"{dotted}={target}: name a class, such as earth2studio.models.px.FCN")
+    declared = find(target, dotted)
+    if declared is not None and (missing := declared.missing_extra()) is not None:
+        raise ConfigError(_lacks(target.rpartition(".")[2], *missing, dotted))
+    package = given.get("package")
+    if isinstance(package, str) and "://" not in package:
+        _local_folder(package, f"{where}." if where else "")
+    taken = declared.parameters(method) if declared is not None else None
+    if taken is not None:
+        own = ["model", "package"] if loader == "load_model" else ["kind"]
+        check_keys([k for k in given if not k.startswith("_")], {*own, *taken}, where)
+
+
+def _import(target: str) -> Any:
+    module, _, name = target.rpartition(".")
+    try:
+        import_first(target)
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{target} cannot be imported: {error}") from error
+    _check_extra(found)
+    return found
+
+
+def _check_extra(found: Any) -> None:
+    """Ask Earth2Studio which extra a class lacks; using it would print a page on every rank."""
+    from earth2studio.utils.imports import OptionalDependencyFailure
+
+    source = getattr(sys.modules.get(found.__module__), "__file__", None)
+    failure = OptionalDependencyFailure.failures.get(source or "")
+    if failure is not None and failure.import_exception is not None:
+        missing = getattr(failure.import_exception, "name", None) or failure.import_exception
+        raise ConfigError(_lacks(found.__name__, failure.group_name, str(missing)))
+
+
+def _lacks(name: str, extra: str, module: str, where: str = "") -> str:
+    prefix = f"{where}: " if where else ""
+    return (
+        f"{prefix}{name} needs Earth2Studio's extra {extra!r}, of which {module} is not "
+        f"installed: pip install 'earth2studio[{extra}]'"
+    )
+
+
+def _local_folder(package: str, prefix: str = "") -> Path:
+    folder = Path(os.path.expanduser(package)).absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"{prefix}package={package}: the folder {folder} does not exist")
+    return folder
+
+
+def _open_package(found: Any, package: str | None) -> Any:
+    from earth2studio.models.auto import Package
+
+    from distinf.loading.packages import NodePackage
+
+    if package is None:
+        try:
+            return NodePackage(found.load_default_package())
+        except NotImplementedError:
+            raise ConfigError(
+                f"{found.__name__} has no default package: name one, package=/path/to/folder"
+            ) from None
+    if "://" not in package:
+        return NodePackage(Package(str(_local_folder(package))))
+    # Files keep their names in the cache, so each URL needs a folder of its own there.
+    folder = Path(Package.default_cache("packages")) / one_word(package)
+    options = {"cache_storage": str(folder), "same_names": True}
+    return NodePackage(Package(package, cache_options=options))

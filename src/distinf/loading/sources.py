@@ -1,0 +1,135 @@
+"""What a run reads: files, packages and caches that its config names, and their fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distinf.loading.preflight import cached_folders
+from distinf.paths import lies_in
+
+__all__ = ["caches", "inputs", "read_files"]
+
+# Keys whose values are names, whatever folder has the same one.
+_NAMES = ("after", "kind", "model", "precision", "rename", "variable", "variables")
+_SECTIONS = ("prognostic", "diagnostic", "data", "perturbation")
+_WHOLE = 2**20  # a file up to this size is read whole
+_PIECE, _PIECES = 2**16, 16  # of a larger one these pieces are read
+_MANY = 200  # a folder of more files, such as a Zarr store, is recorded as one
+# Folders under other keys may be for a model's own scratch files.
+_INPUT = r"\.(package|paths?(\[\d+\])?)$"
+
+
+def inputs(section: Any, where: str) -> dict[str, str]:
+    """Find the files, folders and URLs that a section of the config names.
+
+    Parameters
+    ----------
+    section : Any
+        The section: mappings, lists, values.
+    where : str
+        Its name.
+
+    Returns
+    -------
+    dict[str, str]
+        From the key to the path or URL.
+    """
+    found: dict[str, str] = {}
+    if isinstance(section, Mapping):
+        for key, value in section.items():
+            if not str(key).startswith("_") and key not in _NAMES:  # _target_ names code
+                found.update(inputs(value, f"{where}.{key}"))
+    elif isinstance(section, list | tuple):
+        for i, value in enumerate(section):
+            found.update(inputs(value, f"{where}[{i}]"))
+    elif isinstance(section, str):
+        text = section if "://" in section else os.path.expanduser(section)
+        if "://" in text or os.path.exists(text):
+            found[where] = text
+    return found
+
+
+def caches() -> dict[str, str]:
+    """Return the folders in which Earth2Studio and Hugging Face keep what they fetch."""
+    home = os.path.join(os.path.expanduser("~"), ".cache")
+    own = os.environ.get("EARTH2STUDIO_CACHE", os.path.join(home, "earth2studio"))
+    hugging = os.path.join(os.environ.get("XDG_CACHE_HOME", home), "huggingface")
+    hugging = os.environ.get("HF_HOME", hugging)
+    told = {
+        "Earth2Studio's cache of models": os.environ.get("EARTH2STUDIO_MODEL_CACHE", own),
+        "Earth2Studio's cache of data": os.environ.get("EARTH2STUDIO_DATA_CACHE", own),
+        "Hugging Face's cache": os.environ.get("HF_HUB_CACHE", os.path.join(hugging, "hub")),
+    }
+    return {
+        name: os.path.expanduser(os.path.expandvars(path)) for name, path in told.items() if path
+    }
+
+
+def read_files(config: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Record the input files and model packages that a config names.
+
+    Parameters
+    ----------
+    config : Mapping[str, Any]
+        The resolved config.
+
+    Returns
+    -------
+    dict
+        For each key of the config that names files which are here, or a package that lies in
+        Earth2Studio's cache, its files: ``size`` in bytes, ``mtime`` in ns, ``sample``: a digest
+        of a small file, or of pieces of a large one. A folder of more than 200 files, or under
+        another key than ``path``, ``paths`` or ``package``, is one entry with ``many``: a digest
+        of their names and sizes.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for section in _SECTIONS:
+        for key, text in inputs(config.get(section), section).items():
+            # A folder around the working folder holds more than an input.
+            if "://" not in text and not lies_in(os.getcwd(), text):
+                found[key] = _record(Path(text), re.search(_INPUT, key) is not None)
+    for key, folders in cached_folders(config):
+        records = [_record(folder, True) for folder in folders if folder.is_dir()]
+        merged = {name: own for record in records for name, own in record.items()}
+        if merged:
+            found[key] = merged
+    return found
+
+
+def _record(path: Path, decides: bool) -> dict[str, dict[str, Any]]:
+    """Record a file, or a folder: each file, if it decides the values, else all as one."""
+    if path.is_file():
+        return {path.name: _fingerprint(path)}
+    names = sorted(
+        str(own.relative_to(path))
+        for own in path.rglob("*")
+        if own.is_file() and own.name != "cache"  # fsspec's list of what it has cached
+    )
+    if decides and len(names) <= _MANY:
+        return {name: _fingerprint(path / name) for name in names}
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name} {(path / name).stat().st_size}\n".encode())
+    return {path.name: {"many": len(names), "sample": digest.hexdigest()[:16]}}
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    state = path.stat()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if state.st_size <= _WHOLE:
+            digest.update(file.read())
+        else:
+            for i in range(_PIECES):
+                file.seek(i * (state.st_size - _PIECE) // (_PIECES - 1))
+                digest.update(file.read(_PIECE))
+    return {
+        "size": state.st_size,
+        "mtime": state.st_mtime_ns,
+        "sample": digest.hexdigest()[:16],
+    }

@@ -1,0 +1,260 @@
+"""Fields on a global grid from a file, made up, or kept as they are.
+
+What Earth2Studio's sources and prognostics take as objects (coordinates, open files), these take
+as plain numbers and names, so that a config can hold them.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from distinf.errors import ConfigError
+from distinf.loading import import_first
+
+__all__ = ["FileSource", "RandomFields", "global_grid", "persistence", "replay"]
+
+Coords = OrderedDict[str, np.ndarray]
+
+
+def global_grid(nlat: int, nlon: int) -> Coords:
+    """Regular global grid as Earth2Studio's models have it.
+
+    Parameters
+    ----------
+    nlat : int
+        Latitudes from north to south: with both poles if odd (721), without the south pole if
+        even (720).
+    nlon : int
+        Longitudes from 0 degrees eastward.
+
+    Returns
+    -------
+    Coords
+        ``lat`` and ``lon`` in degrees, float64.
+    """
+    return OrderedDict(
+        lat=np.linspace(90, -90, nlat, endpoint=nlat % 2 == 1),
+        lon=np.linspace(0, 360, nlon, endpoint=False),
+    )
+
+
+class FileSource:
+    """Fields of any file or Zarr store that xarray opens, with Earth2Studio's variable names.
+
+    Either each variable is an array of its own, or one array has a dimension ``variable``.
+    Dimensions are ``time``, ``lat``, ``lon`` and, in a forecast, ``lead_time``. A file without
+    ``lead_time`` is asked for the valid time.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+
+    Raises
+    ------
+    ConfigError
+        If it does not exist, cannot be read or has no such fields.
+    """
+
+    weight_free = True
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        if not os.path.exists(path):
+            raise ConfigError(f"{path} does not exist")
+        try:
+            is_zarr = any((Path(path) / name).exists() for name in ("zarr.json", ".zgroup"))
+            data = xr.open_zarr(path) if is_zarr else xr.open_dataset(path)
+        except Exception as error:
+            raise ConfigError(f"{path} cannot be read: {error}") from error
+        names = {"latitude": "lat", "longitude": "lon", "valid_time": "time"}
+        data = data.rename({k: v for k, v in names.items() if k in data.dims and v not in data})
+        missing = [dim for dim in ("time", "lat", "lon") if dim not in data.coords]
+        if missing:
+            raise ConfigError(
+                f"{path} has no {', '.join(missing)}; its coordinates are "
+                f"{', '.join(map(str, data.coords))}"
+            )
+        if data["lon"].ndim == 1 and (data["lon"] < 0).any():  # models count from 0 to 360
+            data = data.assign_coords(lon=data["lon"] % 360).sortby("lon")
+        self._fields = {str(k): a for k, a in data.items() if a.dtype.kind == "f"}
+        for name, array in list(self._fields.items()):
+            if "variable" in array.dims:
+                del self._fields[name]
+                for v in array["variable"].values:
+                    self._fields[str(v)] = array.sel(variable=v, drop=True)
+        self.coords = data.coords
+
+    @property
+    def grid(self) -> Coords:
+        """Latitudes and longitudes in degrees."""
+        return OrderedDict((dim, self.coords[dim].values) for dim in ("lat", "lon"))
+
+    @property
+    def variables(self) -> list[str]:
+        """Names of its variables."""
+        return list(self._fields)
+
+    def check_time(self, time: np.datetime64) -> None:
+        """Refuse an initial time that is not in the file.
+
+        Raises
+        ------
+        ConfigError
+            Lists those that are.
+        """
+        self._check("times", [time], self.coords["time"].values)
+
+    def __call__(self, time: Any, lead_time: Any, variable: Any) -> xr.DataArray:
+        """Read fields.
+
+        Parameters
+        ----------
+        time, lead_time : array_like
+            Initial times and lead times.
+        variable : array_like
+            Names.
+
+        Returns
+        -------
+        xr.DataArray
+            [time, lead_time, variable, lat, lon].
+
+        Raises
+        ------
+        ConfigError
+            If some are not in the file; lists what is.
+        """
+        times = np.atleast_1d(np.asarray(time, dtype="datetime64[ns]"))
+        leads = np.atleast_1d(np.asarray(lead_time, dtype="timedelta64[ns]"))
+        names = [str(v) for v in np.atleast_1d(variable)]
+        self._check("variables", names, self.variables)
+        if "lead_time" in self.coords:
+            self._check("times", times, self.coords["time"].values)
+            self._check("lead times", leads, self.coords["lead_time"].values)
+            array = _join([self._fields[v].sel(time=times, lead_time=leads) for v in names])
+        else:
+            valid = times[:, np.newaxis] + leads
+            self._check("times", valid.ravel(), self.coords["time"].values)
+            states = [_join([self._fields[v].sel(time=row) for v in names]) for row in valid]
+            states = [x.rename(time="lead_time").assign_coords(lead_time=leads) for x in states]
+            array = _join(states, "time")
+        array = array.assign_coords(time=times, variable=names)
+        return array.transpose("time", "lead_time", "variable", ...)
+
+    def _check(self, what: str, wanted: Any, there: Any) -> None:
+        missing = [str(w) for w in wanted if w not in there]
+        if missing:
+            have = [str(t) for t in there]
+            shown = ", ".join(have) if len(have) <= 40 else f"{have[0]} to {have[-1]}"
+            raise ConfigError(
+                f"{self._path} does not have the {what} {', '.join(missing)}; it has {shown}"
+            )
+
+
+def _join(arrays: list[xr.DataArray], dim: str = "variable") -> xr.DataArray:
+    return xr.concat(arrays, dim, coords="minimal", compat="override")
+
+
+class RandomFields:
+    """Independent normal noise, the same for the same seed, time and variable.
+
+    Parameters
+    ----------
+    nlat, nlon : int
+        The grid, as `global_grid`.
+    seed : int, optional
+        By default 0.
+    """
+
+    weight_free = True
+
+    def __init__(self, nlat: int = 721, nlon: int = 1440, seed: int = 0) -> None:
+        self.grid = global_grid(nlat, nlon)
+        self._seed = seed
+
+    def __call__(self, time: Any, variable: Any) -> xr.DataArray:
+        """Make fields up: [time, variable, lat, lon] for these times and variables."""
+        times = np.atleast_1d(np.asarray(time, dtype="datetime64[ns]"))
+        names = [str(v) for v in np.atleast_1d(variable)]
+        shape = [len(axis) for axis in self.grid.values()]
+        data = np.empty([len(times), len(names), *shape], dtype=np.float32)
+        for i, when in enumerate(times.astype("datetime64[s]").astype(np.int64)):
+            for j, name in enumerate(names):
+                # An initial time before 1970 is a negative number, which is no seed.
+                entropy = [self._seed, int(when) % 2**63, zlib.crc32(name.encode())]
+                np.random.default_rng(entropy).standard_normal(out=data[i, j], dtype=np.float32)
+        coords = {"time": times, "variable": names, **self.grid}
+        return xr.DataArray(data, coords, list(coords))
+
+
+def persistence(variable: list[str], nlat: int = 721, nlon: int = 1440, step: int = 6) -> Any:
+    """Make a prognostic that keeps the initial state.
+
+    Parameters
+    ----------
+    variable : list[str]
+        Its variables.
+    nlat, nlon : int, optional
+        The grid, as `global_grid`.
+    step : int, optional
+        Hours, by default 6.
+
+    Returns
+    -------
+    earth2studio.models.px.Persistence
+        The prognostic.
+    """
+    import_first("earth2studio.models.px")
+    from earth2studio.models.px import Persistence
+
+    return Persistence(list(variable), global_grid(nlat, nlon), dt=np.timedelta64(step, "h"))
+
+
+def replay(path: str, variable: list[str] | None = None, step: int | None = None) -> Any:
+    """Make a prognostic that reads its states from a store instead of computing them.
+
+    Parameters
+    ----------
+    path : str
+        As `FileSource`; the initial state should come from there, too (``data=replayed``).
+    variable : list[str] | None, optional
+        Its variables, by default None: all that are there.
+    step : int | None, optional
+        Hours, by default None: as the store has it.
+
+    Returns
+    -------
+    earth2studio.models.px.DataReplay
+        The prognostic.
+
+    Raises
+    ------
+    ConfigError
+        If the store holds a single state and no step is named.
+    """
+    import_first("earth2studio.models.px")
+    from earth2studio.models.px import DataReplay
+
+    source = FileSource(path)
+    axis = "lead_time" if "lead_time" in source.coords else "time"
+    when = source.coords[axis].values
+    if step is None and len(when) < 2:
+        raise ConfigError(f"{path} has one {axis} only: set prognostic.step, in hours")
+    return DataReplay(
+        source,
+        list(variable or source.variables),
+        source.grid,
+        np.timedelta64(step, "h") if step is not None else when[1] - when[0],
+    )
+
+
+persistence.weight_free = True  # type: ignore[attr-defined]
+replay.weight_free = True  # type: ignore[attr-defined]

@@ -1,0 +1,220 @@
+"""What happened when: the events of a run, and what they come to."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from distinf.report.advice import Work
+
+__all__ = ["Event", "Events", "Totals"]
+
+log = logging.getLogger("distinf")
+
+# What a killed run may lack of its events.
+_FLUSH_SECONDS = 1.0
+_UNWRITTEN = 1000
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that took time.
+
+    Parameters
+    ----------
+    kind : str
+        ``"load"`` (models), ``"read"`` (initial conditions), ``"forecast"`` (a prognostic step),
+        ``"diagnose"`` (a diagnostic call) or ``"write"``.
+    task : str
+        Which step or task.
+    rank : int
+        Where.
+    start, end : float
+        Seconds since the epoch.
+    nbytes : int
+        Bytes of the tensors that went in, for a diagnostic call; that were written, for a write.
+    nbytes_out : int
+        Bytes of the tensors that came back from a diagnostic call.
+    """
+
+    kind: str
+    task: str
+    rank: int
+    start: float
+    end: float
+    nbytes: int = 0
+    nbytes_out: int = 0
+
+
+@dataclass
+class Totals:
+    """What the events of a run come to.
+
+    Parameters
+    ----------
+    counts, seconds, nbytes : dict[str, int | float]
+        Number, time and bytes of the events of each kind.
+    calls, busy : dict[int, int | float]
+        Number and time of the diagnostic calls of each rank.
+    nbytes_out : int
+        Bytes that came back from diagnostic calls.
+    start, end : float
+        When the first event began and the last one ended, in seconds since the epoch; without
+        loading.
+    first_state, first_step : float
+        When the first forecast event ended, and how long it took.
+    shortest : dict[str, float]
+        Seconds of the shortest event of each kind.
+    """
+
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    nbytes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    calls: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    busy: dict[int, float] = field(default_factory=lambda: defaultdict(float))
+    nbytes_out: int = 0
+    start: float = math.inf
+    end: float = -math.inf
+    first_state: float = math.inf
+    first_step: float = 0.0
+    shortest: dict[str, float] = field(default_factory=lambda: defaultdict(lambda: math.inf))
+
+    def add(self, event: Event) -> None:
+        """Count one more event."""
+        seconds = event.end - event.start
+        self.counts[event.kind] += 1
+        self.seconds[event.kind] += seconds
+        self.nbytes[event.kind] += event.nbytes
+        self.shortest[event.kind] = max(0.0, min(seconds, self.shortest[event.kind]))
+        if event.kind != "load":
+            self.start, self.end = min(self.start, event.start), max(self.end, event.end)
+        if event.kind == "diagnose":
+            self.calls[event.rank] += 1
+            self.busy[event.rank] += seconds
+            self.nbytes_out += event.nbytes_out
+        elif event.kind == "forecast" and event.end < self.first_state:
+            self.first_state, self.first_step = event.end, seconds
+
+    def work(self, writers: int = 1) -> Work | None:
+        """Return what the run had to do, in mean times; None if it made no diagnostic call."""
+        tasks, states = self.counts["diagnose"], max(1, self.counts["forecast"])
+        if not tasks:
+            return None
+        return Work(
+            states,
+            tasks,
+            max(0.0, self.seconds["forecast"] - self.first_step) / max(1, states - 1),
+            max(0.0, self.seconds["diagnose"] / tasks),
+            max(0.0, self.seconds["write"] / tasks),
+            max(0.0, self.first_state - self.start) if self.counts["forecast"] else 0.0,
+            writers,
+            self.shortest["diagnose"],
+            self.shortest["write"] if self.counts["write"] else 0.0,
+        )
+
+
+class Events:
+    """The events of a session, in the order in which they ended. Safe from any thread.
+
+    They are kept in a file, a temporary one until :meth:`save` names one, so that the memory of
+    a run does not grow with its length; their totals are kept beside it.
+    """
+
+    def __init__(self) -> None:
+        self.totals = Totals()
+        self._lock = threading.Lock()
+        self._observers: list[Callable[[Event], None]] = []
+        self._file: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+        # Put into words together, which takes less time than each by itself between two calls.
+        self._unwritten: list[Event] = []
+        self._flushed = 0.0
+        self._recording = True
+
+    def record(self, event: Event) -> None:
+        """Add an event and show it to the observers."""
+        with self._lock:
+            self.totals.add(event)
+            self._keep(event)
+        for observer in self._observers:
+            observer(event)
+
+    @contextmanager
+    def timed(self, kind: str, task: str, rank: int, nbytes: int = 0) -> Iterator[None]:
+        """Record the block as one event, unless it raises."""
+        start = time.time()
+        yield
+        self.record(Event(kind, task, rank, start, time.time(), nbytes))
+
+    def observe(self, observer: Callable[[Event], None]) -> None:
+        """Show every further event to ``observer``, on the thread that records it."""
+        self._observers.append(observer)
+
+    def __iter__(self) -> Iterator[Event]:
+        with self._lock:
+            self._write_out()
+            self._file.seek(0)
+            lines = self._file.readlines()
+        return (Event(**json.loads(line)) for line in lines)
+
+    def save(self, path: str | Path) -> None:
+        """Write the events as JSON lines, the further ones as they come.
+
+        Parameters
+        ----------
+        path : str | Path
+            A file, which is replaced.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        with self._lock:
+            file = Path(path).open("w+", encoding="utf-8")  # noqa: SIM115
+            self._write_out()
+            self._file.seek(0)
+            shutil.copyfileobj(self._file, file)
+            file.flush()
+            self._file.close()
+            self._file = file
+
+    def flush(self) -> None:
+        """Write what has not reached the file yet."""
+        with self._lock:
+            self._write_out()
+
+    def _keep(self, event: Event) -> None:
+        if not self._recording:
+            return
+        self._unwritten.append(event)
+        late = not 0 <= event.end - self._flushed < _FLUSH_SECONDS
+        if late or len(self._unwritten) >= _UNWRITTEN:
+            self._flushed = event.end
+            self._write_out()
+
+    def _write_out(self) -> None:
+        lines, self._unwritten = [json.dumps(vars(e)) + "\n" for e in self._unwritten], []
+        with self._telling():
+            if self._recording:
+                self._file.writelines(lines)
+                self._file.flush()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Go on without a file that cannot be written: no run ends by what it tells of itself."""
+        try:
+            yield
+        except OSError as error:
+            log.warning("events are no longer recorded: %s", error)
+            self._recording = False

@@ -1,0 +1,139 @@
+"""What a run shows: its progress bar, its summary."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from types import TracebackType
+
+from tqdm import tqdm
+
+from distinf.report.advice import advise, ideal
+from distinf.report.events import Event, Events, Totals
+
+__all__ = ["Event", "Events", "Progress", "Totals", "summarize"]
+
+
+class Progress:
+    """A progress bar over tasks that are in the store.
+
+    Parameters
+    ----------
+    events : Events
+        What it shows: steps forecast, diagnosed and written.
+    total : int
+        Number of tasks of the run.
+    done : int, optional
+        Tasks that were complete before it began, by default 0.
+    busy : Callable[[], tuple[int, int]] | None, optional
+        Tells how many workers are busy, and how many there are.
+    """
+
+    def __init__(
+        self,
+        events: Events,
+        total: int,
+        done: int = 0,
+        busy: Callable[[], tuple[int, int]] | None = None,
+    ) -> None:
+        self._counts = {"forecast": 0, "diagnose": 0, "write": 0}
+        self._busy = busy
+        self._lock = threading.Lock()
+        # A terminal is redrawn often, a log file gets a line now and then.
+        interval = 0.2 if sys.stderr.isatty() else 10.0
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            unit="step",
+            mininterval=interval,
+            file=sys.stderr,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} written [{elapsed}<{remaining}{postfix}]",
+            dynamic_ncols=True,
+        )
+        events.observe(self._update)
+
+    def _update(self, event: Event) -> None:
+        with self._lock:
+            self._counts[event.kind] = self._counts.get(event.kind, 0) + 1
+            state = f"forecast {self._counts['forecast']}, diagnosed {self._counts['diagnose']}"
+            if self._busy is not None:
+                busy, workers = self._busy()
+                state += f", workers busy {busy}/{workers}"
+            self._bar.set_postfix_str(state, refresh=False)
+            self._bar.update(1 if event.kind == "write" else 0)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+
+def summarize(
+    events: Iterable[Event], wall: float, workers: tuple[int, ...], writers: int = 2
+) -> str:
+    """Say where the time went, what limited the run and what would help.
+
+    Parameters
+    ----------
+    events : Iterable[Event]
+        Events of the run.
+    wall : float
+        Seconds from the first event to the last write.
+    workers : tuple[int, ...]
+        Ranks that ran diagnostics.
+    writers : int, optional
+        Threads that wrote, by default 2.
+
+    Returns
+    -------
+    str
+        A few lines of text.
+    """
+    if isinstance(events, Events):
+        totals = events.totals
+    else:
+        totals = Totals()
+        for event in events:
+            totals.add(event)
+    wall = max(wall, 1e-9)
+    seconds, nbytes = totals.seconds, totals.nbytes
+    lines = [
+        f"Wall time {wall:.1f} s: forecast {seconds['forecast']:.1f} s, "
+        f"diagnostics {seconds['diagnose']:.1f} s on {len(workers)} worker(s), "
+        f"writing {seconds['write']:.1f} s"
+    ]
+    lines += [
+        f"  rank {rank}: {totals.calls[rank]} calls, busy {100 * totals.busy[rank] / wall:.0f} %"
+        for rank in sorted({*workers, *totals.calls})
+    ]
+    lines.append(
+        f"Moved {_size(nbytes['diagnose'])} to the workers and {_size(totals.nbytes_out)} back; "
+        f"wrote {_size(nbytes['write'])} (uncompressed)"
+    )
+    work = totals.work(writers)
+    if work is None:
+        return "\n".join(lines)
+    count, in_process = max(1, len(workers)), workers == (0,)
+    if not in_process:
+        best = ideal(work, count)
+        lines.append(
+            f"Workers were busy {100 * seconds['diagnose'] / (count * wall):.0f} % of the time; "
+            f"at these models' speed the run takes at least {best:.1f} s with {count} worker(s)"
+        )
+    lines.append(advise(work, count, in_process))
+    return "\n".join(lines)
+
+
+def _size(nbytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.1f} TB"

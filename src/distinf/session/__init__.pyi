@@ -1,0 +1,14 @@
+from .launcher import default_nproc as default_nproc
+from .launcher import find_place as find_place
+from .launcher import follow_launcher as follow_launcher
+from .launcher import leave_if_superfluous as leave_if_superfluous
+from .launcher import tells_errors as tells_errors
+from .session import Runtime as Runtime
+from .session import close_session as close_session
+from .session import current_session as current_session
+from .session import open_session as open_session
+from .session import session as session
+from .slurm_script import batch_script as batch_script
+from .slurm_script import read_job as read_job
+from .slurm_script import repeated as repeated
+from .slurm_script import submit as submit

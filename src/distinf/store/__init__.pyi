@@ -1,0 +1,13 @@
+from .destination import Destination as Destination
+from .forecast_store import ForecastStore as ForecastStore
+from .forecast_store import check_output as check_output
+from .forecast_store import check_resume as check_resume
+from .holder import RESTART as RESTART
+from .marks import Marks as Marks
+from .netcdf import check_netcdf as check_netcdf
+from .netcdf import to_netcdf as to_netcdf
+from .netcdf import unfinished as unfinished
+from .schema import check_clashes as check_clashes
+from .schema import check_names as check_names
+from .schema import vocabulary as vocabulary
+from .worker_writer import RemoteWriter as RemoteWriter

@@ -1,0 +1,166 @@
+"""What the values in a store come from: the config, the versions and the files that were read.
+
+A store keeps this record from its creation on. A resumed run compares its own with it: what
+decides the values must be the same, what may change the last bits is said in one line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+__all__ = ["Provenance", "differences"]
+
+# Settings that may change on resume, but for those in `_DECIDING`.
+_FREE = (
+    r"runtime\..*",
+    r"output\..*",
+    "slurm",
+    "recipe",
+    r"parameters\.output_path",
+    r"diagnostic\.[^.]*\.(workers|nonfinite)",
+    r"prognostic\.restartable",
+)
+_DECIDING = ("runtime.batch", "runtime.seed", "runtime.threads", "output.shards")
+# The same as if it were not set.
+_SAME_AS_NONE = {r"diagnostic\.[^.]*\.compile": False}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the values of a run come from.
+
+    Parameters
+    ----------
+    config : Mapping[str, Any], optional
+        The resolved config.
+    versions : Mapping[str, str], optional
+        Versions of libraries.
+    files : Mapping[str, Any], optional
+        As `distinf.loading.read_files` returns them.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Any] = field(default_factory=dict)
+
+    def created(self) -> dict[str, str]:
+        """Attributes of a store that this run creates."""
+        return {
+            "history": f"{_now()} created by distinf",
+            "config": json.dumps(self.config, default=str),
+            "versions": json.dumps(dict(self.versions)),
+            "files": json.dumps(self.files),
+        }
+
+    def problems(self, written: Mapping[str, Any]) -> list[str]:
+        """Why a run cannot continue a store.
+
+        Parameters
+        ----------
+        written : Mapping[str, Any]
+            Attributes of the store.
+
+        Returns
+        -------
+        list[str]
+            Each difference in one line; empty if the values would be the same.
+        """
+        config = written.get("config")
+        if not isinstance(config, str):
+            return ["it was not made by distinf"]
+        now = json.loads(json.dumps(self.config, default=str))
+        return [
+            *(
+                f"{key}: the store has {was}, this run {mine}"
+                for key, was, mine in differences(json.loads(config), now)
+            ),
+            *(said for said, decides in self._files(written) if decides),
+        ]
+
+    def warnings(self, written: Mapping[str, Any]) -> list[str]:
+        """List what has changed since a store was created and may change the values that follow."""
+        was = json.loads(written.get("versions", "{}"))
+        return [
+            *(
+                f"{name} is {mine}, it was {was[name]}"
+                for name, mine in self.versions.items()
+                if name in was and was[name] != mine
+            ),
+            *(said for said, decides in self._files(written) if not decides),
+        ]
+
+    def resumed(self, written: Mapping[str, Any]) -> dict[str, str]:
+        """Attributes of a store that change when this run continues it; argument as above."""
+        news: dict[str, str] = {}
+        if changed := self.warnings(written):
+            history = str(written.get("history", ""))
+            said = f"resumed by distinf: {'; '.join(changed)}"
+            if not history.endswith(said):
+                news["history"] = f"{history}\n{_now()} {said}"
+        if _nsteps(json.loads(written["config"])) != _nsteps(self.config):
+            news["config"] = json.dumps(self.config, default=str)
+        return news
+
+    def _files(self, written: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
+        """Files that have changed, and whether this decides the values."""
+        was = json.loads(written.get("files", "{}"))
+        for key in sorted(was.keys() & self.files.keys()):
+            for name in sorted(was[key].keys() & self.files[key].keys()):
+                then, now = was[key][name], self.files[key][name]
+                what = f"the file {name} ({key})"
+                if then.get("many") or now.get("many"):
+                    if then != now:
+                        yield f"files in the folder {name} ({key}) have changed", False
+                elif then["size"] != now["size"]:
+                    sizes = f"{then['size']} bytes then, {now['size']} now"
+                    yield f"{what} is not the one that the store was made from: {sizes}", True
+                elif then["sample"] != now["sample"]:
+                    yield f"{what} is not the one that the store was made from", True
+                elif then["mtime"] != now["mtime"]:
+                    yield f"{what} was written again, with the same size and samples", False
+
+
+def differences(
+    was: Mapping[str, Any], now: Mapping[str, Any], where: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Keys of two configs that decide the values and differ.
+
+    Parameters
+    ----------
+    was, now : Mapping[str, Any]
+        Of the store, and of this run.
+    where : str, optional
+        Prefix of their keys, by default none.
+
+    Yields
+    ------
+    tuple[str, Any, Any]
+        The key and both values; None where there is none.
+    """
+    for key in sorted({*was, *now}):
+        path = f"{where}{key}"
+        if path not in _DECIDING and any(re.fullmatch(free, path) for free in _FREE):
+            continue
+        a, b = was.get(key), now.get(key)
+        for same, value in _SAME_AS_NONE.items():
+            if re.fullmatch(same, path):
+                a, b = (None if v is value else v for v in (a, b))
+        if path == "parameters.nsteps" and isinstance(a, int) and isinstance(b, int) and b > a:
+            continue  # more steps change none of the first ones
+        if isinstance(a or {}, dict) and isinstance(b or {}, dict) and (a or b):
+            yield from differences(a or {}, b or {}, f"{path}.")
+        elif json.dumps(a, default=str) != json.dumps(b, default=str):
+            yield path, a, b
+
+
+def _nsteps(config: Mapping[str, Any]) -> Any:
+    return (config.get("parameters") or {}).get("nsteps")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,11 @@
+from . import carrier as carrier
+from . import rpc as rpc
+from . import trial as trial
+from .contract import Call as Call
+from .contract import Failure as Failure
+from .contract import Reply as Reply
+from .contract import Transport as Transport
+from .in_process import InProcess as InProcess
+from .worker import Later as Later
+from .worker import Worker as Worker
+from .worker import forward_of as forward_of
