@@ -11,7 +11,7 @@ import xarray as xr
 
 from distinf.errors import ConfigError
 from distinf.models import GalewskyJet, NetCDFWinds, ShallowWater
-from tests.unit.models.test_shallow_water import area_mean, forecast
+from tests.models.test_shallow_water import area_mean, forecast
 
 JANUARY = np.datetime64("1970-01-01")
 NAMES = ["u850", "v850", "z850"]

@@ -13,7 +13,7 @@ from distinf.streams import Lane
 from distinf.tensors import Rule, Watched
 from distinf.transport import Call, Reply
 from distinf.transport.worker import Later, Worker
-from tests.unit.simulated_gpu import SimulatedGpu
+from tests.simulated_gpu import SimulatedGpu
 
 
 class Unpicklable(Exception):

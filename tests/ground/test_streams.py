@@ -10,7 +10,7 @@ from distinf.departures import Departures
 from distinf.streams import Copies, Lane, mark, on_gpu
 from distinf.transport import Call
 from distinf.transport.worker import Worker
-from tests.unit.simulated_gpu import SimulatedGpu
+from tests.simulated_gpu import SimulatedGpu
 
 SEEDS = range(20)
 

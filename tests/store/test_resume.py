@@ -16,8 +16,16 @@ from distinf.loading.sources import read_files
 from distinf.options import Output
 from distinf.store.forecast_store import ForecastStore, check_resume
 from distinf.store.provenance import differences
-from tests.unit.test_output import ATTRIBUTES, LEADS, TIMES, curvilinear, grid, look, result
-from tests.unit.test_output_modes import damage, snapshot
+from tests.store.test_forecast_store import (
+    ATTRIBUTES,
+    LEADS,
+    TIMES,
+    curvilinear,
+    grid,
+    look,
+    result,
+)
+from tests.store.test_output_modes import damage, snapshot
 
 STATE = grid("u850", "z850")
 BOTH = {"rain": grid("tp"), "prognostic": STATE}

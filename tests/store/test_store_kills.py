@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from distinf.store.holder import CREATING
-from tests.unit.test_output import grid, look
-from tests.unit.test_resume import fill, leads, run
+from tests.store.test_forecast_store import grid, look
+from tests.store.test_resume import fill, leads, run
 
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link")
 

@@ -7,7 +7,7 @@ import pytest
 from distinf.errors import ConfigError, StoreError, TaskError
 from distinf.session.session import session
 from distinf.store.worker_writer import RemoteWriter, meeting_place
-from tests.unit.test_output import DIAGNOSTICS, open_store, result
+from tests.store.test_forecast_store import DIAGNOSTICS, open_store, result
 
 
 class Rank:

@@ -16,7 +16,7 @@ import zarr
 from distinf.errors import ConfigError, StoreError
 from distinf.options import Output
 from distinf.store.forecast_store import ForecastStore, check_output
-from tests.unit.test_output import (
+from tests.store.test_forecast_store import (
     ATTRIBUTES,
     CONFIG,
     DIAGNOSTICS,
@@ -238,7 +238,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from tests.unit.test_output import open_store
+from tests.store.test_forecast_store import open_store
 store = open_store(Path(sys.argv[1]), sys.argv[3])
 print("held", flush=True)
 sys.stdin.read()

@@ -19,7 +19,7 @@ from distinf.errors import ConfigError, StoreError
 from distinf.options import Output
 from distinf.store.forecast_store import ForecastStore, check_output
 from distinf.store.netcdf import check_netcdf, to_netcdf
-from tests.unit import s3_server
+from tests import s3_server
 
 TIMES = np.array(["2023-06-01", "2023-06-02"], "M8[ns]")
 LEADS = (np.arange(5) * np.timedelta64(6, "h")).astype("m8[ns]")

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from distinf.errors import ConfigError, StoreError
 from distinf.options import Output
 from distinf.store.forecast_store import ForecastStore
-from tests.unit.test_output import look
-from tests.unit.test_output_modes import snapshot
+from tests.store.test_forecast_store import look
+from tests.store.test_output_modes import snapshot
 
 TIMES = [np.datetime64(day, "ns") for day in ("2023-06-01", "2023-06-02")]
 HOUR = np.timedelta64(1, "h").astype("timedelta64[ns]")

@@ -14,8 +14,8 @@ from distinf.errors import StoreError
 from distinf.store.folder import Folder
 from distinf.store.forecast_store import check_output
 from distinf.store.holder import CONTENTS, CREATING
-from tests.unit import s3_server
-from tests.unit.test_output import DIAGNOSTICS, curvilinear, grid, look, open_store, result
+from tests import s3_server
+from tests.store.test_forecast_store import DIAGNOSTICS, curvilinear, grid, look, open_store, result
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from distinf.forecast.restart import RestartStates, is_restartable
 from distinf.options import Output
 from distinf.seeds import generators
 from distinf.store.forecast_store import ForecastStore
-from tests.unit.test_forecast import GRID, STEP, TIMES, Days, Doubling
+from tests.forecast.test_prognostic import GRID, STEP, TIMES, Days, Doubling
 
 NSTEPS = 12
 LEADS = np.arange(NSTEPS + 1) * STEP

@@ -21,8 +21,8 @@ from distinf.store.conditional import conditional_writes, holds_conditions
 from distinf.store.destination import find_destination
 from distinf.store.forecast_store import check_output
 from distinf.store.hold import Hold
-from tests.unit import s3_server
-from tests.unit.test_output import DIAGNOSTICS, open_store, result
+from tests import s3_server
+from tests.store.test_forecast_store import DIAGNOSTICS, open_store, result
 
 RACES = int(os.environ.get("DISTINF_RACES", "60"))
 HOLDER = ".distinf.lock.json"
