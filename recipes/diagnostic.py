@@ -28,7 +28,7 @@ from distinf.options import Output
 from distinf.output import ForecastStore, check_output, check_resume
 from distinf.parameters import check_valid_times, parse_ensemble, parse_times
 from distinf.progress import Progress, summarize, versions
-from distinf.provenance import read_files
+from distinf.provenance import read_code, read_files
 from distinf.restart import RestartStates, is_restartable
 from distinf.session import current_session
 from recipes.checks import check_models, check_places
@@ -101,7 +101,7 @@ def diagnostic(cfg: DictConfig) -> None:
                 attributes(farmed, [str(v) for grid in grids.values() for v in grid["variable"]]),
                 output,
                 config=plain,
-                versions=versions(),
+                versions={**versions(), **read_code(plain)},
                 files=read_files(plain),
                 events=farm.events,
                 pending=2 * (len(farm.workers) + output.writers) * len(grids),
