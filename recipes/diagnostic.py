@@ -30,7 +30,7 @@ from distinf.forecast import (
     step_coords,
     tasks,
 )
-from distinf.loading import import_first, read_files
+from distinf.loading import import_first, read_code, read_files
 from distinf.options import Output
 from distinf.parameters import check_valid_times, parse_ensemble, parse_times
 from distinf.report import Progress, summarize
@@ -108,7 +108,7 @@ def diagnostic(cfg: DictConfig) -> None:
                 attributes(farmed, [str(v) for grid in grids.values() for v in grid["variable"]]),
                 output,
                 config=plain,
-                versions=versions(),
+                versions={**versions(), **read_code(plain)},
                 files=read_files(plain),
                 events=farm.events,
                 pending=2 * (len(farm.workers) + output.writers) * len(grids),

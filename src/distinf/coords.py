@@ -33,6 +33,7 @@ Allocate = Callable[[Sequence[int], torch.dtype, torch.device], torch.Tensor]
 
 # Set per step, not by a diagnostic's request; as in Earth2Studio's `map_coords`.
 _FREE = ("batch", "ensemble", "time", "lead_time")
+_NUMBERS = "iuf"  # kinds of NumPy's types that have a distance in degrees or in a level's units
 _ROUND = 360.0  # degrees
 _ALIKE, _DIGITS = 1e-4, 4  # of coordinates that were rounded to float32
 
@@ -156,7 +157,7 @@ def plan(
         if key not in coords:
             raise ConfigError(f"{who} needs the dimension {key!r}; the state has {names}")
         have = coords[key]
-        if have.shape == values.shape and np.array_equal(have, values):
+        if _is_equal(have, values):
             continue
         if have.ndim > 1 or values.ndim > 1:
             if _is_same_grid(key, have, values):
@@ -244,12 +245,15 @@ def _index(key: str, have: np.ndarray, values: np.ndarray, who: str, source: str
     if not missing.any():
         order = np.argsort(have, kind="stable")
         return np.asarray(order[np.searchsorted(have, values, sorter=order)], np.int64)
-    if not np.issubdtype(values.dtype, np.number) or not np.issubdtype(have.dtype, np.number):
+    if values.dtype.kind not in _NUMBERS or have.dtype.kind not in _NUMBERS:
         raise ConfigError(
             f"{who} needs the {key}s {', '.join(map(str, values[missing]))}, which the prognostic "
             f"does not produce; it produces {', '.join(map(str, have))}"
         )
-    off = np.abs(have[:, np.newaxis] - values[np.newaxis, :])
+    if have.size == 0:
+        raise ConfigError(f"{who} needs {key} {_axis_words(values)}, but {source} has {key} none")
+    off = np.abs(have.astype(np.float64)[:, np.newaxis] - values.astype(np.float64))
+    off = np.where(np.isnan(have)[:, np.newaxis], np.inf, off)  # nothing is near to such a point
     index = np.argmin(off, axis=0)
     column = np.arange(len(values))
     if key == "lon":  # the other way round, where that is shorter
@@ -275,17 +279,24 @@ def _index(key: str, have: np.ndarray, values: np.ndarray, who: str, source: str
     return np.asarray(index, np.int64)
 
 
+def _is_equal(have: np.ndarray, values: np.ndarray) -> bool:
+    """Whether two axes are equal, NaN being equal to NaN."""
+    floats = have.dtype.kind == values.dtype.kind == "f"
+    return np.array_equal(have, values, equal_nan=floats)
+
+
 def _spacing(key: str, axis: np.ndarray) -> np.ndarray:
     """Distance of each point to its nearest neighbour, so that a gap is none; 0 of a single one."""
     period = _ROUND if key == "lon" else np.inf
     rounded = np.round(axis.astype(np.float64), _DIGITS)
     rounded = rounded % period if key == "lon" else rounded
-    points = np.unique(rounded)
+    points = np.unique(rounded[~np.isnan(rounded)])
     if len(points) < 2:
         return np.zeros(len(axis))
     around = points[0] + period - points[-1]
     gaps = np.concatenate([[around], np.diff(points), [around]])
-    return np.asarray(np.minimum(gaps[:-1], gaps[1:])[np.searchsorted(points, rounded)])
+    nearest = np.append(np.minimum(gaps[:-1], gaps[1:]), 0.0)  # of NaN none
+    return np.asarray(nearest[np.searchsorted(points, rounded)])
 
 
 def _axis_words(axis: np.ndarray) -> str:

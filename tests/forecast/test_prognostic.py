@@ -11,6 +11,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distinf.errors import ConfigError
 from distinf.forecast.batching import Block, blocks, tasks
 from distinf.forecast.ensemble import perturb
 from distinf.forecast.prognostic import forecasts
@@ -111,6 +112,84 @@ def test_states_do_not_depend_on_the_batch(batch):
         day = int(str(time)[8:10])
         expected = noise(torch.full((1, 1, 1, 1, 3, 4), float(day)), OrderedDict())[0]
         assert torch.equal(x, expected * 2 ** int(lead / STEP))
+
+
+class Globe(Days):
+    """The longitude, from 0 to 360, everywhere on a grid that begins elsewhere."""
+
+    def __init__(self, lat, lon):
+        super().__init__()
+        self.lat, self.lon = lat, lon
+
+    def __call__(self, time, variable):
+        times = np.atleast_1d(time)
+        shape = (len(times), 1, len(self.lat), len(self.lon))
+        data = np.broadcast_to((self.lon % 360).astype("float32"), shape).copy()
+        coords = {"time": times, "variable": ["a"], "lat": self.lat, "lon": self.lon}
+        return xr.DataArray(data, coords, list(coords))
+
+
+class Forecast:
+    """The same as a source of forecasts."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __call__(self, time, lead_time, variable):
+        return self.source(time, variable).expand_dims(lead_time=lead_time, axis=1)
+
+
+@pytest.mark.parametrize("forecast", [False, True])
+def test_data_that_is_interpolated_is_checked_whatever_its_kind(forecast):
+    """A prognostic with ``interp_method`` on a grid of its own, as StormCast's first versions."""
+    grid = OrderedDict(_lat=np.array([10.0, 0.0]), _lon=np.array([45.0, 90.0]))
+
+    class Interpolated(Doubling):
+        interp_method = "linear"
+
+        def input_coords(self):
+            own = super().input_coords()
+            rest = [(key, own[key]) for key in ("batch", "time", "lead_time", "variable")]
+            return OrderedDict([*rest, ("lat", np.empty(0)), ("lon", np.empty(0))]) | grid
+
+    def first(lon):
+        source = Globe(np.linspace(90, -90, 19), np.array(lon))
+        source = Forecast(source) if forecast else source
+        return next(forecasts(Interpolated(), source, blocks(TIMES[:1], None, 1, 1)))[0]
+
+    assert first([0.0, 90.0, 180.0, 270.0])[0, 0, 0].tolist() == [[45, 90]] * 2
+    with pytest.raises(ConfigError, match=r"the prognostic needs lon 45, 90, but the data"):
+        first([200.0, 210.0])
+
+
+@pytest.mark.parametrize("forecast", [False, True])
+def test_what_a_perturbation_reads_lies_on_the_grid_of_the_prognostic(forecast):
+    """As that which is bred with a model: it reads the data by itself, without wrapping."""
+    from earth2studio.data import fetch_data
+    from earth2studio.utils.coords import map_coords
+
+    class Bred:
+        def __init__(self, model, data):
+            self.model, self.data = model, data
+
+        def __call__(self, x, coords):
+            wanted = self.model.input_coords()
+            own = fetch_data(self.data, coords["time"], wanted["variable"], wanted["lead_time"])
+            return map_coords(*own, wanted)[0][None] - x, coords
+
+    west = Globe(GRID["lat"][::-1], np.arange(-180, 180, 90.0))
+    if forecast:
+        west = Forecast(west)
+    perturbation = perturb(Bred, 0, Doubling(), west)
+    (x, coords), *_ = forecasts(
+        Doubling(), west, blocks(TIMES[:1], 1, 1, 1), perturbation=perturbation
+    )
+    assert x.shape == (1, 1, 1, 1, 3, 4)
+    assert not x.any()
+    half = Globe(GRID["lat"], np.array([0.0, 10.0]))
+    state = torch.zeros(1, 1, 1, 1, 3, 4), coords
+    with pytest.raises(ConfigError, match="the prognostic needs lon 0, 90, 180, 270, but the data"):
+        perturb(Bred, 0, Doubling(), half)(*state)
 
 
 def test_the_next_date_is_read_while_this_one_is_forecast():

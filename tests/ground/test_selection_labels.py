@@ -176,6 +176,30 @@ def test_what_is_not_there_is_refused_with_both_grids(lat, lon, wanted, words):
         assert word in message
 
 
+def test_an_axis_with_nan_is_that_of_its_other_points():
+    """As satellites' grids have it where they see no point of the Earth."""
+    nan = float("nan")
+    x, coords = grid([0.0, nan, 1.0, 2.0], [0.0])
+    x[:] = torch.tensor([0.0, 7, 1, 2])[:, None]
+    assert not plan(coords, {"lat": np.array([0.0, nan, 1, 2])}).indices
+    y, _ = plan(coords, {"lat": np.array([2.0, 0.4])})(x, coords)
+    assert y.flatten().tolist() == [2, 0]
+    with pytest.raises(ConfigError, match="which lacks 5:"):
+        plan(coords, {"lat": np.array([5.0])})
+
+
+def test_a_dimension_of_durations_is_selected_by_value():
+    x, coords = torch.tensor([0.0, 6.0]), OrderedDict(horizon=np.array([0, 6], "m8[h]"))
+    assert plan(coords, {"horizon": np.array([360], "m8[m]")})(x, coords)[0].tolist() == [6]
+    with pytest.raises(ConfigError, match=r"needs the horizons 3 hours, which .* 0 hours, 6 hours"):
+        plan(coords, {"horizon": np.array([3], "m8[h]")})
+
+
+def test_a_state_without_points_is_refused():
+    with pytest.raises(ConfigError, match="needs lat 1, but the state has lat none"):
+        plan(grid([], [0.0])[1], {"lat": np.array([1.0])})
+
+
 @pytest.mark.parametrize("key", ["level", "hrrr_y", "sample"])
 def test_other_dimensions_are_selected_by_value_alone(key):
     coords = OrderedDict([(key, np.array([1000.0, 850.0, 300.0]))])

@@ -12,7 +12,7 @@ import xarray as xr
 import zarr
 
 from distinf.errors import StoreError
-from distinf.loading.sources import read_files
+from distinf.loading.sources import read_code, read_files
 from distinf.options import Output
 from distinf.store.forecast_store import ForecastStore, check_resume
 from distinf.store.provenance import differences
@@ -224,6 +224,13 @@ def change(inputs, how):
         (inputs / "copy").replace(weights)
     elif how == "more":
         (inputs / "states.zarr" / "c250").write_bytes(b"chunk")
+    elif how == "same sizes":
+        (inputs / "states.zarr" / "c7").write_bytes(b"CHUNK")
+    elif how == "fewer":
+        for i in range(100):
+            (inputs / "states.zarr" / f"c{i}").unlink()
+    elif how == "gone":
+        (inputs / "package" / "means.npy").unlink()
     elif how == "new":
         (inputs / "package" / "README").write_bytes(b"read me")
 
@@ -248,6 +255,9 @@ def test_another_input_file_or_package_cannot_resume(made_from, inputs, how, wor
     [
         ("copied", ["weights.pt", "diagnostic.rain.package"]),
         ("more", ["states.zarr", "prognostic.path"]),
+        ("same sizes", ["states.zarr", "prognostic.path", "written again"]),
+        ("fewer", ["prognostic.path"]),
+        ("gone", ["means.npy", "diagnostic.rain.package", "no longer"]),
         ("nothing", []),
         ("new", []),
     ],
@@ -279,6 +289,35 @@ def test_other_versions_are_said_in_one_line_and_stay_in_the_history(path, caplo
     there = look(path)
     assert json.loads(there.attrs["versions"])["torch"] == "2.13.0"
     assert "resumed by distinf: torch is 2.14.1, it was 2.13.0" in there.attrs["history"]
+
+
+@pytest.mark.parametrize("kind", ["module", "package"])
+def test_other_code_of_a_model_is_said_in_one_line(path, tmp_path, monkeypatch, caplog, kind):
+    """Of one that is not installed, so that it has no version."""
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"audited_{kind}"
+    code = tmp_path / f"{name}.py"
+    if kind == "package":
+        code = tmp_path / name / "models" / "rain.py"
+        code.parent.mkdir(parents=True)
+        (tmp_path / name / "__init__.py").write_text("")
+    code.write_text("class Rain: factor = 1")
+    own = {
+        "diagnostic": {"rain": {"_target_": f"{name}.models.rain.Rain", "x": [{"_target_": "a.b"}]}}
+    }
+    with run(path, "create", sections=own, versions=read_code(own)) as store:
+        fill(store, nsteps=1)
+    run(path, sections=own, versions=read_code(own)).close()
+    assert caplog.messages == []
+    code.write_text("class Rain: factor = 2")
+    run(path, sections=own, versions=read_code(own)).close()
+    (line,) = caplog.messages
+    assert f"the code of {name} is " in line
+
+
+def test_the_code_of_what_is_installed_is_its_version():
+    own = {"data": {"_target_": "xarray.open_dataset"}, "prognostic": {"_target_": "distinf.a.B"}}
+    assert read_code(own) == {"the code of xarray": xr.__version__}
 
 
 def test_a_word_of_the_config_is_no_file_because_one_has_its_name(tmp_path, monkeypatch):

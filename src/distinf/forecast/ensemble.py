@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distinf.forecast.prognostic import on_own_grid
 from distinf.seeds import seed_of, seeded
 
 __all__ = ["perturb"]
@@ -31,7 +32,8 @@ def perturb(
     seed : int
         The run's seed.
     prognostic, data : PrognosticModel, DataSource, optional
-        For perturbations that are bred with a model.
+        For perturbations that are bred with a model; what they read of ``data`` lies on the grid
+        of ``prognostic``.
 
     Returns
     -------
@@ -43,7 +45,8 @@ def perturb(
     taken = set(inspect.signature(perturbation).parameters) - {
         key for key, value in given.items() if value is not None
     }
-    bred = {"model": prognostic, "data": data}
+    both = prognostic is not None and data is not None
+    bred = {"model": prognostic, "data": on_own_grid(prognostic, data) if both else data}
 
     def apply(x: torch.Tensor, coords: Coords) -> tuple[torch.Tensor, Coords]:
         own = seed_of(seed, "perturbation", OrderedDict(coords, lead_time=np.array([])))

@@ -6,6 +6,7 @@ import logging
 import time as clock
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -25,7 +26,14 @@ from distinf.seeds import seed_all, set_generators, task_seed
 
 log = logging.getLogger("distinf")
 
-__all__ = ["check_initial", "forecasts", "lead_times", "rollout", "step_coords"]
+__all__ = [
+    "check_initial",
+    "forecasts",
+    "lead_times",
+    "on_own_grid",
+    "rollout",
+    "step_coords",
+]
 
 _PROGNOSTIC, _DATA = "the prognostic", "the data"  # in errors
 
@@ -287,6 +295,34 @@ def check_initial(prognostic: Any, data: Any) -> None:
     plan(grid, {key: wanted[key] for key in grid if key in wanted}, _PROGNOSTIC, _DATA)
 
 
+def on_own_grid(prognostic: Any, data: Any) -> Any:
+    """Wrap a data source, for those who read it beside the forecast, such as perturbations.
+
+    Parameters
+    ----------
+    prognostic : PrognosticModel
+        An Earth2Studio prognostic.
+    data : DataSource | ForecastSource
+        A data source.
+
+    Returns
+    -------
+    DataSource | ForecastSource
+        Called as ``data``, it gives the same on the prognostic's grid, selected as the initial
+        conditions are, or raises a `ConfigError` that names both grids.
+    """
+    wanted = prognostic.input_coords()
+
+    def select(array: Any) -> Any:
+        own = OrderedDict((str(dim), array[dim].values) for dim in array.dims)
+        cut = plan(own, {k: v for k, v in wanted.items() if k in own}, _PROGNOSTIC, _DATA)
+        for dim, index in cut.indices.items():
+            array = array.isel({array.dims[dim]: np.arange(array.shape[dim])[index]})
+        return array.assign_coords(cut.coords)
+
+    return _wrapped(data, select)
+
+
 def _covering(data: Any, wanted: Coords) -> Any:
     """Wrap a data source: what it reads must surround the grid to which it is interpolated."""
 
@@ -296,9 +332,32 @@ def _covering(data: Any, wanted: Coords) -> Any:
         check_covered(grid, wanted["_lat"], wanted["_lon"], _PROGNOSTIC, _DATA)
         return array
 
-    if "lead_time" in signature(data.__call__).parameters:
-        return lambda time, lead_time, variable: check(data(time, lead_time, variable))
-    return lambda time, variable: check(data(time, variable))
+    return _wrapped(data, check)
+
+
+def _wrapped(data: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a source of the same kind that changes what a data source gives."""
+    # Earth2Studio tells the kinds apart by the signature of `__call__`; a function has none there.
+    forecast = "lead_time" in signature(data.__call__).parameters
+    return (_ChangedForecast if forecast else _Changed)(data, change)
+
+
+@dataclass(frozen=True)
+class _Changed:
+    data: Any
+    change: Callable[[Any], Any]
+
+    def __call__(self, time: Any, variable: Any) -> Any:
+        return self.change(self.data(time, variable))
+
+
+@dataclass(frozen=True)
+class _ChangedForecast:
+    data: Any
+    change: Callable[[Any], Any]
+
+    def __call__(self, time: Any, lead_time: Any, variable: Any) -> Any:
+        return self.change(self.data(time, lead_time, variable))
 
 
 def _members(

@@ -7,4 +7,5 @@ from .preflight import unreachable as unreachable
 from .preflight import unread as unread
 from .sources import caches as caches
 from .sources import inputs as inputs
+from .sources import read_code as read_code
 from .sources import read_files as read_files

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from distinf.loading.preflight import cached_folders
 from distinf.paths import lies_in
 
-__all__ = ["caches", "inputs", "read_files"]
+__all__ = ["caches", "inputs", "read_code", "read_files"]
 
 # Keys whose values are names, whatever folder has the same one.
 _NAMES = ("after", "kind", "model", "precision", "rename", "variable", "variables")
 _SECTIONS = ("prognostic", "diagnostic", "data", "perturbation")
+_KNOWN = ("distinf", "earth2studio")  # their versions are recorded anyway
 _WHOLE = 2**20  # a file up to this size is read whole
 _PIECE, _PIECES = 2**16, 16  # of a larger one these pieces are read
 _MANY = 200  # a folder of more files, such as a Zarr store, is recorded as one
@@ -101,6 +105,56 @@ def read_files(config: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]
     return found
 
 
+def read_code(config: Mapping[str, Any]) -> dict[str, str]:
+    """Record the code that a config names and that is neither distinf's nor Earth2Studio's.
+
+    Parameters
+    ----------
+    config : Mapping[str, Any]
+        The resolved config.
+
+    Returns
+    -------
+    dict[str, str]
+        For each such module or package its version if it is installed, else a digest of its
+        Python files.
+    """
+    found: dict[str, str] = {}
+    for section in _SECTIONS:
+        for target in _targets(config.get(section)):
+            top, spec = target.split(".")[0], None
+            if top.isidentifier() and top not in (*_KNOWN, "__main__"):
+                spec = importlib.util.find_spec(top)
+            if spec is not None and spec.origin is not None:
+                found[f"the code of {top}"] = _code(top, Path(spec.origin))
+    return found
+
+
+def _targets(section: Any) -> Iterator[str]:
+    """Yield the dotted names of classes and functions in a section."""
+    if isinstance(section, Mapping):
+        for key, value in section.items():
+            if key in ("_target_", "model", "kind") and isinstance(value, str) and "." in value:
+                yield value
+            else:
+                yield from _targets(value)
+    elif isinstance(section, list | tuple):
+        for value in section:
+            yield from _targets(value)
+
+
+def _code(top: str, origin: Path) -> str:
+    """Version of a module that is installed, else a digest of its files."""
+    if "site-packages" in origin.parts:
+        with suppress(PackageNotFoundError):
+            return version(top)
+    files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(origin.parent)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:8]
+
+
 def _record(path: Path, decides: bool) -> dict[str, dict[str, Any]]:
     """Record a file, or a folder: each file, if it decides the values, else all as one."""
     if path.is_file():
@@ -112,10 +166,13 @@ def _record(path: Path, decides: bool) -> dict[str, dict[str, Any]]:
     )
     if decides and len(names) <= _MANY:
         return {name: _fingerprint(path / name) for name in names}
-    digest = hashlib.sha256()
+    digest, newest = hashlib.sha256(), 0
     for name in names:
-        digest.update(f"{name} {(path / name).stat().st_size}\n".encode())
-    return {path.name: {"many": len(names), "sample": digest.hexdigest()[:16]}}
+        state = (path / name).stat()
+        digest.update(f"{name} {state.st_size}\n".encode())
+        newest = max(newest, state.st_mtime_ns)
+    sample = digest.hexdigest()[:16]
+    return {path.name: {"many": len(names), "sample": sample, "newest": newest}}
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -110,12 +110,22 @@ class Provenance:
         """Files that have changed, and whether this decides the values."""
         was = json.loads(written.get("files", "{}"))
         for key in sorted(was.keys() & self.files.keys()):
-            for name in sorted(was[key].keys() & self.files[key].keys()):
-                then, now = was[key][name], self.files[key][name]
+            before, here = was[key], self.files[key]
+            many = any("many" in record for record in (*before.values(), *here.values()))
+            gone = sorted(before.keys() - here.keys())
+            if gone and many:  # there were as few as to record each, or are now
+                yield f"files in the folder of {key} have changed", False
+            elif gone:
+                yield f"{', '.join(gone)} ({key}) can no longer be found", False
+            for name in sorted(before.keys() & here.keys()):
+                then, now = before[name], here[name]
                 what = f"the file {name} ({key})"
-                if then.get("many") or now.get("many"):
-                    if then != now:
+                if "many" in then or "many" in now:
+                    if any(then.get(k) != now.get(k) for k in ("many", "sample")):
                         yield f"files in the folder {name} ({key}) have changed", False
+                    elif then.get("newest", now.get("newest")) != now.get("newest"):
+                        said = "were written again, with the same names and sizes"
+                        yield f"files in the folder {name} ({key}) {said}", False
                 elif then["size"] != now["size"]:
                     sizes = f"{then['size']} bytes then, {now['size']} now"
                     yield f"{what} is not the one that the store was made from: {sizes}", True
