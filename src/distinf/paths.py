@@ -67,7 +67,7 @@ def _places(text: str) -> Iterator[_Place]:
             continue
         scheme = _SCHEMES.get(scheme.lower(), scheme.lower())
         if scheme in _LOCAL:
-            yield from _places("/" + rest.lstrip("/"))
+            yield from _places(rest)  # as fsspec: file://a is a folder below the working one
             continue
         url = urlsplit(link)
         whole = posixpath.normpath(f"/{url.path}")

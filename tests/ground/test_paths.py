@@ -62,6 +62,10 @@ def work(tmp_path, monkeypatch):
         ("data/in.zarr/u850", "lies in"),
         ("link.zarr/new.zarr", "lies in"),
         ("file://{work}/data/in.zarr", "is"),
+        ("file:///{work}/data/in.zarr", "is"),
+        ("FILE://{work}/data/in.zarr", "is"),
+        ("file://data/in.zarr", "is"),
+        ("local://data", "contains"),
     ],
 )
 def test_an_output_that_overlaps_the_input_is_refused_and_touches_nothing(work, mode, path, how):

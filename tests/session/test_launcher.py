@@ -125,6 +125,7 @@ def test_mpirun_s_ranks_on_further_nodes_are_not_superfluous():
     ("env", "words"),
     [
         ({**HERE, "RANK": "x"}, ["RANK=x", "whole number"]),
+        ({**HERE, "RANK": "²"}, ["RANK=²", "whole number"]),
         ({**HERE, "RANK": "2"}, ["rank 2 of 2"]),
         ({**HERE, "LOCAL_RANK": "-1"}, ["LOCAL_RANK=-1"]),
         ({**HERE, "LOCAL_RANK": "2"}, ["local rank 2 of 2"]),

@@ -293,6 +293,16 @@ def test_a_folder_may_be_given_as_a_url(tmp_path):
         assert store.marks.counts[0] == 1
 
 
+@pytest.mark.parametrize("url", ["file://f.zarr", "local://folder/f.zarr", "FILE://localhost/f"])
+def test_the_url_of_a_folder_begins_at_the_root(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        StoreError, match=r"output_path=\S+: the URL of a folder begins with \w+:///"
+    ):
+        open_store(url)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_another_run_replaced_is_noticed(tmp_path):
     path = tmp_path / "f.zarr"
     store = open_store(path)

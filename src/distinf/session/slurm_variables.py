@@ -30,7 +30,7 @@ def number(env: Mapping[str, str], name: str, default: int | None = None) -> int
             f"{name} is not set, although other variables of a launcher are: start every rank "
             "with the launcher, or unset RANK and WORLD_SIZE"
         )
-    if not text.strip().isdigit():
+    if not text.strip().isdecimal():
         raise ConfigError(f"{name}={text}: must be a whole number, at least 0")
     return int(text)
 
@@ -38,7 +38,7 @@ def number(env: Mapping[str, str], name: str, default: int | None = None) -> int
 def tasks_of_step(env: Mapping[str, str]) -> int:
     """Count the tasks of the srun that this process is in; 0 if it is in none."""
     step = env.get("SLURM_STEP_ID", "")
-    if not step.isdigit() or int(step) >= _FIRST_SPECIAL_STEP or "SLURM_PROCID" not in env:
+    if not step.isdecimal() or int(step) >= _FIRST_SPECIAL_STEP or "SLURM_PROCID" not in env:
         return 0
     return number(env, "SLURM_STEP_NUM_TASKS", number(env, "SLURM_NTASKS", 1))
 

@@ -11,6 +11,8 @@ from typing import Protocol
 
 from zarr.abc.store import Store
 
+from distinf.errors import StoreError
+
 __all__ = ["Destination", "find_destination"]
 
 
@@ -93,12 +95,25 @@ class Destination(Protocol):
 
 
 def find_destination(path: str | os.PathLike[str]) -> Destination:
-    """Find out what kind of place a path or URL is."""
+    """Find out what kind of place a path or URL is.
+
+    Raises
+    ------
+    StoreError
+        If it is the URL of a folder, but not of one from the root on.
+    """
     from distinf.store.folder import Folder
     from distinf.store.objects import Objects
 
     text = os.fspath(path)
-    for local in ("file://", "local://"):
-        if text.startswith(local):
-            return Folder(Path(text.removeprefix(local)))
-    return Objects(text) if "://" in text else Folder(Path(text))
+    scheme, found, rest = text.partition("://")
+    if not found:
+        return Folder(Path(text))
+    if scheme.lower() not in ("file", "local"):
+        return Objects(text)
+    if not rest.startswith("/"):  # a host by the standard, a folder of the working one to fsspec
+        raise StoreError(
+            f"parameters.output_path={text}: the URL of a folder begins with {scheme}:///; give "
+            "a path to begin at the working folder"
+        )
+    return Folder(Path(rest))
