@@ -296,7 +296,9 @@ def test_a_folder_may_be_given_as_a_url(tmp_path):
 @pytest.mark.parametrize("url", ["file://f.zarr", "local://folder/f.zarr", "FILE://localhost/f"])
 def test_the_url_of_a_folder_begins_at_the_root(url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(StoreError, match=r"output_path=\S+: the URL of a folder begins with \w+:///"):
+    with pytest.raises(
+        StoreError, match=r"output_path=\S+: the URL of a folder begins with \w+:///"
+    ):
         open_store(url)
     assert list(tmp_path.iterdir()) == []
 
