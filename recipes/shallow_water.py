@@ -7,8 +7,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from recipes.diagnostic import check, diagnostic
-from recipes.place import output_path
 from recipes.shallow_water_figure import draw
+from recipes.shared.output_path import output_path
 
 __all__ = ["check", "shallow_water"]
 

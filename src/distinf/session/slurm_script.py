@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -14,7 +15,7 @@ from pydantic import Field, PlainValidator
 from distinf.errors import ConfigError
 from distinf.options import Count, from_mapping, option_names, options_dataclass, valid_when
 
-__all__ = ["SlurmJob", "batch_script", "read_job", "repeated", "submit"]
+__all__ = ["SlurmJob", "batch_script", "read_job", "repeated", "submit", "submit_run"]
 
 # The forms that sbatch's manual lists for --time and --mem.
 _TIME = r"[0-9]+(:[0-9]+){0,2}|[0-9]+-[0-9]+(:[0-9]+){0,2}|(?i:unlimited|infinite)"
@@ -268,3 +269,15 @@ def submit(job: SlurmJob, script: str, path: str | None = None) -> str:
     if done.returncode != 0:
         raise ConfigError(f"sbatch refused the script: {done.stderr.strip()}")
     return f"submitted batch job {done.stdout.strip().partition(';')[0]}\n"
+
+
+def submit_run(
+    job: SlurmJob, command: Sequence[str], given: Sequence[str], more: Sequence[str], path: str
+) -> str:
+    """Print, save as ``path`` or submit the batch script that repeats this run.
+
+    ``command`` starts it, ``given`` are its overrides, of which those of ``slurm`` are left out,
+    and ``more`` are further ones. Returns what to print.
+    """
+    words = [*command, *repeated(given, job), *more]
+    return submit(job, batch_script(job, words, os.getcwd()), path)
