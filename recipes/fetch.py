@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from distinf.diagnostics import split
-from distinf.parameters import parse_times
-from recipes.checks import check_models
-from recipes.models import make, take_restartable
+from distinf import load_section
+from recipes.shared.checks import check_models, read_run
 
 
 def check(cfg: DictConfig) -> None:
@@ -31,16 +27,14 @@ def fetch(cfg: DictConfig) -> None:
     """
     from earth2studio.data import fetch_data
 
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    for name, settings in plain["diagnostic"].items():
-        where = f"diagnostic.{name}"
-        make(split(settings, where)[1], where)
+    run = read_run(cfg)
+    for name, settings in run.diagnostics.items():
+        load_section(settings, f"diagnostic.{name}")
         print(f"Fetched diagnostic {name}")
-    take_restartable(plain["prognostic"])
-    wanted = make(plain["prognostic"], "prognostic").input_coords()
+    wanted = load_section(run.prognostic, "prognostic").input_coords()
     print("Fetched prognostic")
-    data = make(plain["data"], "data")
-    for time in parse_times(plain["parameters"]["time"]):
+    data = load_section(run.data, "data")
+    for time in run.times:
         fetch_data(
             source=data,
             time=np.array([time]),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from recipes import diagnostic as stored
-from recipes.place import output_path, own_path
 from recipes.shallow_water_figure import check_picture, draw
+from recipes.shared.output_path import output_path, own_path
 
 __all__ = ["check", "shallow_water"]
 

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import xarray as xr
 
-from distinf.errors import ConfigError
+from distinf import ConfigError
 
 _HOUR = np.timedelta64(1, "h")
 _MAPS = 4

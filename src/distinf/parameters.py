@@ -33,25 +33,7 @@ _TIME = re.compile(
 
 
 def parse_ensemble(ensemble: Any, perturbation: Any) -> int | None:
-    """Read the size of the ensemble.
-
-    Parameters
-    ----------
-    ensemble : int | None
-        ``parameters.ensemble``.
-    perturbation : Mapping | None
-        The section ``perturbation``.
-
-    Returns
-    -------
-    int | None
-        None without an ensemble.
-
-    Raises
-    ------
-    ConfigError
-        If it is no number, or nothing would tell the members apart.
-    """
+    """Read the size of the ensemble, None without one; refuse members that are all the same."""
     if ensemble is None:
         return None
     if type(ensemble) is not int or ensemble < 1:
@@ -99,25 +81,7 @@ def parse_times(time: Any) -> np.ndarray:
 
 
 def parse_interval(interval: Any, where: str) -> np.timedelta64:
-    """Read a length of time, such as ``"30min"``, ``"6h"`` or ``"1d"``.
-
-    Parameters
-    ----------
-    interval : str
-        A whole number, at least 1, and its unit.
-    where : str
-        The key, for errors.
-
-    Returns
-    -------
-    np.timedelta64
-        In nanoseconds.
-
-    Raises
-    ------
-    ConfigError
-        If it cannot be read or held.
-    """
+    """Read a duration, ``"30min"``, ``"6h"`` or ``"1d"``; ``where`` is its key, for errors."""
     interval = " ".join(str(interval).split())
     match = re.fullmatch(r"([0-9]+) ?(min|h|d)", interval)
     if match is None or int(match[1]) < 1:
@@ -129,22 +93,7 @@ def parse_interval(interval: Any, where: str) -> np.timedelta64:
 
 
 def check_valid_times(times: np.ndarray, step: np.timedelta64, nsteps: int) -> None:
-    """Refuse a forecast that ends after the last date that can be held.
-
-    Parameters
-    ----------
-    times : np.ndarray
-        datetime64[ns], initial times.
-    step : np.timedelta64
-        Of the prognostic.
-    nsteps : int
-        ``parameters.nsteps``.
-
-    Raises
-    ------
-    ConfigError
-        If it does.
-    """
+    """Refuse ``nsteps`` steps of length ``step`` that end after the last datetime64[ns]."""
     length = int(step.astype("timedelta64[ns]").astype(np.int64))
     last = int(times.max().astype(np.int64))
     if length > 0 and last + nsteps * length >= _LIMIT:

@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 from distinf.diagnostics.placement import Placement, split
 from distinf.errors import ConfigError
 from distinf.loading.load import check_target, load_data, load_model
-from recipes.models import take_restartable
 from tests import application
 
 CFG = application.ROOT / "cfg"
@@ -52,7 +51,7 @@ def test_a_file_composes_and_its_class_is_there(choice: str, tmp_path: Path) -> 
     where, settings = compose(choice)
     settings.pop("package", None)
     if where == "prognostic":
-        take_restartable(settings)
+        settings.pop("restartable", None)
     if where.startswith("diagnostic."):
         placement, settings = split(settings, where)
         assert placement == Placement()

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from distinf.errors import ConfigError
 from distinf.loading.sources import caches, inputs
 from distinf.paths import lies_in
-from recipes.checks import check_places
 from recipes.diagnostic import check
+from recipes.shared.checks import check_paths
 
 CFG = Path(__file__).parents[2] / "cfg"
 ANY_MODE = ("create", "overwrite", "resume")
@@ -144,13 +144,13 @@ def test_the_file_that_netcdf_is_written_to_first_is_apart_too(work):
 
 def test_an_output_beside_the_input_is_taken(work):
     cfg = compose("data.path=data/in.zarr", "parameters.output_path=data/in.zarr2")
-    check_places(cfg)
+    check_paths(cfg)
 
 
 def test_a_folder_around_the_working_folder_may_hold_the_output(work):
-    check_places(compose(f"data.path={work}", "parameters.output_path=x.zarr"))
+    check_paths(compose(f"data.path={work}", "parameters.output_path=x.zarr"))
     with pytest.raises(ConfigError, match=r"is data\.path|is the working folder"):
-        check_places(compose(f"data.path={work}", f"parameters.output_path={work}"))
+        check_paths(compose(f"data.path={work}", f"parameters.output_path={work}"))
 
 
 def test_inputs_are_existing_paths_and_urls(work):

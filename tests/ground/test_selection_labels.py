@@ -16,7 +16,7 @@ from distinf.errors import ConfigError
 from distinf.forecast.prognostic import check_initial, rollout
 from distinf.inference import arguments as arguments_module
 from distinf.inference.arguments import Arguments
-from recipes.checks import check_models
+from recipes.shared.checks import check_models
 
 VARIABLE = np.array(["t2m"])
 
@@ -316,7 +316,12 @@ def test_a_file_over_europe_starts_no_global_forecast(tmp_path):
     path = europe(tmp_path)
     config = OmegaConf.create(
         {
-            "parameters": {"time": "2023-06-01", "nsteps": 1, "ensemble": None},
+            "parameters": {
+                "time": "2023-06-01",
+                "nsteps": 1,
+                "ensemble": None,
+                "output_path": "x.zarr",
+            },
             "prognostic": {
                 "_target_": "distinf.models.persistence",
                 "variable": ["t2m"],
@@ -325,7 +330,9 @@ def test_a_file_over_europe_starts_no_global_forecast(tmp_path):
             },
             "data": {"_target_": "distinf.models.FileSource", "path": str(path)},
             "diagnostic": {"same": {"_target_": "earth2studio.models.dx.Identity"}},
+            "perturbation": None,
             "output": {},
+            "runtime": {},
         }
     )
     with pytest.raises(ConfigError, match=r"prognostic needs lat 90 to -90 .* the data has lat"):

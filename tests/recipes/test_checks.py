@@ -11,14 +11,14 @@ import xarray as xr
 from omegaconf import DictConfig
 
 from distinf.errors import ConfigError
-from recipes.checks import check_models, check_structure
+from recipes.shared.checks import check_models, read_run
 
 CFG = Path(__file__).parents[2] / "cfg"
 SMALL = ("prognostic.nlat=33", "prognostic.nlon=64")
 
 
 def check(cfg: DictConfig) -> None:
-    check_structure(cfg)
+    read_run(cfg)
     check_models(cfg)
 
 

@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from distinf.diagnostics.chain import Kept
-from distinf.errors import TaskError
-from distinf.session.session import Runtime, current_session, session
-from recipes.farmed import construct
+from distinf import TaskError, load_diagnostics, read_run, session
 
 COORDS = OrderedDict(
     time=np.array(["2023-06-01"], "M8[ns]"),
@@ -45,14 +42,20 @@ SECTION = {"_target_": f"{__name__}.OverLand"}
 
 def diagnose(nonfinite: str, **sections: dict[str, object]) -> set[str]:
     """Run the diagnostics of a config on one state; returns those that gave a result."""
-    given = {name: {**SECTION, **section} for name, section in sections.items()}
-    with session(Runtime(nonfinite=nonfinite)):
-        farmed = construct(given, current_session().farm.workers, Kept(), 0)
-        done: set[str] = set()
-        for infer in farmed:
-            with infer:
-                done |= set(infer.submit(torch.ones(1, 1, 1, 2, 4), COORDS).result())
-        return done
+    run = read_run(
+        {
+            "parameters": {"time": "2023-06-01", "nsteps": 1, "ensemble": None, "output_path": "x"},
+            "prognostic": SECTION,
+            "diagnostic": {name: {**SECTION, **section} for name, section in sections.items()},
+            "perturbation": None,
+            "data": SECTION,
+            "output": {},
+            "runtime": {"nonfinite": nonfinite},
+        }
+    )
+    with session(run.runtime), load_diagnostics(run) as loading:
+        x = torch.ones(1, 1, 1, 2, 4)
+        return {name for infer in loading.result() for name in infer.submit(x, COORDS).result()}
 
 
 def test_nan_over_land_is_allowed_to_one_diagnostic_alone(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,10 +2,12 @@ from .imports import import_first as import_first
 from .load import check_target as check_target
 from .load import load_data as load_data
 from .load import load_model as load_model
+from .load import load_section as load_section
+from .load import load_weightless as load_weightless
+from .load import weight_free as weight_free
 from .preflight import check_reachable as check_reachable
 from .preflight import unreachable as unreachable
 from .preflight import unread as unread
-from .sources import caches as caches
-from .sources import inputs as inputs
+from .sources import check_outputs as check_outputs
 from .sources import read_code as read_code
 from .sources import read_files as read_files

@@ -13,13 +13,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+
 from distinf.errors import ConfigError
-from distinf.loading.declared import find
 from distinf.loading.imports import import_first
-from distinf.loading.preflight import one_word, unfetched, unreachable
+from distinf.loading.preflight import find, one_word, unfetched, unreachable
 from distinf.options import check_keys
 
-__all__ = ["check_loader", "check_target", "load_data", "load_model"]
+__all__ = [
+    "check_target",
+    "load_data",
+    "load_model",
+    "load_section",
+    "load_weightless",
+    "weight_free",
+]
 
 # Key that names the class, and the method that takes the other settings.
 _LOADERS = {"load_model": ("model", "load_model"), "load_data": ("kind", "__init__")}
@@ -48,7 +57,7 @@ def load_model(model: str, package: str | None = None, **settings: Any) -> Any:
         If the class, its extra, its package or a setting is missing, or its package cannot be
         reached.
     """
-    check_loader({"model": model, "package": package, **settings}, "load_model", "")
+    _check_loader({"model": model, "package": package, **settings}, "load_model", "")
     found = _import(model)
     name = found.__name__
     if not hasattr(found, "load_model"):
@@ -88,7 +97,7 @@ def load_data(kind: str, **settings: Any) -> Any:
     ConfigError
         If the class, its extra or a setting is missing, or it cannot be reached.
     """
-    check_loader({"kind": kind, **settings}, "load_data", "")
+    _check_loader({"kind": kind, **settings}, "load_data", "")
     found = _import(kind)
     try:
         return found(**settings)
@@ -96,6 +105,75 @@ def load_data(kind: str, **settings: Any) -> Any:
         if (why := unreachable(error)) is None:
             raise
         raise ConfigError(f"{found.__name__} cannot be reached ({why})") from error
+
+
+def load_section(settings: Mapping[str, Any], where: str) -> Any:
+    """Make the object of a section with ``_target_``.
+
+    Parameters
+    ----------
+    settings : Mapping[str, Any]
+        The section.
+    where : str
+        Its name, such as ``"diagnostic.precip_afno"``.
+
+    Returns
+    -------
+    Any
+        The object; a model is on the CPU.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is wrong; begins with the section.
+    Exception
+        What the target raised.
+    """
+    try:
+        import_first(settings["_target_"])
+        return instantiate(settings)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ConfigError):
+            raise ConfigError(f"{where}: {cause}") from None
+        if cause is not None:
+            raise cause from None
+        raise
+
+
+def weight_free(settings: Mapping[str, Any]) -> bool:
+    """Whether the object of a section has no weights."""
+    target = settings["_target_"]
+    return target.startswith("distinf.") and getattr(get_object(target), "weight_free", False)
+
+
+def load_weightless(settings: Mapping[str, Any], where: str, imported: bool = True) -> Any:
+    """Make a model that knows its coordinates, without its weights; None if it needs them.
+
+    ``imported``: whether Earth2Studio's models may be imported for it.
+    """
+    target = settings["_target_"]
+    try:
+        if weight_free(settings):
+            return load_section(settings, where)
+        model = settings.get("model", target)
+        if not imported or not model.startswith("earth2studio.models."):
+            return None
+        import_first(model)
+        found = get_object(model)
+        if target == model:  # no package: it has no weights
+            return None if hasattr(found, "load_model") else load_section(settings, where)
+        bare = object.__new__(found)
+        bare.output_coords(bare.input_coords())
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, OSError) as error:
+        if weight_free(settings):
+            raise ConfigError(f"{where}: {error}") from None
+        return None
+    except Exception:  # its coordinates depend on its weights
+        return None
+    return bare
 
 
 def check_target(given: Mapping[str, Any], where: str) -> None:
@@ -123,7 +201,7 @@ def check_target(given: Mapping[str, Any], where: str) -> None:
     if not target.startswith(("distinf.", "earth2studio.")):
         return
     if target.startswith("distinf.loading.load_"):
-        check_loader(given, target.removeprefix("distinf.loading."), where)
+        _check_loader(given, target.removeprefix("distinf.loading."), where)
         return
     declared = find(target, f"{where}._target_")
     taken = declared.parameters() if declared is not None else None
@@ -131,23 +209,8 @@ def check_target(given: Mapping[str, Any], where: str) -> None:
         check_keys([key for key in given if not key.startswith("_")], taken, where)
 
 
-def check_loader(given: Mapping[str, Any], loader: str, where: str) -> None:
-    """Refuse a class that does not exist and settings that it does not take.
-
-    Parameters
-    ----------
-    given : Mapping[str, Any]
-        Arguments of one of the loaders.
-    loader : str
-        ``"load_model"`` or ``"load_data"``.
-    where : str
-        The section of the config, for errors.
-
-    Raises
-    ------
-    ConfigError
-        Lists the valid ones.
-    """
+def _check_loader(given: Mapping[str, Any], loader: str, where: str) -> None:
+    """Refuse, for ``load_model`` or ``load_data``, a wrong class or a setting it does not take."""
     key, method = _LOADERS[loader]
     dotted = f"{where}.{key}" if where else key
     target = given.get(key)

@@ -42,7 +42,7 @@ class NodePackage(Package):  # type: ignore[misc]
         """Open a file, fetching it if no rank of this node has."""
         with _lock(f"{self.root} {self.cache}"):
             load_cache = getattr(self.fs, "load_cache", None)
-            if load_cache is not None:  # what another rank has fetched meanwhile
+            if load_cache is not None:  # another rank may have fetched files since
                 load_cache()
             opened: BufferedReader = super().open(file_path)
             return opened

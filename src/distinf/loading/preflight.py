@@ -1,17 +1,26 @@
-"""Whether what a run needs from the network can be had from here."""
+"""What a config names, checked before anything is imported or fetched.
+
+Importing Earth2Studio's prognostics takes ten seconds, reading one of its source files some
+milliseconds: so a misspelt model or setting is answered at once, and so is a package or data
+source that is out of reach.
+"""
 
 from __future__ import annotations
 
+import ast
+import difflib
+import importlib.util
 import os
 import socket
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from distinf.errors import ConfigError
-from distinf.loading.declared import find
 
-__all__ = ["cached_folders", "check_reachable", "unfetched", "unreachable", "unread"]
+__all__ = ["cached_folders", "check_reachable", "find", "unfetched", "unreachable", "unread"]
 
 # Where default packages come from.
 _HOSTS = {"hf": "huggingface.co", "ngc": "api.ngc.nvidia.com"}
@@ -26,22 +35,164 @@ _DATA = {
 _NETWORK = ("aiohttp", "botocore", "httpcore", "httpx", "obstore", "requests", "urllib3")
 
 
+@dataclass(frozen=True)
+class Declared:
+    """A class or function in a source file."""
+
+    node: ast.ClassDef | ast.FunctionDef
+    path: Path
+    module: str
+
+    def method(self, name: str) -> ast.FunctionDef | None:
+        """Find a method here or in a base class of the same library."""
+        if isinstance(self.node, ast.FunctionDef):
+            return None
+        for item in self.node.body:
+            if isinstance(item, ast.FunctionDef) and item.name == name:
+                return item
+        for base in self.node.bases:
+            if isinstance(base, ast.Name):
+                found = _find_in(self.path, self.module, base.id)
+                if found is not None and (method := found.method(name)) is not None:
+                    return method
+        return None
+
+    def parameters(self, method: str = "__init__") -> list[str] | None:
+        """Names that a call of it, or of a method, takes; None if any, or if that is unknown."""
+        is_function = isinstance(self.node, ast.FunctionDef)
+        found = self.node if isinstance(self.node, ast.FunctionDef) else self.method(method)
+        if found is None and method == "__init__":
+            return self._fields()
+        if found is None or found.args.kwarg is not None:
+            return None
+        names = [arg.arg for arg in (*found.args.posonlyargs, *found.args.args)]
+        return names[0 if is_function else 1 :] + [arg.arg for arg in found.args.kwonlyargs]
+
+    def _fields(self) -> list[str] | None:
+        decorators = " ".join(ast.unparse(item) for item in self.node.decorator_list)
+        if "dataclass" not in decorators:
+            return None
+        items = [item.target for item in self.node.body if isinstance(item, ast.AnnAssign)]
+        return [item.id for item in items if isinstance(item, ast.Name)]
+
+    def missing_extra(self) -> tuple[str, str] | None:
+        """Extra that its file needs and the first module of it that is not installed."""
+        for node in _parse(self.path).body:
+            if not isinstance(node, ast.Try):
+                continue
+            groups = [
+                call.args[0].value
+                for handler in node.handlers
+                for call in ast.walk(handler)
+                if isinstance(call, ast.Call)
+                and isinstance(call.func, ast.Name)
+                and call.func.id == "OptionalDependencyFailure"
+                and call.args
+                and isinstance(call.args[0], ast.Constant)
+            ]
+            for module in _imported(node.body):
+                if groups and importlib.util.find_spec(module) is None:
+                    return str(groups[0]), module
+        return None
+
+    def strings(self, method: str) -> list[str]:
+        """Return the string constants in a method."""
+        found = self.method(method)
+        nodes = ast.walk(found) if found is not None else []
+        return [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+
+
+def find(target: str, where: str) -> Declared | None:
+    """Find the definition of a class or function without importing it.
+
+    None if only importing shows how it is defined; a ConfigError that names ``where`` and what is
+    similar if it does not exist.
+    """
+    module, _, name = target.rpartition(".")
+    path = _source_of(module)
+    if path is None:
+        raise ConfigError(f"{where}={target} cannot be imported: there is no module {module}")
+    names = _names_in(path)
+    if name not in names:
+        _no_such_name(name, names, module, where)
+    return _find_in(path, module, name)
+
+
+def _no_such_name(name: str, names: set[str], module: str, where: str) -> NoReturn:
+    there = sorted(n for n in names if n[:1].isupper() == name[:1].isupper() and n[:1] != "_")
+    close = difflib.get_close_matches(name, there, n=1)
+    meant = f" Did you mean {module}.{close[0]}?" if close else ""
+    raise ConfigError(
+        f"{where}={module}.{name} cannot be imported: {module} has no {name}.{meant} "
+        f"It has {', '.join(there)}"
+    )
+
+
+def _source_of(module: str) -> Path | None:
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    place = Path(spec.submodule_search_locations[0]).joinpath(*rest)
+    # A package whose names are imported on first use lists them in a stub.
+    inside = (place / "__init__.pyi", place / "__init__.py", place.with_name(f"{place.name}.py"))
+    return next((path for path in inside if path.is_file()), None)
+
+
+def _imported(body: list[ast.stmt]) -> list[str]:
+    """Top-level names of the modules that statements import."""
+    names: list[str] = []
+    for node in body:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.append(node.module)
+    return [name.split(".")[0] for name in names]
+
+
+@lru_cache(maxsize=64)
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _names_in(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in _parse(path).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names.update(alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Assign):
+            names.update(t.id for t in node.targets if isinstance(t, ast.Name))
+    return names
+
+
+def _find_in(path: Path, module: str, name: str) -> Declared | None:
+    for node in _parse(path).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return Declared(node, path, module)
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    origin = _absolute(node, module, path.stem == "__init__")
+                    same = origin.split(".")[0] == module.split(".")[0]
+                    source = _source_of(origin) if same else None
+                    return _find_in(source, origin, alias.name) if source else None
+    return None
+
+
+def _absolute(node: ast.ImportFrom, module: str, is_package: bool) -> str:
+    if node.level == 0:
+        return node.module or ""
+    parts = module.split(".")
+    parts = parts[: len(parts) - node.level + is_package]
+    return ".".join([*parts, *([node.module] if node.module else [])])
+
+
 def check_reachable(given: Mapping[str, Any], where: str) -> None:
-    """Refuse a default package or data that is neither in the cache nor to be had from here.
+    """Refuse a default package or data that is not cached and whose host has no address here.
 
-    Only where the host's name cannot be resolved; anything subtler shows when it is fetched.
-
-    Parameters
-    ----------
-    given : Mapping[str, Any]
-        A section of the config.
-    where : str
-        Its name, for errors.
-
-    Raises
-    ------
-    ConfigError
-        Names the package or the data source, and what to do.
+    ``where`` names the section. Any other failure shows when it is fetched.
     """
     if any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy")):
         return  # names are resolved there
@@ -59,18 +210,7 @@ def check_reachable(given: Mapping[str, Any], where: str) -> None:
 
 
 def cached_folders(config: Mapping[str, Any]) -> Iterator[tuple[str, list[Path]]]:
-    """Folders of Earth2Studio's cache in which the model packages of a config lie.
-
-    Parameters
-    ----------
-    config : Mapping[str, Any]
-        The resolved config.
-
-    Yields
-    ------
-    tuple[str, list[Path]]
-        The key of the package, and its folders; they need not exist.
-    """
+    """Yield the key of each model package of a config, and its folders in Earth2Studio's cache."""
     sections = {f"diagnostic.{name}": own for name, own in (config.get("diagnostic") or {}).items()}
     sections["prognostic"] = config.get("prognostic") or {}
     for where, given in sections.items():
@@ -134,18 +274,7 @@ def unread(name: str, why: str) -> str:
 
 
 def unreachable(error: BaseException) -> str | None:
-    """Tell why the network could not be used, if that is what an error is about.
-
-    Parameters
-    ----------
-    error : BaseException
-        What was raised; its causes are looked at, too.
-
-    Returns
-    -------
-    str | None
-        The reason in a line; None if the error is about something else.
-    """
+    """Say in a line why the network failed; None if an error and its causes are no such failure."""
     for cause in _chain(error):
         library = type(cause).__module__.split(".")[0]
         if isinstance(cause, ConnectionError | TimeoutError) or library.startswith(_NETWORK):

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from distinf.loading.preflight import cached_folders
-from distinf.paths import lies_in
+from distinf.paths import check_overlap, lies_in
 
-__all__ = ["caches", "inputs", "read_code", "read_files"]
+__all__ = ["check_outputs", "read_code", "read_files"]
 
 # Keys whose values are names, whatever folder has the same one.
 _NAMES = ("after", "kind", "model", "precision", "rename", "variable", "variables")
@@ -29,20 +29,7 @@ _INPUT = r"\.(package|paths?(\[\d+\])?)$"
 
 
 def inputs(section: Any, where: str) -> dict[str, str]:
-    """Find the files, folders and URLs that a section of the config names.
-
-    Parameters
-    ----------
-    section : Any
-        The section: mappings, lists, values.
-    where : str
-        Its name.
-
-    Returns
-    -------
-    dict[str, str]
-        From the key to the path or URL.
-    """
+    """Find the files, folders and URLs in the section ``where`` of a config, by their keys."""
     found: dict[str, str] = {}
     if isinstance(section, Mapping):
         for key, value in section.items():
@@ -73,6 +60,36 @@ def caches() -> dict[str, str]:
     return {
         name: os.path.expanduser(os.path.expandvars(path)) for name, path in told.items() if path
     }
+
+
+def check_outputs(
+    outputs: Mapping[str, str], config: Mapping[str, Any], folders: Mapping[str, str]
+) -> None:
+    """Refuse outputs that would destroy what the run reads, or where it runs.
+
+    Parameters
+    ----------
+    outputs : Mapping[str, str]
+        Paths and URLs that are written, by the key of the config.
+    config : Mapping[str, Any]
+        The resolved config, which names what is read.
+    folders : Mapping[str, str]
+        Folders that hold the run; an output may lie in them, and may not contain them.
+
+    Raises
+    ------
+    ConfigError
+        Names both.
+    """
+    read: dict[str, str] = {}
+    around = {"the working folder": os.getcwd(), **folders}
+    named = caches()
+    for section in _SECTIONS:
+        named.update(inputs(config[section], section))
+    for name, place in named.items():
+        # A folder around the working folder holds more than an input or a cache.
+        (around if lies_in(os.getcwd(), place) else read)[name] = place
+    check_overlap(outputs, read, around)
 
 
 def read_files(config: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -107,19 +124,7 @@ def read_files(config: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]
 
 
 def read_code(config: Mapping[str, Any]) -> dict[str, str]:
-    """Record the code that a config names and that is neither distinf's nor Earth2Studio's.
-
-    Parameters
-    ----------
-    config : Mapping[str, Any]
-        The resolved config.
-
-    Returns
-    -------
-    dict[str, str]
-        For each such module or package its version if it is installed, else a digest of its
-        Python files.
-    """
+    """Return the version, or a digest of the files, of each other package that a config names."""
     found: dict[str, str] = {}
     for section in _SECTIONS:
         for target in _targets(config.get(section)):

@@ -12,3 +12,4 @@ from .slurm_script import batch_script as batch_script
 from .slurm_script import read_job as read_job
 from .slurm_script import repeated as repeated
 from .slurm_script import submit as submit
+from .slurm_script import submit_run as submit_run

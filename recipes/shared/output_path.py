@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from distinf.errors import ConfigError
+from distinf import ConfigError
 
 __all__ = ["check_own", "netcdf_path", "output_path", "own_path", "repeated_places", "run_folder"]
 
@@ -29,7 +29,7 @@ def output_path(cfg: DictConfig) -> str:
 
 def netcdf_path(cfg: DictConfig) -> str | None:
     """Path of the run's NetCDF file, by the same rule; None if none is wanted."""
-    return None if cfg.output.netcdf is None else _place(cfg.output, "netcdf")
+    return None if cfg.output.get("netcdf") is None else _place(cfg.output, "netcdf")
 
 
 def own_path(path: str) -> str:

@@ -1,0 +1,51 @@
+"""From Hydra's config to a typed run, and the checks before it starts."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+import distinf
+from distinf import Run, check_files
+from distinf import read_run as read_plain
+from recipes.shared.output_path import check_own, netcdf_path, output_path, run_folder
+
+__all__ = ["check", "check_models", "check_paths", "read_run"]
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def read_run(cfg: DictConfig) -> Run:
+    """Read a config; refuse keys that do not exist and values that cannot be."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    run = read_plain(plain)
+    return dataclasses.replace(
+        run,
+        output_path=output_path(cfg),
+        output=dataclasses.replace(run.output, netcdf=netcdf_path(cfg)),
+        folder=Path(run_folder()) if HydraConfig.initialized() else None,
+    )
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse what cannot work, before any rank is started or model loaded."""
+    check_paths(cfg)
+    check_models(cfg)
+
+
+def check_paths(cfg: DictConfig) -> None:
+    """Refuse outputs that must not be touched."""
+    check_own(cfg)
+    folders = {"the checkout of distinf": str(_CHECKOUT)}
+    if HydraConfig.initialized():
+        folders["the run's own folder"] = run_folder()
+    check_files(read_run(cfg), folders)
+
+
+def check_models(cfg: DictConfig) -> None:
+    """Refuse models and data that do not fit together, as far as no weights are needed for it."""
+    distinf.check_run(read_run(cfg))  # on first use: it imports torch

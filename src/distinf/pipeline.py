@@ -1,0 +1,479 @@
+"""The parts of a recipe: load the models, plan the outputs, forecast what the store lacks.
+
+Each takes a `Run` and works inside a session, on the driver.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from distinf.background import in_background
+from distinf.coords import Selection, plan, plan_region
+from distinf.diagnostics import Chain, Kept, Link, assign
+from distinf.errors import ConfigError, TaskError, TasksSkipped
+from distinf.forecast import (
+    RestartStates,
+    blocks,
+    check_initial,
+    forecasts,
+    is_restartable,
+    lead_times,
+    perturb,
+    step_coords,
+    tasks,
+)
+from distinf.inference import DistributedInference
+from distinf.loading import (
+    check_reachable,
+    import_first,
+    load_section,
+    load_weightless,
+    read_code,
+    read_files,
+    weight_free,
+)
+from distinf.options import Output
+from distinf.parameters import check_valid_times
+from distinf.report import Progress, summarize
+from distinf.run import Run
+from distinf.session import current_session
+from distinf.store import ForecastStore, check_clashes, check_names, to_netcdf, vocabulary
+from distinf.versions import versions
+
+__all__ = [
+    "Forecast",
+    "StoredOutput",
+    "check_run",
+    "load_diagnostics",
+    "load_forecast",
+    "open_store",
+    "plan_outputs",
+    "print_report",
+]
+
+log = logging.getLogger("distinf")
+
+Coords = OrderedDict[str, np.ndarray]
+State = tuple[torch.Tensor, Coords]
+
+
+class _Diagnosing(Protocol):
+    def output_coords(self, coords: Coords) -> Any: ...
+
+
+@dataclass(frozen=True)
+class StoredOutput:
+    """One source of stored variables: a chain of diagnostics, or the prognostic's own state.
+
+    Attributes
+    ----------
+    grids : dict[str, Coords]
+        For each diagnostic of which something is stored its coords, renamed and cut.
+    submit : Callable[[torch.Tensor, Coords], Future]
+        Computes them for one state, on a worker.
+    diagnostics : Chain | DistributedInference | None
+        What computes them; None for the prognostic's own state.
+    """
+
+    grids: dict[str, Coords]
+    submit: Callable[[torch.Tensor, Coords], Future[Any]]
+    diagnostics: Any = None
+
+    def missing_in(self, store: ForecastStore, coords: Coords) -> list[str]:
+        """Names of the diagnostics whose result for this state is not in a store."""
+        lacking = store.marks.lacking(coords)
+        return [name for name in self.grids if name in lacking]
+
+
+def check_run(run: Run) -> None:
+    """Refuse models and data that do not fit together, as far as no weights are needed for it.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+
+    Raises
+    ------
+    ConfigError
+        Names the section, and what would be right.
+    """
+    for old, new in run.renamed.items():
+        log.warning("_target_: %s is now called %s; the old name still works", old, new)
+    check_names({name: placement.rename for name, placement in run.placements.items()})
+    check_reachable(run.prognostic, "prognostic")
+    check_reachable(run.data, "data")
+    for name, settings in run.diagnostics.items():
+        check_reachable(settings, f"diagnostic.{name}")
+    data: Any = load_section(run.data, "data") if weight_free(run.data) else None
+    for time in run.times if hasattr(data, "check_time") else ():
+        data.check_time(time)
+    prognostic = load_weightless(run.prognostic, "prognostic")
+    if prognostic is None:
+        return
+    is_restartable(prognostic, run.restartable)
+    if data is not None:
+        check_initial(prognostic, data)
+    imported = "earth2studio.models.px" in sys.modules  # and with it its diagnostics
+    known = []
+    for names in run.chains:
+        models = {
+            name: load_weightless(run.diagnostics[name], f"diagnostic.{name}", imported)
+            for name in names
+        }
+        if None not in models.values():
+            links = _links(run, names, partial(partial, models.get))
+            known.append(Chain(links, _kept(run)))
+    plan_outputs(run, prognostic, known)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The loaded forecast of a run; made by :func:`load_forecast`.
+
+    Attributes
+    ----------
+    run : Run
+        Its settings.
+    prognostic : PrognosticModel
+        On the driver's device.
+    data : DataSource | ForecastSource
+        Where initial conditions are read.
+    perturbation : Callable | None
+        Perturbs the initial condition of one member; None without an ensemble.
+    """
+
+    run: Run
+    prognostic: Any
+    data: Any
+    perturbation: Any = None
+
+    def states(self, store: ForecastStore) -> Iterator[State]:
+        """Forecast what a store lacks, from the newest saved state where there is one.
+
+        Parameters
+        ----------
+        store : ForecastStore
+            The store of this run; states are saved in it as ``output.restart_every`` says.
+
+        Yields
+        ------
+        tuple[torch.Tensor, Coords]
+            States [(ensemble=1,) time=1, lead_time=1, variable, ...] on the driver's device, and
+            their coords. The model may reuse a state's memory for the next one.
+        """
+        run, session = self.run, current_session()
+        output, seed = run.output, run.runtime.seed
+        todo = [
+            dataclasses.replace(block, nsteps=lacks[1] * output.every)
+            for block in blocks(run.times, run.members, run.nsteps, run.runtime.batch)
+            if (lacks := store.marks.incomplete(block.times, block.members)) is not None
+        ]
+        restart = None
+        if output.restart_every is not None and is_restartable(self.prognostic, run.restartable):
+            restart = RestartStates(
+                store.destination, output.restart_every, store.marks, output.every
+            )
+        states = forecasts(
+            self.prognostic,
+            self.data,
+            todo,
+            session.device,
+            session.farm.events,
+            self.perturbation,
+            seed,
+            restart,
+        )
+        return itertools.chain.from_iterable(itertools.starmap(tasks, states))
+
+
+def load_forecast(run: Run) -> Forecast:
+    """Load the prognostic, the data source and the perturbation.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is wrong, or the data lies on a grid from which the prognostic cannot start.
+    """
+    session = current_session()
+    with session.farm.events.timed("load", "prognostic", 0):
+        prognostic = load_section(run.prognostic, "prognostic").to(session.device)
+        data = load_section(run.data, "data")
+        check_initial(prognostic, data)
+        import_first("earth2studio.data")  # reads it; the workers are still loading
+    perturbation = None
+    if run.members is not None:
+        kind = load_section({**run.perturbation, "_partial_": True}, "perturbation")
+        perturbation = perturb(kind, run.runtime.seed, prognostic, data)
+    return Forecast(run, prognostic, data, perturbation)
+
+
+@contextmanager
+def load_diagnostics(run: Run) -> Iterator[Future[list[DistributedInference]]]:
+    """Load all diagnostics on their workers, while the block goes on with something else.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+
+    Yields
+    ------
+    Future[list[DistributedInference]]
+        One for each chain; its results are mappings from diagnostics to a tensor and its coords.
+        They are forgotten on the workers at the end of the block.
+
+    Raises
+    ------
+    ConfigError
+        If there are too few workers, or a setting is wrong; by the future.
+    TaskError
+        If a model cannot be loaded; by the future.
+    """
+    farm = current_session().farm
+
+    def load() -> list[DistributedInference]:
+        with farm.events.timed("load", "diagnostics", 0):
+            return _load_chains(run, farm.workers)
+
+    if 0 in farm.workers:  # this process alone: nothing can run beside
+        loading: Future[list[DistributedInference]] = Future()
+        loading.set_result(load())
+    else:
+        loading = in_background(load, "distinf-load")
+    try:
+        yield loading
+    finally:
+        if loading.done() and loading.exception() is None:
+            for loaded in reversed(loading.result()):
+                loaded.shutdown()
+
+
+def _load_chains(run: Run, workers: Sequence[int]) -> list[DistributedInference]:
+    linked = {names[0]: names for names in run.chains}
+    ranks = assign(linked, run.placements, workers)
+    loaded = []
+    for head, names in linked.items():
+        links = _links(
+            run,
+            names,
+            lambda name: partial(load_section, run.diagnostics[name], f"diagnostic.{name}"),
+        )
+        build: Any = partial(Chain, links, _kept(run), run.runtime.seed)
+        build.__name__ = "+".join(names)  # what errors call it
+        try:
+            loaded.append(DistributedInference(build, remote_ranks=ranks[head]))
+        except TaskError as error:
+            if error.kind == ConfigError.__name__:  # shown once, as a wrong config
+                raise ConfigError(error.remote_message) from None
+            raise
+    return loaded
+
+
+def _links(run: Run, names: list[str], factory: Callable[[str], Callable[[], Any]]) -> list[Link]:
+    placements = [(name, run.placements[name]) for name in names]
+    return [
+        Link(
+            name,
+            factory(name),
+            own.after,
+            own.rename,
+            own.precision,
+            bool(own.compile),
+            own.nonfinite,
+        )
+        for name, own in placements
+    ]
+
+
+def _kept(run: Run) -> Kept:
+    return Kept(run.output.variables, run.output.region)
+
+
+def plan_outputs(
+    run: Run, prognostic: Any, diagnostics: Sequence[_Diagnosing]
+) -> list[StoredOutput]:
+    """Plan what is stored, from the coordinates that the models declare.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    prognostic : PrognosticModel
+        Its prognostic.
+    diagnostics : Sequence[DistributedInference]
+        Its chains of diagnostics; where some are not known yet, those that are.
+
+    Returns
+    -------
+    list[StoredOutput]
+        One for each chain, and one for the prognostic's own variables if some are stored.
+
+    Raises
+    ------
+    ConfigError
+        If the models do not fit together, two outputs have the same name, ``output.variables``
+        names something that nothing computes, or the forecast ends after the last possible date.
+    """
+    state = step_coords(prognostic, run.times[0], member=None if run.members is None else 0)
+    check_valid_times(run.times, state["lead_time"][-1], run.nsteps)
+    own = _plan_state(run.output, state)
+    outputs = [
+        StoredOutput(each.output_coords(state), getattr(each, "submit", _never), each)
+        for each in diagnostics
+    ]
+    if own is not None:
+        outputs.append(
+            StoredOutput({"prognostic": own.select_coords(state)}, partial(_select, own))
+        )
+    grids = {name: grid for output in outputs for name, grid in output.grids.items()}
+    check_clashes(grids)
+    if len(diagnostics) == len(run.chains):
+        _check_stored(run.output, grids)
+    return outputs
+
+
+def _select(own: Selection, x: torch.Tensor, coords: Coords) -> Future[Any]:
+    return current_session().to_host(own(x, coords))
+
+
+def _never(x: torch.Tensor, coords: Coords) -> Future[Any]:
+    raise ConfigError("this plan was made without the models")
+
+
+def _plan_state(output: Output, state: Coords) -> Selection | None:
+    """Plan the selection of the prognostic's own variables; None if none is stored."""
+    if not output.prognostic_variables:
+        return None
+    wanted = {"variable": np.array(output.prognostic_variables)}
+    own = plan(state, wanted, "output.prognostic_variables")
+    if output.region is None:
+        return own
+    region = plan_region(state, output.region, "the prognostic")
+    return Selection({**own.indices, **region.indices}, {**own.coords, **region.coords})
+
+
+def _check_stored(output: Output, grids: dict[str, Coords]) -> None:
+    stored = {str(v) for grid in grids.values() for v in grid["variable"]}
+    unknown = [name for name in output.variables or () if name not in stored]
+    if unknown or not grids:
+        raise ConfigError(
+            f"output.variables={list(output.variables or ())}: no diagnostic makes "
+            f"{', '.join(unknown) or 'any of them'}"
+        )
+
+
+@contextmanager
+def open_store(
+    run: Run, forecast: Forecast, outputs: Sequence[StoredOutput]
+) -> Iterator[ForecastStore]:
+    """Open the store of a run, with a progress bar; it is complete and closed after the block.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    forecast : Forecast
+        Its forecast.
+    outputs : Sequence[StoredOutput]
+        As `plan_outputs` returns them.
+
+    Yields
+    ------
+    ForecastStore
+        The store.
+
+    Raises
+    ------
+    StoreError
+        If the store may not be touched, does not match or cannot be written.
+    Exception
+        The first error of a task.
+    """
+    session = current_session()
+    farm, output = session.farm, run.output
+    grids = {name: grid for each in outputs for name, grid in each.grids.items()}
+    attributes = {str(v): vocabulary(str(v)) for grid in grids.values() for v in grid["variable"]}
+    farmed = [each.diagnostics for each in outputs if each.diagnostics is not None]
+    for infer in farmed:
+        attributes.update(infer.variable_attributes())
+    with ForecastStore(
+        run.output_path,
+        run.times,
+        lead_times(forecast.prognostic, run.nsteps)[:: output.every],
+        grids,
+        attributes,
+        output,
+        config=run.settings,
+        versions={**versions(), **read_code(run.settings)},
+        files=read_files(run.settings),
+        events=farm.events,
+        pending=2 * (len(farm.workers) + output.writers) * len(grids),
+        ensemble=None if run.members is None else np.arange(run.members),
+        skip_errors=run.runtime.on_error == "skip",
+    ) as store:
+        if output.writer == "workers" and 0 not in farm.workers:
+            store.let_write(farmed)
+        done, total = store.marks.counts
+        log.info(
+            "%d rank(s) by %s, carrier %s%s, %d of %d tasks to do",
+            session.place.world_size,
+            session.place.launcher,
+            farm.transport.carrier,
+            farm.transport.reason and f": {farm.transport.reason}",
+            total - done,
+            total,
+        )
+        if run.folder is not None:
+            farm.events.save(run.folder / "events.jsonl")
+        with Progress(farm.events, total, done, farm.busy):
+            yield store
+            store.close()
+
+
+def print_report(run: Run, store: ForecastStore) -> None:
+    """Print what the run did and where its results are, and write the NetCDF file if one is wanted.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    store : ForecastStore
+        Its store, closed.
+
+    Raises
+    ------
+    TasksSkipped
+        If tasks failed and ``runtime.on_error=skip``.
+    """
+    farm, output = current_session().farm, run.output
+    farm.events.flush()
+    totals = farm.events.totals
+    if (wall := totals.end - totals.start) > 0:
+        workers = farm.transport.workers
+        writers = output.writers if output.writer == "driver" else len(workers)
+        print(summarize(farm.events, wall, workers, writers))
+    print(f"Results: {run.output_path}")
+    if output.netcdf is not None:
+        to_netcdf(run.output_path, output.netcdf, output.mode)
+        print(f"NetCDF: {output.netcdf}")
+    if store.skipped:
+        raise TasksSkipped(store.skipped)

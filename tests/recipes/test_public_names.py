@@ -1,0 +1,80 @@
+"""Recipes need distinf's public names only, and the second recipe works as its page says."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import distinf
+from distinf.options import current_target
+from tests.application import ROOT, python_main, run
+
+FILES = [
+    ROOT / "main.py",
+    ROOT / "docs" / "second_recipe.py",
+    *sorted((ROOT / "recipes").rglob("*.py")),
+]
+PAGE = (ROOT / "docs" / "second_recipe.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^```bash\n(.*?)\n```", PAGE, re.M | re.S)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_recipe_imports_public_names_only(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            assert not [a.name for a in node.names if a.name.startswith("distinf.")]
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("distinf"):
+            assert node.module == "distinf"
+            assert {alias.name for alias in node.names} <= set(distinf.__all__)
+
+
+def test_each_name_on_the_page_is_public_and_used() -> None:
+    names = re.findall(r"^\| `(\w+)` \|", PAGE, re.M)
+    text = (ROOT / "docs" / "second_recipe.py").read_text(encoding="utf-8")
+    assert len(names) == 7
+    for name in names:
+        assert name in distinf.__all__
+        assert f"{name}(" in text
+
+
+def test_the_second_recipe_works_as_printed(tmp_path: Path) -> None:
+    for name in ("cfg", "docs", "recipes"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "main.py", tmp_path)
+    # The interpreter that runs the tests is the one whose `python` is meant.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    assert len(COMMANDS) == 2
+    for command in COMMANDS:
+        done = run(["bash", "-c", command], tmp_path, PATH=path)
+        assert done.status == 0, done.err
+    with xr.open_dataset(tmp_path / "largest.nc") as fields:
+        assert fields.sizes == {"lat": 64, "lon": 128}
+        assert {"vo850", "d850"} <= set(fields)
+        assert all(np.isfinite(field.values).all() for field in fields.values())
+        assert fields.vo850.values.max() > 1e-5  # s-1: the jet is there
+
+
+def test_an_old_name_of_a_target_works_and_the_new_one_is_said(tmp_path: Path) -> None:
+    assert current_target("distinf.fields.replay") == "distinf.models.replay"
+    assert current_target("distinf.models.GalewskyJet") == "distinf.models.GalewskyJet"
+    old = "prognostic._target_=distinf.fields.persistence"
+    command = python_main(
+        *("--config-name=diagnostic", "recipe=fetch", "runtime.nproc=1", "prognostic=persistence"),
+        *("prognostic.variable=[u10m,v10m]", old, "diagnostic=wind_speed"),
+        *("diagnostic.wind_speed.levels=[10m]", "data=random"),
+        "data._target_=distinf.fields.RandomFields",
+    )
+    outcome = run(command, tmp_path)
+    assert outcome.status == 0, outcome.err
+    said = [line for line in outcome.out.splitlines() if "is now called" in line]
+    assert len(said) == 2
+    assert "distinf.fields.persistence is now called distinf.models.persistence" in said[0]
+    assert "distinf.fields.RandomFields is now called distinf.models.RandomFields" in said[1]
