@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from distinf.runtime import Runtime
 from distinf.session import launcher, manager, network, peers, rendezvous
-from distinf.transport import Worker, carrier, rpc, trial
+from distinf.transport import RpcTransport, Worker, choose_carrier, device_maps, join_rpc
 
 __all__ = ["meet"]
 
@@ -34,7 +34,7 @@ def meet(
     refusal: BaseException | None,
     alike: Mapping[str, Any] | None,
     died: Callable[[], dict[int, str]],
-) -> tuple[dist.Store, list[peers.Peer], rpc.TensorPipe | None]:
+) -> tuple[dist.Store, list[peers.Peer], RpcTransport | None]:
     """Find the other ranks and join them.
 
     Parameters
@@ -87,19 +87,19 @@ def meet(
         network.use_route(peers.route_to(found, 0) if place.rank == 0 else host)
     if place.rank == 0 and (shared := peers.shared_gpus(found)):
         log.warning(shared)
-    choice = trial.choose(runtime.carrier, found, place.rank, store, place.on_one_node, deadline)
+    choice = choose_carrier(runtime.carrier, found, place.rank, store, place.on_one_node, deadline)
     on_device = choice.carrier == "cuda"
-    maps = carrier.device_maps(place.rank, found) if on_device else {}
+    maps = device_maps(place.rank, found) if on_device else {}
     kept = runtime.results == "device"
     worker.results_stay = kept and (on_device or place.rank == 0)
     if place.rank != 0:
         worker.when_unusable = functools.partial(_leave_soon, place.rank)
     left = max(10.0, deadline - time.monotonic())
     manager.initialize_manager(place, worker.device, store, left)
-    rpc.join(worker, place.world_size, store, maps, left, not place.on_one_node)
+    join_rpc(worker, place.world_size, store, maps, left, not place.on_one_node)
     if place.rank != 0:
         return store, found, None
-    return store, found, rpc.TensorPipe(worker, place.world_size, store, choice, kept)
+    return store, found, RpcTransport(worker, place.world_size, store, choice, kept)
 
 
 def _leave_soon(rank: int, reason: str) -> None:

@@ -191,11 +191,11 @@ class Session:
 
     def serve(self) -> None:
         """Serve calls until the driver parts; workers only."""
-        from distinf.transport import rpc
+        from distinf.transport import serve
 
         if self._store is not None:
             store, self._store = self._store, None
-            rpc.serve(self.rank, store)
+            serve(self.rank, store)
 
     def close(self, error: BaseException | None = None) -> None:
         """Part: the driver lets the workers go, a worker serves until it is let go."""
