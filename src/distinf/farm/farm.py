@@ -159,16 +159,16 @@ class Farm:
         def deliver(answer: Future[Reply]) -> None:
             error = answer.exception()
             if isinstance(error, WorkerLost):
-                self.lose(rank, error.reason)
+                self.mark_lost(rank, error.reason)
             if isinstance(error, CallTimeout):
-                self.lose(rank, str(error))
+                self.mark_lost(rank, str(error))
                 error = CallTimeout(f"{error} (runtime.call_timeout)")
             if error is not None:
                 outcome.fail(future, error)
                 return
             reply = answer.result()
             if reply.unusable and rank != 0:
-                self.lose(rank, outcome.why_unusable(reply))
+                self.mark_lost(rank, outcome.why_unusable(reply))
             if reply.failure is None:
                 outcome.resolve(future, reply.value)
             else:
@@ -179,7 +179,7 @@ class Farm:
         self.transport.send(rank, call, self._call_timeout).add_done_callback(deliver)
         return future
 
-    def lose(self, rank: int, reason: str) -> None:
+    def mark_lost(self, rank: int, reason: str) -> None:
         """Take note that a worker is gone and give its tasks to the others."""
         with self._changed:
             for number in self._dispatcher.on(rank):
@@ -194,7 +194,7 @@ class Farm:
                     decisions += self._dispatcher.join(0)
             decisions += self._dispatcher.lose(rank)
             self._changed.notify_all()
-        self.transport.lose(rank)
+        self.transport.mark_lost(rank)
         self._carry_out(decisions)
 
     def fail(self, error: BaseException, abandon: bool = True) -> None:
@@ -252,10 +252,10 @@ class Farm:
         error = answer.exception()
         if isinstance(error, WorkerLost | CallTimeout):
             # A worker that missed its deadline may answer late or never: it gets no more tasks.
-            self.lose(start.worker, str(error))
+            self.mark_lost(start.worker, str(error))
             return
         if error is None and answer.result().unusable and start.worker != 0:
-            self.lose(start.worker, outcome.why_unusable(answer.result()))
+            self.mark_lost(start.worker, outcome.why_unusable(answer.result()))
             return
         with self._changed:
             current = start.task in self._dispatcher.on(start.worker)

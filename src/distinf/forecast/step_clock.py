@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from distinf.gpu import record_event
 from distinf.report import Event, Events
-from distinf.streams import mark
 
 __all__ = ["StepClock"]
 
@@ -31,7 +31,7 @@ class StepClock:
     """
 
     def __init__(
-        self, events: Events | None, marking: Callable[[torch.Tensor], Any] = mark
+        self, events: Events | None, marking: Callable[[torch.Tensor], Any] = record_event
     ) -> None:
         self._events = events
         self._marking = marking

@@ -20,11 +20,11 @@ import numpy as np
 
 from distinf.errors import ConfigError, SessionError
 from distinf.farm import Farm
+from distinf.gpu import record_event
 from distinf.inference.arguments import Arguments, describe
 from distinf.inference.earth2studio_names import ProposedInterface
 from distinf.inference.mapping import starmap
 from distinf.session import current_session
-from distinf.streams import mark
 from distinf.tensors import tensor_bytes
 from distinf.transport import Call
 
@@ -159,7 +159,7 @@ class DistributedInference(ProposedInterface):
         number = next(self._running)
         task = describe(self.name, number, args)
         args, kwargs = self._arguments.own(args, kwargs)
-        ready = mark((args, kwargs))
+        ready = record_event((args, kwargs))
         call = Call(self._number, "__forward__", task, args, kwargs, ready)
         return self._farm.submit(call, tensor_bytes((args, kwargs)), self._ranks)
 

@@ -19,10 +19,8 @@ from distinf.session.local_ranks import OwnRanks, listen_on_loopback
 if TYPE_CHECKING:
     import torch.distributed as dist
 
-    from distinf.departures import Departures
     from distinf.farm import Farm, Pulse
     from distinf.session.peers import Peer
-    from distinf.streams import Copies
 
 __all__ = ["Runtime", "close_session", "current_session", "open_session", "session"]
 
@@ -48,8 +46,6 @@ class Session:
         self._transport: Any = None
         self._socket: socket.socket | None = None
         self._pulse: Pulse | None = None
-        self._departures: Departures | None = None
-        self._copies: Copies | None = None
         self._peers: list[Peer] = []
         self._silent: set[int] = set()
         self.runtime = runtime
@@ -89,19 +85,9 @@ class Session:
         Future
             The copy, complete. On the CPU it is the tensors themselves.
         """
-        from distinf.departures import Departures
-        from distinf.gpu import Cuda
-        from distinf.streams import Copies
+        from distinf.gpu import to_host
 
-        copied: Future[Any] = Future()
-        if self.device.type != "cuda":
-            copied.set_result(tree)
-            return copied
-        if self._departures is None or self._copies is None:
-            self._departures, self._copies = Departures(), Copies(Cuda(self.device))
-        leaving = self._copies.to_host(tree)
-        self._departures.depart(leaving.wait, copied.set_result, copied.set_exception)
-        return copied
+        return to_host(tree)
 
     def _open(self, meanwhile: Callable[[], None] | None) -> None:
         refusal: BaseException | None = None
@@ -171,8 +157,7 @@ class Session:
 
     def _own_lane(self) -> Any:
         """Return the driver's own stream for diagnostics, beside that of its prognostic."""
-        from distinf.gpu import Cuda
-        from distinf.streams import Lane
+        from distinf.gpu import Cuda, Lane
 
         beside = self.rank == 0 and self.place.world_size > 1 and self.device.type == "cuda"
         return Lane(Cuda(self.device), beside=True) if beside else None
@@ -180,7 +165,7 @@ class Session:
     def _lose(self, rank: int, reason: str) -> None:
         from distinf.session.peers import end_if_here
 
-        self.farm.lose(rank, reason)
+        self.farm.mark_lost(rank, reason)
         # One that is stopped does not end by itself, and its launcher would wait for it.
         if self._own is not None:
             self._own.kill(rank)
@@ -217,8 +202,6 @@ class Session:
         finally:
             for rank in self._silent:  # not before: the launcher then ends all ranks
                 end_if_here(self._peers[rank])
-            if self._departures is not None:
-                self._departures.close()
             self._end_own(patience=1.0 if error is not None else 5.0)
             manager.end_manager()
             torch.set_num_threads(self._threads_before)

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from distinf.errors import ConfigError
+from distinf.transport.contract import Choice
 
-__all__ = ["ENDED", "Choice", "conclude", "device_maps", "foresee"]
+__all__ = ["ENDED", "conclude", "device_maps", "foresee"]
 
 Peer = Mapping[str, Any]
 
 ENDED = "-"  # outcome of a trial that was only ended because another rank's had failed
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How tensors travel, and why.
-
-    Parameters
-    ----------
-    carrier : str
-        ``"cuda"`` or ``"host"``.
-    why : str
-        In words.
-    """
-
-    carrier: str
-    why: str
 
 
 def foresee(wanted: str, peers: Sequence[Peer], on_one_node: bool) -> Choice | None:

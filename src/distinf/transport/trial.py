@@ -25,7 +25,8 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from distinf.transport.carrier import ENDED, Choice, Peer, conclude, device_maps, foresee
+from distinf.transport.carrier import ENDED, Peer, conclude, device_maps, foresee
+from distinf.transport.contract import Choice
 
 __all__ = ["choose_carrier", "run", "trial_command"]
 
