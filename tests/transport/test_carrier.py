@@ -1,5 +1,6 @@
 """Which carrier a session takes: from the facts of all ranks, and from trials of any end."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from distinf.errors import ConfigError
 from distinf.session.local_ranks import listen_on_loopback
 from distinf.session.peers import shared_gpus
-from distinf.transport import trial
+from distinf.transport import Peer, trial
 from distinf.transport.carrier import ENDED, conclude, device_maps, foresee
 
 A, B, C = "GPU-a", "GPU-b", "GPU-c"
@@ -27,15 +28,7 @@ def ranks(*gpus, visible=None):
     for rank, gpu in enumerate(gpus):
         sees = visible[rank] if visible else everything
         device = f"cuda:{sees.index(gpu)}" if gpu else "cpu"
-        peers.append(
-            {
-                "rank": rank,
-                "node": "n1",
-                "device": device,
-                "visible": sees if gpu else [],
-                "gpu": gpu,
-            }
-        )
+        peers.append(Peer(rank, device, tuple(sees) if gpu else (), node="n1"))
     return peers
 
 
@@ -172,7 +165,7 @@ def test_a_trial_has_a_deadline(store):
 
 def test_a_trial_ends_with_its_rank():
     """It would wait ten minutes for a store that is not there."""
-    facts = {"rank": 0, "peers": ranks("", ""), "address": ["127.0.0.1", 1], "name": ""}
+    facts = {"rank": 0, "peers": [{"rank": 0}, {"rank": 1}], "address": ["127.0.0.1", 1], "name": ""}
     child = subprocess.Popen(
         [*trial.trial_command(), json.dumps({**facts, "seconds": 600.0})],
         stdin=subprocess.PIPE,
@@ -190,7 +183,8 @@ def test_a_trial_ends_with_its_rank():
 def test_the_real_trial_carries_tensors_both_ways(store):
     """With real processes and the real transport; the devices are CPUs, whose maps are empty."""
     tcp, peers = store.underlying_store, ranks("", "")
-    facts = {"peers": peers, "address": [tcp.host, tcp.port], "name": "t", "seconds": 100.0}
+    listed = [dataclasses.asdict(peer) for peer in peers]
+    facts = {"peers": listed, "address": [tcp.host, tcp.port], "name": "t", "seconds": 100.0}
 
     def rank(number):
         own = dist.PrefixStore("session", dist.TCPStore(tcp.host, tcp.port, wait_for_workers=False))

@@ -3,6 +3,7 @@ from . import rpc as rpc
 from . import trial as trial
 from .contract import Call as Call
 from .contract import Failure as Failure
+from .contract import Peer as Peer
 from .contract import Reply as Reply
 from .contract import Transport as Transport
 from .in_process import InProcess as InProcess

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from distinf.errors import ConfigError
+from distinf.transport.contract import Peer
 
 __all__ = ["ENDED", "Choice", "conclude", "device_maps", "foresee"]
-
-Peer = Mapping[str, Any]
 
 ENDED = "-"  # outcome of a trial that was only ended because another rank's had failed
 
@@ -57,7 +55,7 @@ def foresee(wanted: str, peers: Sequence[Peer], on_one_node: bool) -> Choice | N
     """
     if wanted == "host":
         return Choice("host", "runtime.carrier=host")
-    without = [peer["rank"] for peer in peers if not peer["device"].startswith("cuda")]
+    without = [peer.rank for peer in peers if not peer.device.startswith("cuda")]
     if without:
         return _refused(wanted, f"{_ranks(without, len(peers))} without a GPU")
     if not on_one_node and wanted == "auto":
@@ -89,7 +87,7 @@ def conclude(wanted: str, peers: Sequence[Peer], outcomes: Sequence[str]) -> Cho
         If ``runtime.carrier=cuda`` does not work.
     """
     failed = {
-        peer["rank"]: outcome
+        peer.rank: outcome
         for peer, outcome in zip(peers, outcomes, strict=True)
         if outcome not in ("", ENDED)
     }
@@ -123,13 +121,13 @@ def _strangers(peers: Sequence[Peer]) -> str:
     """Rank 0 and the first rank that sees other GPUs than it; empty if none does."""
     first = peers[0]
     for peer in peers[1:]:
-        if sorted(peer["visible"]) != sorted(first["visible"]):
+        if sorted(peer.visible) != sorted(first.visible):
             return f"ranks {first['rank']} and {peer['rank']}"
     return ""
 
 
 def device_maps(rank: int, peers: Sequence[Peer]) -> dict[int, dict[torch.device, torch.device]]:
     """For each peer that this rank talks to, which of its devices takes our device's tensors."""
-    mine = torch.device(peers[rank]["device"])
+    mine = torch.device(peers[rank].device)
     others = range(1, len(peers)) if rank == 0 else [0]
-    return {other: {mine: torch.device(peers[other]["device"])} for other in others}
+    return {other: {mine: torch.device(peers[other].device)} for other in others}

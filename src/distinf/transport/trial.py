@@ -9,6 +9,7 @@ became of all of these.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -25,7 +26,8 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from distinf.transport.carrier import ENDED, Choice, Peer, conclude, device_maps, foresee
+from distinf.transport.carrier import ENDED, Choice, conclude, device_maps, foresee
+from distinf.transport.contract import Peer
 
 __all__ = ["choose", "run", "trial_command"]
 
@@ -78,7 +80,7 @@ def choose(
         store.set("trial/name", uuid.uuid4().hex)
     facts = {
         "rank": rank,
-        "peers": peers,
+        "peers": [dataclasses.asdict(peer) for peer in peers],
         "address": _address_of(store),
         "name": store.get("trial/name").decode(),
         "several_nodes": not on_one_node,
@@ -86,7 +88,7 @@ def choose(
     }
     mine = _try(list(command) or trial_command(), facts, rank, len(peers), store, seconds)
     store.set(f"trial/{rank}", mine)
-    keys = [f"trial/{peer['rank']}" for peer in peers]
+    keys = [f"trial/{peer.rank}" for peer in peers]
     until = time.monotonic() + seconds + _REPORT_SECONDS
     while not store.check(keys) and time.monotonic() < until:
         time.sleep(_POLL_SECONDS)
@@ -185,8 +187,9 @@ def _carry(facts: dict[str, Any]) -> None:
     from distinf.transport.contract import Call
     from distinf.transport.worker import Worker
 
-    peers, rank, seconds = facts["peers"], facts["rank"], facts["seconds"]
-    device = torch.device(peers[rank]["device"])
+    peers = [Peer(**peer) for peer in facts["peers"]]
+    rank, seconds = facts["rank"], facts["seconds"]
+    device = torch.device(peers[rank].device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     worker = Worker(rank, device)
