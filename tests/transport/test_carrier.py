@@ -165,7 +165,12 @@ def test_a_trial_has_a_deadline(store):
 
 def test_a_trial_ends_with_its_rank():
     """It would wait ten minutes for a store that is not there."""
-    facts = {"rank": 0, "peers": [{"rank": 0}, {"rank": 1}], "address": ["127.0.0.1", 1], "name": ""}
+    facts = {
+        "rank": 0,
+        "peers": [{"rank": 0}, {"rank": 1}],
+        "address": ["127.0.0.1", 1],
+        "name": "",
+    }
     child = subprocess.Popen(
         [*trial.trial_command(), json.dumps({**facts, "seconds": 600.0})],
         stdin=subprocess.PIPE,

@@ -122,7 +122,7 @@ def _strangers(peers: Sequence[Peer]) -> str:
     first = peers[0]
     for peer in peers[1:]:
         if sorted(peer.visible) != sorted(first.visible):
-            return f"ranks {first['rank']} and {peer['rank']}"
+            return f"ranks {first.rank} and {peer.rank}"
     return ""
 
 
