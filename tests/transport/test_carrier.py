@@ -14,8 +14,8 @@ import torch.distributed as dist
 from distinf.errors import ConfigError
 from distinf.session.local_ranks import listen_on_loopback
 from distinf.session.peers import shared_gpus
-from distinf.transport import Peer, trial
-from distinf.transport.carrier import ENDED, conclude, device_maps, foresee
+from distinf.transport import Peer, choose_carrier, device_maps, trial
+from distinf.transport.carrier import ENDED, conclude, foresee
 
 A, B, C = "GPU-a", "GPU-b", "GPU-c"
 UNSEEN = 'terminate called after throwing\\n  what():  "Couldn\'t find GPU with UUID 9b96"'
@@ -126,7 +126,7 @@ def choices(store, peers, commands, wanted="auto", seconds=120.0):
         own = dist.PrefixStore("session", dist.TCPStore(tcp.host, tcp.port, wait_for_workers=False))
         script = commands[number]
         command = [sys.executable, "-c", script] if script else ()
-        return trial.choose(wanted, peers, number, own, True, until, command)
+        return choose_carrier(wanted, peers, number, own, True, until, command)
 
     with ThreadPoolExecutor(len(peers)) as pool:
         return list(pool.map(rank, range(len(peers))))

@@ -27,7 +27,17 @@ from distinf.session import network, peers, process, rendezvous
 from distinf.session.launcher import RankInfo, lets_survivors_live
 from distinf.session.local_ranks import LocalRanks
 from distinf.streams import Copies, Lane
-from distinf.transport import InProcess, Peer, Transport, Worker, carrier, rpc, trial
+from distinf.transport import (
+    InProcess,
+    Peer,
+    RpcTransport,
+    Transport,
+    Worker,
+    choose_carrier,
+    device_maps,
+    join_rpc,
+    serve,
+)
 
 __all__ = ["DriverSession", "Session", "WorkerSession", "join", "refuse"]
 
@@ -123,7 +133,7 @@ class WorkerSession(Session):
         """Serve calls until rank 0 stops this worker; later calls return at once."""
         store, self._store = self._store, None
         if store is not None:
-            rpc.serve(self.rank, store)
+            serve(self.rank, store)
 
     def close(self, error: BaseException | None = None) -> None:
         """Serve until stopped, then release what this rank holds."""
@@ -269,12 +279,10 @@ def join(
     worker = Worker(info.rank, device, runtime.nonfinite, lane)
     group = find_peers(info, device, deadline, local, must_match)
     bind_network(group, runtime.interface)
-    choice = join_rpc(group, worker, runtime, deadline)
+    transport = join_group(group, worker, runtime, deadline)
     resources.callback(process.end_manager)
-    if info.rank != 0:
+    if transport is None:
         return WorkerSession(info, runtime, device, resources, group.store)
-    stay = runtime.results == "device"
-    transport = rpc.TensorPipe(worker, info.world_size, group.store, choice, stay)
     return DriverSession(info, runtime, worker, transport, resources, group.peers, local)
 
 
@@ -323,21 +331,24 @@ def bind_network(group: Group, interface: str | None) -> None:
         network.use_route(peers.route_to(group.peers, 0) if at_driver else group.host)
 
 
-def join_rpc(group: Group, worker: Worker, runtime: Runtime, deadline: float) -> carrier.Choice:
-    """Choose how tensors travel, and join the process group and the RPC group."""
+def join_group(
+    group: Group, worker: Worker, runtime: Runtime, deadline: float
+) -> RpcTransport | None:
+    """Choose how tensors travel, join the RPC group; return rank 0's transport to the workers."""
     info, store = group.info, group.store
-    choice = trial.choose(
+    choice = choose_carrier(
         runtime.carrier, group.peers, info.rank, store, info.on_one_node, deadline
     )
     on_device = choice.carrier == "cuda"
-    maps = carrier.device_maps(info.rank, group.peers) if on_device else {}
-    worker.results_stay = runtime.results == "device" and (on_device or info.rank == 0)
+    maps = device_maps(info.rank, group.peers) if on_device else {}
+    stay = runtime.results == "device"
+    worker.results_stay = stay and (on_device or info.rank == 0)
     if info.rank != 0:
         worker.when_unusable = functools.partial(_leave_soon, info.rank)
     left = max(10.0, deadline - time.monotonic())
     process.initialize_manager(info, worker.device, store, left)
-    rpc.join(worker, info.world_size, store, maps, left, not info.on_one_node)
-    return choice
+    join_rpc(worker, info.world_size, store, maps, left, not info.on_one_node)
+    return RpcTransport(worker, info.world_size, store, choice, stay) if info.rank == 0 else None
 
 
 def _leave_soon(rank: int, reason: str) -> None:

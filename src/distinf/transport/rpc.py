@@ -25,7 +25,7 @@ from distinf.transport.shared_memory import Answer, DriverMemory, Message, Worke
 from distinf.transport.slots import SMALL, Placed
 from distinf.transport.worker import Worker
 
-__all__ = ["TensorPipe", "join", "serve"]
+__all__ = ["RpcTransport", "join_rpc", "serve"]
 
 # What TensorPipe says of a peer that is no longer there.
 _GONE = ("eof", "connection reset", "broken pipe", "connection refused", "econn", "epipe")
@@ -33,7 +33,7 @@ _GONE = ("eof", "connection reset", "broken pipe", "connection refused", "econn"
 _memory: WorkerMemory | None = None
 
 
-def join(
+def join_rpc(
     worker: Worker,
     world_size: int,
     store: dist.Store,
@@ -91,7 +91,7 @@ def _alive() -> None:
     """Answer on a thread of its own, whatever a model does meanwhile."""
 
 
-class TensorPipe:
+class RpcTransport:
     """The driver's end: carries calls to the workers.
 
     Parameters

@@ -29,7 +29,7 @@ import torch.distributed as dist
 from distinf.transport.carrier import ENDED, Choice, conclude, device_maps, foresee
 from distinf.transport.contract import Peer
 
-__all__ = ["choose", "run", "trial_command"]
+__all__ = ["choose_carrier", "run", "trial_command"]
 
 _TRIAL_SECONDS = 60.0  # torch's import, a CUDA context and a group of processes, on a busy machine
 _POLL_SECONDS = 0.05
@@ -38,7 +38,7 @@ _REPORT_SECONDS = 5.0  # beyond the trial's own deadline
 _SIZES = (1_000, 12_000_000)
 
 
-def choose(
+def choose_carrier(
     wanted: str,
     peers: Sequence[Peer],
     rank: int,
@@ -201,11 +201,11 @@ def _carry(facts: dict[str, Any]) -> None:
         dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=patience),
     )
     maps = device_maps(rank, peers) if device.type == "cuda" else {}
-    rpc.join(worker, len(peers), store, maps, seconds, facts["several_nodes"])
+    rpc.join_rpc(worker, len(peers), store, maps, seconds, facts["several_nodes"])
     if rank != 0:
         store.wait(["carried"], patience)
         return
-    transport = rpc.TensorPipe(
+    transport = rpc.RpcTransport(
         worker, len(peers), store, Choice("cuda" if maps else "host", ""), results_stay=True
     )
     for other in transport.workers:
