@@ -35,9 +35,9 @@ from distinf.errors import ConfigError, DistinfError, Interrupted, NoDriver
 from distinf.session import (
     batch_script,
     default_nproc,
-    find_place,
     follow_launcher,
     leave_if_superfluous,
+    rank_info,
     read_job,
     repeated,
     session,
@@ -74,7 +74,7 @@ def start(cfg: DictConfig) -> None:
     section: Any = OmegaConf.to_container(cfg.slurm, resolve=True)
     job = read_job(section, HydraConfig.get().overrides.task)
     if job.wanted:
-        place = find_place()
+        place = rank_info()
         if place is None or place.rank == 0:
             check_own(cfg)
             again = [*repeated(overrides(), job), *repeated_places(cfg)]
@@ -83,7 +83,7 @@ def start(cfg: DictConfig) -> None:
         return
     nproc = runtime.nproc or default_nproc()
     with session(
-        runtime, nproc, meanwhile=lambda: find_recipe(cfg).check(cfg), alike=settings(cfg)
+        runtime, nproc, preflight=lambda: find_recipe(cfg).check(cfg), must_match=settings(cfg)
     ) as rank:
         if rank == 0:
             getattr(find_recipe(cfg), cfg.recipe)(cfg)
@@ -211,7 +211,7 @@ def terminated(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Run, and say what went wrong once."""
     with explained():
-        place = find_place()
+        place = rank_info()
         leave_if_superfluous(place)
         scripted = any(re.match(r"\+*slurm[.=]", arg) for arg in sys.argv[1:])
         if place is not None and place.rank != 0:

@@ -121,8 +121,8 @@ def diagnostic(cfg: DictConfig) -> None:
         done, total = store.marks.counts
         log.info(
             "%d rank(s) by %s, carrier %s%s, %d of %d tasks to do",
-            session.place.world_size,
-            session.place.launcher,
+            session.info.world_size,
+            session.info.launcher,
             farm.transport.carrier,
             farm.transport.reason and f": {farm.transport.reason}",
             total - done,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from omegaconf import DictConfig
 
-from recipes.diagnostic import check, diagnostic
-from recipes.place import output_path
-from recipes.shallow_water_figure import draw
+from recipes import diagnostic as stored
+from recipes.place import output_path, own_path
+from recipes.shallow_water_figure import check_picture, draw
 
 __all__ = ["check", "shallow_water"]
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse what cannot work, before any rank is started or model loaded."""
+    stored.check(cfg)
+    check_picture(picture_path(cfg))
 
 
 def shallow_water(cfg: DictConfig) -> None:
@@ -21,8 +25,13 @@ def shallow_water(cfg: DictConfig) -> None:
     cfg : DictConfig
         The config, checked.
     """
-    diagnostic(cfg)
-    path = output_path(cfg)
-    picture = Path(path.rpartition("/")[2] if "://" in path else path).with_suffix(".png")
-    draw(path, str(picture), variable=f"vo{cfg.prognostic.level}")
+    stored.diagnostic(cfg)
+    picture = picture_path(cfg)
+    draw(output_path(cfg), picture, variable=f"vo{cfg.prognostic.level}")
     print(f"Picture: {picture}")
+
+
+def picture_path(cfg: DictConfig) -> str:
+    """Path of the picture: beside a store in a folder, else where the run's own files lie."""
+    path = output_path(cfg).rstrip("/").removesuffix(".zarr") + ".png"
+    return own_path(path.rpartition("/")[2]) if "://" in path else path

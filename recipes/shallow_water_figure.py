@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import xarray as xr
 
+from distinf.errors import ConfigError
+
 _HOUR = np.timedelta64(1, "h")
 _MAPS = 4
+# By which a picture is known as one of these.
+_SOURCE = {"Source": "distinf"}
+
+
+def check_picture(picture: str) -> None:
+    """Refuse a file that exists and was not drawn here.
+
+    Parameters
+    ----------
+    picture : str
+        PNG file that will be written.
+
+    Raises
+    ------
+    ConfigError
+        Names the file.
+    """
+    if not os.path.lexists(picture):
+        return
+    from PIL import Image
+
+    try:
+        with Image.open(picture) as there:
+            drawn = _SOURCE.items() <= there.info.items()
+    except (OSError, ValueError):
+        drawn = False
+    if not drawn:
+        raise ConfigError(
+            f"{picture}, where the picture of the forecast goes, exists and distinf did not draw "
+            "it: move it away, or choose another parameters.output_path"
+        )
 
 
 def draw(store_path: str, picture: str, variable: str = "vo850") -> None:
@@ -17,11 +52,17 @@ def draw(store_path: str, picture: str, variable: str = "vo850") -> None:
     store_path : str
         The store.
     picture : str
-        PNG file to write.
+        PNG file to write; only one that was drawn here is replaced.
     variable : str, optional
         Its dims are (ensemble,) time, lead_time, lat, lon; the first member and time are drawn.
         Another one is drawn if the store does not have it.
+
+    Raises
+    ------
+    ConfigError
+        If another file is there.
     """
+    check_picture(picture)  # it may have come while the run went on
     import matplotlib
 
     matplotlib.use("Agg")
@@ -73,7 +114,7 @@ def draw(store_path: str, picture: str, variable: str = "vo850") -> None:
         bar.set_label(f"{name} ({field.attrs.get('units', '')})")
         start = np.datetime_as_string(field.time.values, unit="h")
         figure.suptitle(f"{name[:1].upper()}{name[1:]}, forecast from {start}")
-        figure.savefig(picture, dpi=130)
+        figure.savefig(picture, dpi=130, metadata=_SOURCE)
         plt.close(figure)
 
 

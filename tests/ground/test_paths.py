@@ -162,12 +162,14 @@ def test_inputs_are_existing_paths_and_urls(work):
         "model": "data",
         "deep": {"file": "also"},
         "number": 3,
+        "_args_": ["data/in.zarr", 3],
     }
     assert inputs(section, "data") == {
         "data.path": "data/in.zarr",
         "data.several[0]": "link.zarr",
         "data.several[1]": "s3://bucket/a.nc",
         "data.deep.file": "also",
+        "data._args_[0]": "data/in.zarr",
     }
 
 

@@ -314,3 +314,17 @@ def test_a_store_is_not_replaced_by_reading_it(place):
     open_store(place.path, "resume").close()
     after = place.all()
     assert np.all([after[name] == before[name] for name in before])
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+def test_what_another_program_made_of_a_store_is_kept(tmp_path):
+    begun(InFolder(tmp_path / "f.zarr"))
+    with xr.open_zarr(tmp_path / "f.zarr") as made:
+        derived = (made * 1).assign_attrs(made.attrs)
+        for name, array in derived.variables.items():
+            array.attrs, array.encoding = made[name].attrs, {}
+        derived.to_zarr(tmp_path / "mine.zarr")
+    before = InFolder(tmp_path / "mine.zarr").all()
+    with pytest.raises(StoreError, match=r"mine\.zarr .* was written by another program"):
+        open_store(tmp_path / "mine.zarr", "overwrite")
+    assert InFolder(tmp_path / "mine.zarr").all() == before

@@ -46,7 +46,8 @@ def inputs(section: Any, where: str) -> dict[str, str]:
     found: dict[str, str] = {}
     if isinstance(section, Mapping):
         for key, value in section.items():
-            if not str(key).startswith("_") and key not in _NAMES:  # _target_ names code
+            named = key == "_args_" or not str(key).startswith("_")  # _target_ names code
+            if named and key not in _NAMES:
                 found.update(inputs(value, f"{where}.{key}"))
     elif isinstance(section, list | tuple):
         for i, value in enumerate(section):

@@ -35,7 +35,7 @@ def is_made_by_distinf(place: Destination) -> bool:
 
 
 def check_replaceable(place: Destination, words: str) -> None:
-    """Refuse to replace a store to which somebody has added files or arrays.
+    """Refuse to replace a store that others wrote, or to which somebody has added something.
 
     Raises
     ------
@@ -43,6 +43,11 @@ def check_replaceable(place: Destination, words: str) -> None:
         Names what is not of distinf.
     """
     names = place.names("")
+    if names and not any(name.startswith(OWN) for name in names):  # its attributes were copied
+        raise StoreError(
+            f"parameters.output_path={words} has the attributes of a store of distinf, but was "
+            "written by another program: choose another path, or remove it"
+        )
     arrays = _arrays(place, names)
     others = []
     for name in names:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Call", "Choice", "Failure", "Reply", "Transport"]
+__all__ = ["Call", "Choice", "Failure", "Peer", "Reply", "Transport"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,43 @@ class Choice:
 
     carrier: str
     why: str
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What every rank knows of one rank.
+
+    Parameters
+    ----------
+    rank : int
+        As in torch.distributed.
+    device : str, optional
+        The device that it computes on, such as ``"cuda:0"``, by default ``"cpu"``.
+    visible : tuple[str, ...], optional
+        UUIDs of the GPUs that its process sees, in their order, by default none.
+    host, node : str, optional
+        Its host name, and the name of that node as the launcher knows it.
+    pid : int, optional
+        Its process on that host.
+    created : float, optional
+        When that process started, in seconds since the epoch.
+    address : str, optional
+        Its IPv4 address on the way to rank 0, by default empty: unknown, or it is rank 0.
+    """
+
+    rank: int
+    device: str = "cpu"
+    visible: tuple[str, ...] = ()
+    host: str = ""
+    node: str = ""
+    pid: int = 0
+    created: float = 0.0
+    address: str = ""
+
+    @property
+    def gpu(self) -> str:
+        """UUID of the GPU that it computes on; empty without one."""
+        return self.visible[int(self.device.partition(":")[2])] if self.visible else ""
 
 
 @dataclass(frozen=True)
