@@ -37,13 +37,7 @@ Allocate = Callable[[torch.Tensor], torch.Tensor | None]
 
 
 class Cuda:
-    """The part of ``torch.cuda`` that orders work; tests replace it by a simulated GPU.
-
-    Parameters
-    ----------
-    device : torch.device
-        A GPU with its index.
-    """
+    """The part of ``torch.cuda`` that orders work; tests replace it by a simulated GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -120,18 +114,10 @@ def _record(cuda: Cuda) -> Any:
 
 
 def to_host(tree: Any) -> Future[Any]:
-    """Copy tensors of a GPU to host memory while the GPU computes.
+    """Copy tensors of a GPU to host memory while the GPU computes; others stay as they are.
 
-    Parameters
-    ----------
-    tree : Any
-        Nested containers; their tensors must not be written to until the future is done, except
-        by what this thread launches on its current stream before.
-
-    Returns
-    -------
-    Future
-        The complete copy. Tensors of the host are returned as they are.
+    The tensors, in nested containers, must not be written to until the future is done, except by
+    what this thread launches on its current stream before.
     """
     device = on_gpu(tree)
     if device is not None:
@@ -169,19 +155,11 @@ class Copies:
         self._turn = threading.Lock()
 
     def to_host(self, tree: Any, ready: Any = None, allocate: Allocate | None = None) -> HostCopy:
-        """Begin to copy tensors to host memory; returns at once.
+        """Begin to copy tensors to host memory, behind the event ``ready``; returns at once.
 
-        Parameters
-        ----------
-        tree : Any
-            Nested containers. The memory of their tensors is not reused before they are copied:
-            they may be freed, but not written to except on the stream that computed them.
-        ready : Any, optional
-            Event after which they hold their values, by default after all that the calling
-            thread's stream has enqueued.
-        allocate : Callable[[torch.Tensor], torch.Tensor | None] | None, optional
-            Returns the host memory for a tensor; by default, and where it returns None, torch's
-            pinned memory is used.
+        By default ``ready`` is behind all that the calling thread's stream has enqueued. The
+        tensors may be freed, but not written to except on the stream that computed them. Where
+        ``allocate`` returns no host memory for a tensor, torch's pinned memory is used.
         """
         cuda = self._cuda
         ready = _record(cuda) if ready is None else ready
@@ -199,14 +177,9 @@ class Copies:
     def to_device(self, tree: Any, home: Any) -> Any:
         """Copy tensors to this GPU, and wait on the host until they are complete.
 
-        Parameters
-        ----------
-        tree : Any
-            Nested containers. Tensors that are on this GPU already were received on the calling
-            thread's current stream.
-        home : Any
-            Stream on which they will be used; their memory is not reused before what it has
-            enqueued when they are freed.
+        Tensors that are on it already were received on the calling thread's current stream. The
+        memory of all is not reused before what the stream ``home``, which uses them, has enqueued
+        when they are freed.
         """
         cuda = self._cuda
         received = _record(cuda)
@@ -227,14 +200,8 @@ class Lane:
 
     Calls arrive on many threads, each with its own current stream and device, and torch's allocator
     keeps freed memory for the stream that used it. So all models run on one.
-
-    Parameters
-    ----------
-    cuda : Cuda
-        The GPU.
-    beside : bool, optional
-        Whether it is a stream of its own, which the thread that steps the prognostic does not wait
-        for; by default False: the device's default stream.
+    With ``beside`` it is a stream of its own, which the thread that steps the prognostic does not
+    wait for, else the device's default stream.
     """
 
     def __init__(self, cuda: Cuda, beside: bool = False) -> None:
@@ -269,26 +236,8 @@ class Lane:
     ) -> tuple[Any, Callable[[], int]]:
         """Copy a result out of the model's memory, and wait for all of the call's work.
 
-        Parameters
-        ----------
-        result : Any
-            What the model returned, perhaps `distinf.tensors.Watched`.
-        rule : Rule
-            What holds for its values that are not finite.
-        on_device : bool
-            Whether it stays on the GPU.
-        allocate : Callable[[torch.Tensor], torch.Tensor | None] | None
-            As in :meth:`Copies.to_host`.
-
-        Returns
-        -------
-        tuple[Any, Callable[[], int]]
-            The copy, and the number of its values that are not finite.
-
-        Raises
-        ------
-        FloatingPointError
-            If there are any and a rule says so.
+        It stays on the GPU if ``on_device``; ``allocate`` is as in :meth:`Copies.to_host`. Returns
+        the copy, and the number of its values that are not finite; raises as `count_nonfinite`.
         """
         tree, found = without_rules(result, rule)
         count = count_nonfinite(found)  # faster here than on the host

@@ -51,32 +51,10 @@ def choose_carrier(
 ) -> Choice:
     """Choose the carrier of a session; every rank calls this at the same time.
 
-    Parameters
-    ----------
-    wanted : str
-        ``runtime.carrier``.
-    peers : Sequence[Peer]
-        All ranks.
-    rank : int
-        This process's rank.
-    store : torch.distributed.Store
-        The session's.
-    on_one_node : bool
-        Whether all ranks are on one node.
-    deadline : float
-        Of the session's start, on the monotonic clock. A trial takes at most half of what is left.
-    command : Sequence[str], optional
-        What a trial runs, by default :func:`trial_command`.
-
-    Returns
-    -------
-    Choice
-        The same on every rank.
-
-    Raises
-    ------
-    ConfigError
-        If ``runtime.carrier=cuda`` does not work, on every rank.
+    ``wanted`` is ``runtime.carrier``; ``deadline`` that of the session's start, on the monotonic
+    clock, of which a trial takes at most half of what is left; ``command`` runs a trial, by default
+    that of :func:`trial_command`. All ranks get the same choice, or a `ConfigError` if
+    ``runtime.carrier=cuda`` does not work.
     """
     choice = choose_without_trial(wanted, peers, on_one_node)
     if choice is not None:

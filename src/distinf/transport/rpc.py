@@ -146,26 +146,10 @@ def join_rpc(
 ) -> None:
     """Join the RPC group of a session; every rank calls this at the same time.
 
-    Parameters
-    ----------
-    worker : Worker
-        Runs the calls that arrive.
-    world_size : int
-        Number of ranks.
-    store : torch.distributed.Store
-        Where the ranks find each other's addresses; used for this session alone.
-    device_maps : dict[int, dict[torch.device, torch.device]]
-        For each peer, which of its devices takes the tensors of which of ours; empty: tensors
-        travel through host memory.
-    timeout : float
-        Deadline in seconds for the peers to answer.
-    several_nodes : bool, optional
-        Whether tensors travel from device to device between nodes, too.
-
-    Raises
-    ------
-    SessionError
-        If the group could not be formed.
+    ``store`` is used for this session alone. ``device_maps`` says for each peer which of its
+    devices takes the tensors of which of ours; if it is empty, tensors travel through host memory.
+    With ``several_nodes`` tensors travel from device to device between nodes, too. Raises
+    `SessionError` if the group is not formed in ``timeout`` seconds.
     """
     rank, channels = worker.rank, _HOST_CHANNELS
     if device_maps:
@@ -223,22 +207,10 @@ def _end_process_after(seconds: float, message: str) -> threading.Timer:
 
 
 def serve(rank: int, store: dist.Store) -> None:
-    """Serve calls until the driver stops this worker.
+    """Serve calls until the driver stops this worker; raises `SessionError` if the driver is gone.
 
     The wait is one call to the driver that it answers at the end, so the driver's death ends
-    it within milliseconds.
-
-    Parameters
-    ----------
-    rank : int
-        This process's rank.
-    store : torch.distributed.Store
-        The session's store, where the worker writes that it has stopped.
-
-    Raises
-    ------
-    SessionError
-        If the driver is gone.
+    it within milliseconds. ``store`` is the session's.
     """
     _group.serve(rank, store)
 
@@ -253,7 +225,7 @@ def _until_stop(rank: int, shutdowns: int) -> torch.futures.Future[bool]:
 
 def _run(*wire: Any) -> tuple[Any, ...]:
     assert _group.memory is not None
-    return _group.memory.run(Message.of(*wire)).wire()
+    return tuple(_group.memory.run(Message(*wire)))
 
 
 def _probe(offer: SlotReference) -> SlotReference | None:
@@ -272,23 +244,9 @@ def _alive() -> None:
 class RpcTransport:
     """The driver's end: carries calls to the workers.
 
-    Parameters
-    ----------
-    worker : Worker
-        The driver's own, for its device.
-    world_size : int
-        Number of ranks.
-    store : torch.distributed.Store
-        The session's store, where workers write that they have stopped.
-    choice : Choice
-        The carrier, and the reason for it.
-    results_stay : bool, optional
-        Whether results come to the driver's device, by default False: to host memory.
-
-    Raises
-    ------
-    SessionError
-        If no tensor travels between two GPUs.
+    ``worker`` is the driver's own; in ``store`` workers write that they have stopped; with
+    ``results_stay`` results come to the driver's device. Raises `SessionError` if no tensor travels
+    between two GPUs.
     """
 
     def __init__(
@@ -380,13 +338,13 @@ class RpcTransport:
         message, unpack = self._memory.pack(rank, call)
         deadline = _FOREVER if timeout is None else timeout
         try:
-            reply = rpc.rpc_async(self._infos[rank], _run, args=message.wire(), timeout=deadline)
+            reply = rpc.rpc_async(self._infos[rank], _run, args=tuple(message), timeout=deadline)
         except Exception:  # also whatever pickling an argument raised
             self._memory.unsent(rank, message)
             raise
 
         def receive(wire: Any) -> Reply:
-            return self._receive(unpack(Answer.of(*wire)))
+            return self._receive(unpack(Answer(*wire)))
 
         deliver = functools.partial(self._deliver, answer, rank, call, timeout, receive)
         reply.add_done_callback(deliver)

@@ -17,6 +17,7 @@ import itertools
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -35,64 +36,37 @@ __all__ = ["Answer", "DriverMemory", "Message", "WorkerMemory"]
 _LENT = 4
 _IN_FLIGHT = 2
 _PROBE = 16  # bytes
+_REPLY = tuple(field.name for field in dataclass_fields(Reply))
 
 
 class Message(NamedTuple):
-    """A call as it travels, with a `SlotReference` for each tensor in a slot.
+    """A call as it travels: plain values, since half the time of a small call is pickling.
 
-    Parameters
-    ----------
-    call : Call
-        The call.
-    freed : tuple[int, ...]
-        The receiver's slots whose results the driver has deleted.
-    in_slots : bool
-        Whether any tensor is in a slot.
+    ``fields`` are those of the call, with a `SlotReference` for each tensor in a slot; ``freed``
+    are the receiver's slots whose results the driver has deleted.
     """
 
-    call: Call
-    freed: tuple[int, ...] = ()
-    in_slots: bool = False
+    fields: tuple[Any, ...]
+    freed: tuple[int, ...]
+    in_slots: bool
 
-    def wire(self) -> tuple[Any, ...]:
-        """Return it as plain values: half the time of a small call is pickling."""
-        call = self.call
-        fields = call.model, call.method, call.task, call.args, call.kwargs
-        return fields, self.freed, self.in_slots
-
-    @classmethod
-    def of(cls, fields: tuple[Any, ...], freed: tuple[int, ...], in_slots: bool) -> Message:
-        """Construct it from the values of :meth:`wire`."""
-        return cls(Call(*fields), freed, in_slots)
+    @property
+    def call(self) -> Call:
+        """The call."""
+        return Call(*self.fields)
 
 
 class Answer(NamedTuple):
-    """A reply as it travels, with a `SlotReference` for each tensor in a slot.
+    """A reply as it travels; as `Message`. The model still reads the call's slots in ``kept``."""
 
-    Parameters
-    ----------
-    reply : Reply
-        The reply.
-    kept : tuple[int, ...]
-        Slots of the call that the model still reads.
-    in_slots : bool
-        Whether any tensor is in a slot.
-    """
+    fields: tuple[Any, ...]
+    kept: tuple[int, ...]
+    in_slots: bool
 
-    reply: Reply
-    kept: tuple[int, ...] = ()
-    in_slots: bool = False
-
-    def wire(self) -> tuple[Any, ...]:
-        """Return it as plain values."""
-        reply = self.reply
-        envelope = reply.value, reply.failure, reply.rank, reply.host, reply.started, reply.ended
-        return (*envelope, reply.nonfinite, reply.unusable), self.kept, self.in_slots
-
-    @classmethod
-    def of(cls, fields: tuple[Any, ...], kept: tuple[int, ...], in_slots: bool) -> Answer:
-        """Construct it from the values of :meth:`wire`."""
-        return cls(Reply(*fields), kept, in_slots)
+    @property
+    def reply(self) -> Reply:
+        """The reply."""
+        return Reply(*self.fields)
 
 
 class DriverMemory:
@@ -142,10 +116,11 @@ class DriverMemory:
             used[slot.number] = slot
             return slot.reference(tensor)
 
+        args, kwargs = call.args, call.kwargs
         if self._used:
-            args, kwargs = map_tensors((call.args, call.kwargs), pack_tensor)
-            call = Call(call.model, call.method, call.task, args, kwargs)
-        message = Message(call, self._drain(rank), bool(used))
+            args, kwargs = map_tensors((args, kwargs), pack_tensor)
+        fields = call.model, call.method, call.task, args, kwargs
+        message = Message(fields, self._drain(rank), bool(used))
         return message, partial(self._unpack, rank, number, used)
 
     def unsent(self, rank: int, message: Message) -> None:
@@ -182,13 +157,12 @@ class DriverMemory:
         for slot in used.values():
             if slot.number not in answer.kept:
                 slot.readers.discard(number)
-        if not answer.in_slots:
-            return answer.reply
 
         def unpack(leaf: Any) -> Any:
             return self._view(rank, leaf) if isinstance(leaf, SlotReference) else leaf
 
-        return replace(answer.reply, value=map_leaves(answer.reply.value, unpack))
+        reply = answer.reply
+        return replace(reply, value=map_leaves(reply.value, unpack)) if answer.in_slots else reply
 
     def _view(self, rank: int, reference: SlotReference) -> torch.Tensor:
         memory = self._mappings.get(reference)
@@ -240,7 +214,7 @@ class WorkerMemory:
         call = message.call
         if message.in_slots:
             args, kwargs = map_leaves((call.args, call.kwargs), partial(self._open, views))
-            call = Call(call.model, call.method, call.task, args, kwargs)
+            call = replace(call, args=args, kwargs=kwargs)
             del args, kwargs
         taken: dict[int, Slot] = {}
         reply = self._worker.run(call, partial(self._take, taken) if self._shares else None)
@@ -251,7 +225,8 @@ class WorkerMemory:
         elif taken:
             reply = replace(reply, value=map_tensors(reply.value, partial(self._refer, taken)))
         kept = tuple(view.number for view in views if not view.close())
-        return Answer(reply, kept, reply.failure is None and bool(taken))
+        fields = tuple(getattr(reply, name) for name in _REPLY)
+        return Answer(fields, kept, reply.failure is None and bool(taken))
 
     def _open(self, views: list[PrivateView], leaf: Any) -> Any:
         if not isinstance(leaf, SlotReference):

@@ -110,10 +110,10 @@ class Slots:
     def __init__(self, spare: int) -> None:
         self._spare = spare
         self._free: list[Slot] = []
-        # Filled by finalizers, which can run in the middle of anything: no lock there.
+        # Filled by finalizers, which can run inside any other function: they take no lock.
         self._back: deque[Slot] = deque()
         self._lock = threading.Lock()
-        self._made = 0
+        self._count = 0
 
     def take(self, nbytes: int) -> Slot:
         """Return a slot of at least ``nbytes`` bytes; raises as `Slot`."""
@@ -124,10 +124,10 @@ class Slots:
                 slot = min(reversed(fitting), key=lambda slot: slot.nbytes)
                 self._free.remove(slot)
                 return slot
-            if self._free and self._made >= 2 * self._spare:
+            if self._free and self._count >= 2 * self._spare:
                 self._close(self._free.pop(0))
             slot = Slot(nbytes)
-            self._made += 1
+            self._count += 1
             return slot
 
     def give_back(self, slot: Slot) -> None:
@@ -138,10 +138,10 @@ class Slots:
         """Create as many slots of a size as are kept unused, and touch their memory."""
         while True:
             with self._lock:
-                if self._made >= self._spare:
+                if self._count >= self._spare:
                     return
                 slot = Slot(nbytes)
-                self._made += 1
+                self._count += 1
             slot.memory.zero_()
             self.give_back(slot)
 
@@ -157,7 +157,7 @@ class Slots:
 
     def _close(self, slot: Slot) -> None:
         slot.close()
-        self._made -= 1
+        self._count -= 1
 
 
 class Mappings:
@@ -226,7 +226,7 @@ def view(
     """
     array = memory.numpy()[: math.prod(shape) * dtype.itemsize]
     weakref.finalize(array, done).atexit = False
-    # A storage of its own, of the tensor's size: a view would take the whole slot along.
+    # A storage of its own, of the tensor's size: a message holds the whole storage of a view.
     return torch.from_numpy(array).view(dtype).reshape(tuple(shape))
 
 

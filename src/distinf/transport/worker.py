@@ -54,10 +54,8 @@ class Worker:
 
     Parameters
     ----------
-    rank : int
-        This process's rank.
-    device : torch.device
-        Where models and the tensors of their calls are.
+    rank, device : int, torch.device
+        This process's rank, and where models and the tensors of their calls are.
     nonfinite : str, optional
         What NaN or an infinite value in a result of ``forward`` means: ``"allow"``, by default,
         nothing; ``"warn"``: the reply counts them; ``"fail"``: an error of the model. A result
@@ -68,8 +66,7 @@ class Worker:
     Attributes
     ----------
     results_stay : bool
-        Whether results of ``forward`` stay on the device; at first False: they are copied to the
-        host.
+        Whether results of ``forward`` stay on the device, at first False.
     when_unusable : Callable[[str], None] | None
         Called with the reason, once, when an error has left the GPU unusable for this process.
     """
@@ -97,18 +94,9 @@ class Worker:
     def run(self, call: Call, allocate: Allocate | None = None) -> Reply:
         """Run one call and put its value or error into an envelope; never raises.
 
-        Parameters
-        ----------
-        call : Call
-            Tensors among its arguments are on the host or on this rank's device.
-        allocate : Callable[[torch.Tensor], torch.Tensor | None] | None, optional
-            Returns the host memory, contiguous, to which a tensor of the result is copied; by
-            default, and where it returns None, only tensors on a GPU and views are copied.
-
-        Returns
-        -------
-        Reply
-            Its tensors are on the host, those of ``forward`` only unless `results_stay`.
+        The result is copied to the host memory, contiguous, that ``allocate`` returns for each of
+        its tensors; by default, and where it returns None, only tensors on a GPU and views are
+        copied. With `results_stay`, results of ``forward`` stay on the device.
         """
         value, failure, nonfinite, unusable = None, None, 0, False
         # Even SystemExit is caught: a model must not end its rank.
