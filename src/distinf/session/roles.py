@@ -22,7 +22,7 @@ from distinf.departures import Departures
 from distinf.errors import SessionError
 from distinf.farm import DriverWorks, Farm, Pulse
 from distinf.gpu import Cuda
-from distinf.runtime import Runtime
+from distinf.options import Runtime
 from distinf.session import network, peers, process, rendezvous
 from distinf.session.launcher import RankInfo, lets_survivors_live
 from distinf.session.local_ranks import LocalRanks
