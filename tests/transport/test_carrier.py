@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from distinf.errors import ConfigError
-from distinf.session.local_ranks import listen_on_loopback
+from distinf.session.network import listen
 from distinf.session.peers import shared_gpus
 from distinf.transport import Peer, carrier, choose_carrier, device_maps
 from distinf.transport.carrier import ENDED, choose_from_trial, choose_without_trial
@@ -105,7 +105,7 @@ def test_ranks_that_share_a_gpu_are_named():
 
 @pytest.fixture
 def store():
-    listener = listen_on_loopback()
+    listener = listen("127.0.0.1")
     port = listener.getsockname()[1]
     tcp = dist.TCPStore(
         "127.0.0.1",

@@ -368,10 +368,7 @@ def lets_survivors_live(info: RankInfo, environ: Mapping[str, str]) -> bool:
 def default_nproc(environ: Mapping[str, str] | None = None) -> int:
     """Return how many ranks to start on this machine: one per GPU, at least 2; without a GPU 3.
 
-    Raises
-    ------
-    ConfigError
-        In a Slurm job of several tasks or nodes, whose launcher is srun.
+    Raises `ConfigError` in a Slurm job of several tasks or nodes, whose launcher is srun.
     """
     env = os.environ if environ is None else environ
     if "SLURM_JOB_ID" in env and _tasks_of_step(env) == 0 and rank_info(env) is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -14,19 +13,12 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from distinf.parent import when_parent_ends
+from distinf.session.network import listen
 
-__all__ = ["LocalRanks", "listen_on_loopback"]
+__all__ = ["LocalRanks"]
 
 _KILL_SECONDS = 5.0
 _TERMINATE_SECONDS = 1.0
-
-
-def listen_on_loopback() -> socket.socket:
-    """Open a listening socket on a free port of 127.0.0.1, which the caller closes."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    sock.bind(("127.0.0.1", 0))
-    sock.listen(1024)
-    return sock
 
 
 class LocalRanks:
@@ -35,16 +27,12 @@ class LocalRanks:
     They are spawned, so the script that starts them needs ``if __name__ == "__main__":``. They
     ignore Ctrl-C, which the terminal sends to all processes, and end soon after rank 0.
 
-    Attributes
-    ----------
-    listener : socket.socket
-        Where the ranks meet.
-    patience : float
-        Seconds that :meth:`stop` waits for the processes to end by themselves, at first 0.
+    They meet at the socket ``listener``. ``patience`` is how many seconds :meth:`stop` waits for
+    them to end by themselves, at first 0.
     """
 
     def __init__(self, nproc: int, target: Callable[..., None], args: tuple[Any, ...]) -> None:
-        self.listener = listen_on_loopback()
+        self.listener = listen("127.0.0.1")
         self.patience = 0.0
         self._stopping = threading.Event()
         self._processes: dict[int, BaseProcess] = {}

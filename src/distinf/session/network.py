@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
 import os
 import socket
-import struct
+
+import psutil
 
 from distinf.errors import ConfigError
 
-__all__ = ["address_towards", "bind_address", "check_interface", "use_interface", "use_route"]
+__all__ = [
+    "address_towards",
+    "bind_address",
+    "check_interface",
+    "listen",
+    "use_interface",
+    "use_route",
+]
 
-_SIOCGIFADDR = 0x8915  # Linux's netdevice(7): an interface's IPv4 address
 # Where TensorPipe and gloo listen; without them, on what the host name resolves to.
 _VARIABLES = ("TP_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+
+
+def listen(address: str, port: int = 0) -> socket.socket:
+    """Open a listening socket, by default on a free port; many ranks may come at once."""
+    return socket.create_server((address, port), backlog=1024)
 
 
 def check_interface(name: str) -> None:
@@ -70,13 +81,8 @@ def bind_address(host: str, on_one_node: bool = False) -> str:
 def _interface_of(address: str) -> str | None:
     if not address:
         return None
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            try:
-                answer = fcntl.ioctl(sock.fileno(), _SIOCGIFADDR, request)
-            except OSError:  # it has no IPv4 address
-                continue
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
+    name: str
+    for name, known in psutil.net_if_addrs().items():
+        if any(one.family == socket.AF_INET and one.address == address for one in known):
+            return name
     return "lo" if ipaddress.ip_address(address).is_loopback else None

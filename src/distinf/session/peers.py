@@ -72,20 +72,18 @@ def gather(
     must_match: Mapping[str, Any] | None = None,
     ended: Callable[[], dict[int, str]] = dict,
 ) -> list[Peer]:
-    """Wait for all ranks and check that their settings agree.
+    """Wait for all ranks and check that they belong together; return where each of them runs.
 
     Parameters
     ----------
     store : torch.distributed.Store
         Of :func:`distinf.session.rendezvous.meeting`.
-    info, device : RankInfo, torch.device
-        Of this rank.
+    info, device, must_match
+        Of this rank; settings are compared between the ranks that have any.
     deadline : float
         On the monotonic clock.
     master : str, optional
         Host of the store, by default empty: this machine.
-    must_match : Mapping[str, Any] | None, optional
-        Settings that must be equal on all ranks that have any, by default None.
     ended : Callable[[], dict[int, str]], optional
         Returns the ranks whose processes are known to have ended, and how.
 

@@ -30,8 +30,7 @@ import torch.distributed as dist
 from distinf.errors import ConfigError, NoDriver, SessionError
 from distinf.paths import private_folder
 from distinf.session.launcher import RankInfo, likely_cause
-from distinf.session.local_ranks import listen_on_loopback
-from distinf.session.network import bind_address
+from distinf.session.network import bind_address, listen
 
 __all__ = ["announced", "announcement_ports", "ask_port", "meeting", "port_in_file", "read_port"]
 
@@ -56,26 +55,9 @@ def meeting(
 ) -> Iterator[tuple[dist.Store, str]]:
     """Join the launcher's store or rank 0's; other ranks can find rank 0 during the block.
 
-    Parameters
-    ----------
-    info : RankInfo
-        This rank.
-    listener : socket.socket | None
-        Rank 0's listening socket, if it started the ranks itself.
-    deadline : float
-        On the monotonic clock.
-
-    Yields
-    ------
-    torch.distributed.Store
-        A store of this session alone, so that a session can be opened again.
-    str
-        The host that it is on.
-
-    Raises
-    ------
-    SessionError
-        If it cannot be reached in time.
+    Yields a store of this session alone, so that a session can be opened again, and its host.
+    ``listener`` is rank 0's socket, if it started the ranks itself; ``deadline`` is on the
+    monotonic clock. Raises `SessionError` if the store cannot be reached in time.
     """
     if listener is not None:
         yield _own_store(_LOOPBACK, listener, deadline), _LOOPBACK
@@ -92,17 +74,15 @@ def meeting(
         host, port = _find(info, deadline)
         yield dist.PrefixStore("distinf", _join(info, host, port, deadline)), host
     elif info.on_one_node:
-        found = listen_on_loopback()
-        with port_in_file(info.job, found.getsockname()[1]):
+        found = listen(_LOOPBACK)
+        with found, port_in_file(info.job, found.getsockname()[1]):
             yield _own_store(_LOOPBACK, found, deadline), _LOOPBACK
     else:
         host = _hosts(info)[0]
         bind = bind_address(host)
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as found:
-            found.bind((bind, 0))
-            found.listen(1024)
-            with announced(info.job, bind, found.getsockname()[1]):
-                yield _own_store(bind, found, deadline), host
+        found = listen(bind)
+        with found, announced(info.job, bind, found.getsockname()[1]):
+            yield _own_store(bind, found, deadline), host
 
 
 def _given_address(info: RankInfo) -> tuple[str, int] | None:
@@ -149,19 +129,14 @@ def _store_at(info: RankInfo, host: str, port: int, deadline: float) -> dist.Sto
     if info.rank != 0 or info.launcher == "distinf" or (info.launcher == "torchrun" and agent):
         return _join(info, host, port, deadline)
     bind = bind_address(host, info.on_one_node)
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((bind, port))
-        listener.listen(1024)
+        return _serve(bind, listen(bind, port), deadline)
     except OSError as error:
-        listener.close()
         raise SessionError(
             f"rank 0 on {socket.gethostname()} cannot listen on {host}:{port}, where MASTER_ADDR "
-            f"and MASTER_PORT put the rendezvous ({error.strerror}). Does another job use it? "
-            "Choose another MASTER_PORT, or leave both unset"
+            f"and MASTER_PORT put the rendezvous ({os.strerror(error.errno or 0)}). Does another "
+            "job use it? Choose another MASTER_PORT, or leave both unset"
         ) from None
-    return _serve(bind, listener, deadline)
 
 
 def _own_store(bind: str, listener: socket.socket, deadline: float) -> dist.Store:
@@ -302,15 +277,8 @@ def announced(job: str, bind: str, port: int) -> Iterator[None]:
 def _listen_for_questions(job: str, bind: str) -> socket.socket:
     ports = announcement_ports(job)
     for port in ports:
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((bind, port))
-            listener.listen(1024)
-        except OSError:
-            listener.close()
-            continue
-        return listener
+        with contextlib.suppress(OSError):
+            return listen(bind, port)
     raise SessionError(
         f"all ports of this launch ({', '.join(map(str, ports))}) are taken on "
         f"{socket.gethostname()}: set MASTER_ADDR and MASTER_PORT to a free one, on every rank"

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from distinf.errors import SessionError
 from distinf.farm import DriverWorks, Farm, Pulse
 from distinf.gpu import Cuda, Lane, to_host
-from distinf.runtime import Runtime
+from distinf.options import Runtime
 from distinf.session import network, peers, process, rendezvous
 from distinf.session.launcher import RankInfo, lets_survivors_live
 from distinf.session.local_ranks import LocalRanks
@@ -42,8 +42,8 @@ __all__ = ["DriverSession", "Session", "WorkerSession", "join", "refuse"]
 log = logging.getLogger("distinf")
 
 _REPLY_SECONDS = 2.0  # a process that ends directly after its reply may lose it
-# How long local ranks may take to end by themselves.
-_PATIENCE_SECONDS, _PATIENCE_AFTER_ERROR_SECONDS = 5.0, 1.0
+# In which local ranks may end by themselves; the second after an error.
+_PATIENCE_SECONDS, _ERROR_PATIENCE_SECONDS = 5.0, 1.0
 
 
 class Session:
@@ -128,9 +128,10 @@ class WorkerSession(Session):
 
 
 class DriverSession(Session):
-    """Rank 0's session: it watches the workers and hands out tasks.
+    """Rank 0's session: it hands out tasks and watches the workers.
 
-    ``local`` is given where this process started the workers itself.
+    ``ranks`` are all ranks, empty in a single process; ``local`` are the workers, if this process
+    started them.
     """
 
     def __init__(
@@ -144,11 +145,13 @@ class DriverSession(Session):
         local: LocalRanks | None,
     ) -> None:
         super().__init__(info, runtime, worker.device, resources)
+        self._transport = transport
         self._ranks = ranks
         self._local = local
         self._unresponsive: set[int] = set()
         self._error: BaseException | None = None
         several = info.world_size > 1
+        beside = DriverWorks(InProcess(worker), runtime.driver_works, runtime.call_timeout)
         self._farm = Farm(
             transport,
             # A worker takes its next input while it computes; this process alone cannot.
@@ -156,14 +159,11 @@ class DriverSession(Session):
             max_attempts=runtime.max_attempts,
             call_timeout=runtime.call_timeout,
             skip_errors=runtime.on_error == "skip",
-            driver=DriverWorks(InProcess(worker), runtime.driver_works, runtime.call_timeout)
-            if several
-            else None,
+            driver=beside if several else None,
         )
-        # In the reverse order of closing.
+        # Closed in reverse order.
         resources.callback(self._end_unresponsive)
-        resources.callback(lambda: transport.close(self._error is not None))
-        resources.callback(self._break_farm)
+        resources.callback(self._stop_workers)
         if local is not None:
             local.watch(self._mark_lost)
             resources.callback(local.expect_end)
@@ -185,14 +185,12 @@ class DriverSession(Session):
         """Stop the workers and release what this rank holds; ``error``: why the session ends."""
         self._error = error
         if self._local is not None:
-            ended_well = error is None
-            self._local.patience = (
-                _PATIENCE_SECONDS if ended_well else _PATIENCE_AFTER_ERROR_SECONDS
-            )
+            self._local.patience = _PATIENCE_SECONDS if error is None else _ERROR_PATIENCE_SECONDS
         self._resources.close()
 
-    def _break_farm(self) -> None:
+    def _stop_workers(self) -> None:
         self._farm.fail(self._error or SessionError("the session is closed"))
+        self._transport.close(self._error is not None)
 
     def _mark_lost(self, rank: int, reason: str) -> None:
         """Give a lost rank's tasks to others, and kill its process.
@@ -227,27 +225,10 @@ def join(
     must_match: Mapping[str, Any] | None,
     resources: ExitStack,
 ) -> Session:
-    """Join the other ranks; return this rank's session.
+    """Join the other ranks until the deadline, and return this rank's session.
 
-    Parameters
-    ----------
-    info, runtime : RankInfo, Runtime
-        Of this rank.
-    deadline : float
-        On the monotonic clock.
-    local : LocalRanks | None
-        The workers, if this process started them.
-    must_match : Mapping[str, Any] | None
-        Settings that must be equal on all ranks that have any.
-    resources : ExitStack
-        What is opened here; the caller closes it on an error, the session at its end.
-
-    Raises
-    ------
-    SessionError
-        If the ranks do not find each other in time, or do not belong together.
-    ConfigError
-        If their settings differ.
+    ``local`` are the workers, if this process started them. What is opened goes to ``resources``,
+    which the caller closes on an error and the session at its end.
     """
     resources.callback(torch.set_num_threads, torch.get_num_threads())
     torch.set_num_threads(runtime.threads)

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from distinf.errors import ConfigError, SessionError
-from distinf.runtime import Runtime
+from distinf.options import Runtime
 from distinf.session import launcher, network
 from distinf.session.launcher import RankInfo
 from distinf.session.local_ranks import LocalRanks
@@ -121,7 +121,9 @@ def _with_nproc(runtime: Runtime, nproc: int | None) -> Runtime:
             f"session(nproc={nproc}) and Runtime(nproc={runtime.nproc}) contradict each other: "
             "give one of them"
         )
-    return dataclasses.replace(runtime, nproc=nproc)
+    options: Any = runtime  # mypy does not see that it is a dataclass
+    both: Runtime = dataclasses.replace(options, nproc=nproc)
+    return both
 
 
 def _open(
