@@ -130,7 +130,7 @@ def test_every_task_ends_whatever_is_lost(workers, depth, attempts, works, event
         elif what == "silence":
             if left:
                 lost.add(left[which % len(left)])
-                farm.lose(left[which % len(left)], "silent")
+                farm.mark_lost(left[which % len(left)], "silent")
         elif busy:
             end(busy[which % len(busy)], what)
     while busy := [rank for rank in ranks if carrier.open[rank]]:
@@ -192,7 +192,7 @@ def test_an_error_wakes_who_waits_to_submit():
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_task_is_not_sent_to_lost_workers(number):
     farm, carrier, _ = farm_of([1, 2], "never")
-    farm.lose(number, "stopped")
+    farm.mark_lost(number, "stopped")
     for i in range(2):
         farm.submit(task(i), 0, None)
     assert len(carrier.open[3 - number]) == 2
@@ -203,8 +203,8 @@ def test_a_worker_may_be_lost_after_the_session_broke():
     farm, *_ = farm_of([1, 2], "never")
     open_task = farm.submit(task(0), 0, None)
     farm.fail(RuntimeError("closed"))
-    farm.lose(1, "gone")
-    farm.lose(2, "gone")
+    farm.mark_lost(1, "gone")
+    farm.mark_lost(2, "gone")
     assert farm.workers == ()
     assert str(open_task.exception(DEADLINE)) == "closed"
 
@@ -226,7 +226,7 @@ def test_a_call_that_hangs_on_the_driver_ends_the_run(works):
             with pytest.raises(CallTimeout, match=r"task 1 on rank 0: no answer in 0\.2 s"):
                 farm.submit(task(1), 0, None)
         else:
-            farm.lose(1, "gone")
+            farm.mark_lost(1, "gone")
             assert "no worker is left" in str(first.exception(DEADLINE))
             assert "on rank 0: no answer in 0.2 s" in str(first.exception())
     finally:

@@ -180,7 +180,7 @@ class Session:
     def _lose(self, rank: int, reason: str) -> None:
         from distinf.session.peers import end_if_here
 
-        self.farm.lose(rank, reason)
+        self.farm.mark_lost(rank, reason)
         # One that is stopped does not end by itself, and its launcher would wait for it.
         if self._own is not None:
             self._own.kill(rank)
