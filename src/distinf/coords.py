@@ -10,18 +10,22 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from distinf.copying import copy, gather
 from distinf.errors import ConfigError
+
+if TYPE_CHECKING:  # so that a config is checked without torch
+    import torch
+
+    Index = slice | torch.Tensor
+    Allocate = Callable[[Sequence[int], torch.dtype, torch.device], torch.Tensor]
 
 __all__ = [
     "Coords",
     "Selection",
+    "State",
     "check_covered",
     "plan",
     "plan_key",
@@ -32,8 +36,7 @@ __all__ = [
 ]
 
 Coords = OrderedDict[str, np.ndarray]
-Index = slice | torch.Tensor
-Allocate = Callable[[Sequence[int], torch.dtype, torch.device], torch.Tensor]
+State = tuple["torch.Tensor", Coords]
 
 # Set per step, not by a diagnostic's request; as in Earth2Studio's `map_coords`.
 _FREE = ("batch", "ensemble", "time", "lead_time")
@@ -63,6 +66,10 @@ class Selection:
         ``coords`` must have the dimensions that the plan was made for. ``empty`` gives the
         memory, by default new memory on the device of ``x``.
         """
+        import torch
+
+        from distinf.copying import copy, gather
+
         y = x.detach()
         for dim, index in self.indices.items():
             if isinstance(index, slice):
@@ -70,7 +77,7 @@ class Selection:
         gathers = [
             (dim, self._on(y.device, dim, index))
             for dim, index in self.indices.items()
-            if isinstance(index, Tensor)
+            if not isinstance(index, slice)
         ]
         last = gathers.pop() if gathers else None
         for dim, index in gathers:
@@ -379,6 +386,8 @@ def rename_variables(coords: Coords, names: Mapping[str, str]) -> Coords:
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    import torch
+
     return torch.empty(tuple(shape), dtype=dtype, device=device)
 
 
@@ -386,6 +395,8 @@ def _as_index(index: np.ndarray) -> Index:
     first = int(index[0])
     if np.array_equal(index, np.arange(first, first + len(index))):
         return slice(first, first + len(index))
+    import torch
+
     return torch.from_numpy(index)
 
 

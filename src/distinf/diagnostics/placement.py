@@ -1,12 +1,11 @@
 """Where and how each diagnostic runs: behind which other one, on which workers, how precisely.
 
-Pure, and without torch, so that a wrong chain is answered at once.
+Pure, and without torch, so that a wrong chain is refused at once.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,30 +16,25 @@ __all__ = ["Placement", "assign", "chains", "split"]
 
 @dataclass(frozen=True)
 class Placement:
-    """What a diagnostic's settings say beside its model's own.
+    """The settings of a diagnostic that are not its model's.
 
     Parameters
     ----------
     workers : int | None
-        Workers of its own, by default None: it shares those that belong to no other.
+        Number of workers of its own, by default None: it shares those that belong to no other.
     after : str | None
-        Name of the diagnostic behind which it runs, on the same worker, taking from its result
-        the variables that it has; by default None.
+        Name of the diagnostic behind which it runs, on the same worker, and from whose result it
+        takes the variables that are there; by default None.
     rename : Mapping[str, str]
         New names of its variables in the store.
     precision : str | None
-        ``"float16"`` or ``"bfloat16"``: what autocast lowers to it is computed in it; by default
-        None: in the model's own precision.
+        ``"float16"`` or ``"bfloat16"``: mixed precision by autocast; by default None: the model's
+        own precision.
     compile : bool | None
         Whether its networks are compiled by ``torch.compile``, by default None: they are not.
     nonfinite : str | None
-        What NaN or an infinite value in its result is: ``"allow"``, ``"warn"`` or ``"fail"``; by
-        default None: what ``runtime.nonfinite`` says.
-
-    Raises
-    ------
-    ConfigError
-        If a value cannot be.
+        ``"allow"``, ``"warn"`` or ``"fail"``: the rule for NaN and infinite values in its result;
+        by default None: ``runtime.nonfinite``.
     """
 
     workers: int | None = None
@@ -51,60 +45,48 @@ class Placement:
     nonfinite: str | None = None
 
 
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "workers": (
+        lambda value: type(value) is int and value >= 1,
+        "must be a whole number, at least 1, or null",
+    ),
+    "after": (lambda value: isinstance(value, str), "name one diagnostic"),
+    "rename": (
+        lambda value: (
+            isinstance(value, Mapping) and all(isinstance(name, str) for name in value.values())
+        ),
+        "must be like {tp: tp_afno}",
+    ),
+    "precision": (
+        lambda value: value in ("float16", "bfloat16"),
+        "choose float16, bfloat16 or null",
+    ),
+    "compile": (lambda value: isinstance(value, bool), "must be true, false or null"),
+    "nonfinite": (
+        lambda value: value in ("allow", "warn", "fail"),
+        "choose allow, warn, fail or null",
+    ),
+}
+
+
 def split(settings: Mapping[str, Any], where: str) -> tuple[Placement, dict[str, Any]]:
-    """Tell a diagnostic's placement from its model's settings.
+    """Separate the section ``where`` of a config into a placement and its model's settings.
 
-    Parameters
-    ----------
-    settings : Mapping[str, Any]
-        Its section of the config.
-    where : str
-        The section, for errors.
-
-    Returns
-    -------
-    tuple[Placement, dict[str, Any]]
-        Its placement, and what remains.
+    Raises `ConfigError` if a value of the placement is not possible.
     """
-    names = [item.name for item in dataclasses.fields(Placement)]
-    own = {key: value for key, value in settings.items() if key in names and value is not None}
-    workers, after, rename = own.get("workers"), own.get("after"), own.get("rename")
-    if workers is not None and (type(workers) is not int or workers < 1):
-        raise ConfigError(f"{where}.workers={workers}: must be a whole number, at least 1, or null")
-    if after is not None and not isinstance(after, str):
-        raise ConfigError(f"{where}.after={after}: name one diagnostic")
-    if rename is not None and not (
-        isinstance(rename, Mapping) and all(isinstance(name, str) for name in rename.values())
-    ):
-        raise ConfigError(f"{where}.rename={rename}: must be like {{tp: tp_afno}}")
-    precision, compiled = own.get("precision"), own.get("compile")
-    if precision not in (None, "float16", "bfloat16"):
-        raise ConfigError(f"{where}.precision={precision}: choose float16, bfloat16 or null")
-    if compiled is not None and not isinstance(compiled, bool):
-        raise ConfigError(f"{where}.compile={compiled}: must be true, false or null")
-    nonfinite = own.get("nonfinite")
-    if nonfinite not in (None, "allow", "warn", "fail"):
-        raise ConfigError(f"{where}.nonfinite={nonfinite}: choose allow, warn, fail or null")
-    return Placement(**own), {k: v for k, v in settings.items() if k not in names}
+    own = {key: settings[key] for key in _CHECKS if settings.get(key) is not None}
+    for key, value in own.items():
+        is_valid, rule = _CHECKS[key]
+        if not is_valid(value):
+            raise ConfigError(f"{where}.{key}={value}: {rule}")
+    return Placement(**own), {k: v for k, v in settings.items() if k not in _CHECKS}
 
 
 def chains(placements: Mapping[str, Placement]) -> list[list[str]]:
-    """Group diagnostics that run behind one another, each behind what it needs.
+    """Group the names of diagnostics into chains, each in the order in which it runs.
 
-    Parameters
-    ----------
-    placements : Mapping[str, Placement]
-        Of each diagnostic, by name.
-
-    Returns
-    -------
-    list[list[str]]
-        Names; one list for all that hang together, first the one that runs first.
-
-    Raises
-    ------
-    ConfigError
-        If a link is missing, a chain bites its tail, or a later link asks for workers.
+    Raises `ConfigError` if a link is missing, a chain is circular, or a later link asks for
+    workers.
     """
     groups: dict[str, list[str]] = {}
     for name, placement in placements.items():
@@ -136,24 +118,9 @@ def assign(
 ) -> dict[str, list[int] | None]:
     """Give workers of their own to the chains that ask for some, from the last rank on.
 
-    Parameters
-    ----------
-    heads : Iterable[str]
-        The first diagnostic of each chain.
-    placements : Mapping[str, Placement]
-        Of each diagnostic, by name.
-    workers : Sequence[int]
-        Ranks, ascending. A process alone shares itself.
-
-    Returns
-    -------
-    dict[str, list[int] | None]
-        For each head its ranks; None: every worker.
-
-    Raises
-    ------
-    ConfigError
-        If there are too few.
+    ``heads`` are the first diagnostics of the chains, ``workers`` ascending ranks; rank 0 among
+    them means a run of one process. Returns for each head its ranks (None: every worker). Raises
+    `ConfigError` if there are too few.
     """
     heads = list(heads)
     asked = {head: n for head in heads if (n := placements[head].workers) is not None}

@@ -53,7 +53,7 @@ class GalewskyJet:
         self._perturbation = perturbation
 
     def __call__(self, time: Times, variable: Names) -> xr.DataArray:
-        """Give variables at times.
+        """Return variables at times.
 
         Parameters
         ----------
@@ -75,7 +75,7 @@ class GalewskyJet:
         return source_array(time, variable, self._lat, self._lon, self._variables, self._fields)
 
     async def fetch(self, time: Times, variable: Names) -> xr.DataArray:
-        """Do the same as a call, for Earth2Studio's asynchronous readers."""
+        """Return the same, for Earth2Studio's asynchronous readers."""
         return self(time, variable)
 
     def _fields(self, _: np.datetime64) -> Array:

@@ -24,28 +24,10 @@ def source_array(
     available: list[str],
     fields: Callable[[np.datetime64], Array],
 ) -> xr.DataArray:
-    """Answer a data source's call.
+    """Return a data source's fields with dims ``time, variable, lat, lon``, float32.
 
-    Parameters
-    ----------
-    time, variable
-        As the source was asked; times without a zone are UTC.
-    lat, lon : numpy.ndarray
-        The source's grid in degrees.
-    available : list of str
-        The source's variables.
-    fields : callable
-        From a time to all available variables, of shape (variable, lat, lon).
-
-    Returns
-    -------
-    xarray.DataArray
-        Dims ``time, variable, lat, lon``, float32.
-
-    Raises
-    ------
-    ValueError
-        If a variable is not available.
+    ``fields`` returns all ``available`` variables at a time, of shape (variable, lat, lon). Times
+    without a zone are UTC. Raises `ValueError` if a variable is not available.
     """
     times = as_times(time)
     names = [str(name) for name in np.atleast_1d(np.asarray(variable))]
@@ -64,18 +46,7 @@ def source_array(
 
 
 def as_times(time: Times) -> np.ndarray[Any, Any]:
-    """Turn one or several times into an array of datetime64[ns], UTC.
-
-    Parameters
-    ----------
-    time
-        A datetime, a datetime64, or several.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (time,).
-    """
+    """Return one or several times as an array of datetime64[ns], UTC."""
     given = time if isinstance(time, Sequence | np.ndarray) else [time]
     times = pd.to_datetime(np.asarray(given).ravel(), utc=True).tz_localize(None)
     return np.asarray(times, dtype="datetime64[ns]")

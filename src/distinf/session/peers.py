@@ -9,7 +9,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from distinf.errors import ConfigError, DistinfError, SessionError
 from distinf.session.launcher import Place, likely_cause
 from distinf.session.network import address_towards
+from distinf.versions import versions
 
 __all__ = ["Peer", "end_if_here", "gather", "refuse", "route_to", "shared_gpus"]
 
@@ -125,7 +125,7 @@ def _introduce(
         "address": address_towards(master) if master else "",
         "job": place.job,
         "world_size": place.world_size,
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {**dict.fromkeys(_PACKAGES, "none"), **versions(_PACKAGES)},
         "alike": None if alike is None else json.loads(json.dumps(alike, default=str)),
     }
 
@@ -153,13 +153,6 @@ def end_if_here(peer: Peer) -> None:
 def _node() -> str:
     """Name of this node as the launcher knows it."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "none"
 
 
 def _wait_for_all(
