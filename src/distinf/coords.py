@@ -85,7 +85,10 @@ class Selection:
         shape = list(y.shape)
         if last is not None:
             shape[last[0]] = len(last[1])
-        out = (empty or _empty)(shape, y.dtype, y.device)
+        if empty is None:
+            out = torch.empty(shape, dtype=y.dtype, device=y.device)
+        else:
+            out = empty(shape, y.dtype, y.device)
         if last is None:
             copy(y, out)
         else:
@@ -383,12 +386,6 @@ def rename_variables(coords: Coords, names: Mapping[str, str]) -> Coords:
     new = OrderedDict(coords)
     new["variable"] = np.array([names.get(str(v), str(v)) for v in coords["variable"]])
     return new
-
-
-def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    import torch
-
-    return torch.empty(tuple(shape), dtype=dtype, device=device)
 
 
 def _as_index(index: np.ndarray) -> Index:

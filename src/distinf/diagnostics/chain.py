@@ -28,25 +28,9 @@ __all__ = ["Chain", "Link", "StoredSubset"]
 
 @dataclass(frozen=True)
 class Link:
-    """One diagnostic of a chain.
+    """One diagnostic of a chain: its name, what constructs its model (importable), its placement.
 
-    Parameters
-    ----------
-    name : str
-        Its name in the config.
-    factory : Callable[[], Any]
-        Constructs the model; importable.
-    after : str | None
-        Name of the link behind which it runs.
-    rename : Mapping[str, str]
-        New names of its variables, for the store.
-    precision : str | None, optional
-        ``"float16"`` or ``"bfloat16"``: mixed precision, by default None: the model's own.
-    compiled : bool, optional
-        Whether its networks are compiled, by default False.
-    nonfinite : str | None, optional
-        The rule for NaN and infinite values in its result, as `distinf.tensors.Rule`, by default
-        None: the session's rule.
+    Fields from ``after`` on are as those of `distinf.diagnostics.Placement`.
     """
 
     name: str
@@ -77,16 +61,9 @@ class StoredSubset:
 
 
 class Chain:
-    """A chain of diagnostics as one model.
+    """A chain of diagnostics, in the order in which they run, as one model.
 
-    Parameters
-    ----------
-    links : Sequence[Link]
-        In the order in which they run.
-    subset : StoredSubset, optional
-        What is stored of their results, by default everything.
-    seed : int, optional
-        The run's seed, by default 0; see `distinf.seeds.task_seed`.
+    ``subset`` is what is stored of their results, by default everything; ``seed`` is the run's.
     """
 
     def __init__(
@@ -178,11 +155,8 @@ class Chain:
     def forward(self, x: torch.Tensor, coords: Coords) -> dict[str, State] | Watched | Later:
         """Run the links on a state [(ensemble=1,) time=1, lead_time=1, variable, ...].
 
-        Returns
-        -------
-        dict[str, tuple[torch.Tensor, Coords]] | Watched | Later
-            For each link of which something is stored, that; after :meth:`write_to` it is written
-            here, and its place in the store is returned.
+        Returns what is stored of each link's result; after :meth:`write_to` it is written here,
+        and its place in the store is returned.
         """
         made: dict[str, State] = {STATE: (x, coords)}
         stored: dict[str, State] = {}

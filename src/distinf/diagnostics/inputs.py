@@ -44,21 +44,10 @@ def plan_inputs(
 ) -> Inputs:
     """Plan the input of a link: each variable comes from the first source that has it.
 
-    Parameters
-    ----------
-    name : str
-        The link.
-    wanted : Coords
-        Its model's ``input_coords()``; without variables it takes the first source as it is.
-    sources : Sequence[str]
-        Links behind which it runs, the nearest first, and `STATE`.
-    made : Mapping[str, Coords]
-        Coords of the state and of these links' results.
-
-    Raises
-    ------
-    ConfigError
-        If no source has a variable, or the sources differ in other coordinates.
+    ``wanted`` is the model's ``input_coords()``; without variables it takes the first source as it
+    is. ``sources`` are the links behind which it runs, the nearest first, and `STATE`; ``made``
+    has their coords. Raises `ConfigError` if no source has a variable, or the sources differ in
+    other coordinates.
     """
     where = f"diagnostic.{name}"
     asked = [str(v) for v in wanted.get("variable", ())]

@@ -56,21 +56,9 @@ class _Task:
 class Dispatcher:
     """Assign tasks to workers.
 
-    Parameters
-    ----------
-    workers : Iterable[int]
-        Ranks of the workers.
-    depth : int, optional
-        Tasks that may be on one worker at once: the one that it computes and those whose input is
-        being sent, by default 2.
-    max_attempts : int, optional
-        Workers that may be lost while they compute one task before it is given up, by default 3.
-        A task that only waited on a lost worker loses no attempt.
-
-    Raises
-    ------
-    ValueError
-        If ``depth`` or ``max_attempts`` is below 1.
+    ``depth`` tasks may be on one worker at once: the one that it computes and those whose input is
+    being sent. A task is given up after ``max_attempts`` workers were lost while they computed it;
+    a task that only waited on a lost worker loses no attempt.
     """
 
     def __init__(self, workers: Iterable[int], depth: int = 2, max_attempts: int = 3) -> None:

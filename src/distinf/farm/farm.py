@@ -45,21 +45,10 @@ class Farm:
     The first error of a model breaks the session: running tasks end, nothing new starts, and a
     submitter that waits gets that error. So no error is lost with a future that nobody reads.
 
-    Parameters
-    ----------
-    transport : Transport
-        Carries the calls.
-    depth : int, optional
-        Tasks that may be on a worker at once, by default 2.
-    max_attempts : int, optional
-        Workers that may be lost while they compute one task, by default 3.
-    call_timeout : float | None, optional
-        Deadline of one attempt of a task, and of every other call, in seconds, by default None:
-        as long as its worker lives.
-    skip_errors : bool, optional
-        Whether the session goes on after a task failed, by default False.
-    driver : DriverWorks | None, optional
-        Runs calls in the driver's own process, by default None: it runs none.
+    ``depth`` and ``max_attempts`` are as of `Dispatcher`. ``call_timeout`` is the deadline of one
+    attempt of a task, and of every other call, in seconds; None: as long as its worker lives.
+    With ``skip_errors`` the session goes on after a task failed. ``driver`` runs calls in the
+    driver's own process; None: it runs none.
     """
 
     def __init__(

@@ -16,18 +16,10 @@ _PINGS = 4  # in the time after which a silent worker counts as lost
 
 
 class Pulse:
-    """Ping every worker until :meth:`stop`.
+    """Ping the workers that are left until :meth:`stop`.
 
-    Parameters
-    ----------
-    transport : Transport
-        Sends the pings.
-    workers : Callable[[], tuple[int, ...]]
-        Returns the ranks that are left.
-    timeout : float
-        Seconds without an answer after which a worker is lost.
-    lost : Callable[[int, str], None]
-        Called once with the rank of a silent worker and the reason.
+    ``lost`` is called once with the rank of a worker that has not answered for ``timeout``
+    seconds, and with the reason.
     """
 
     def __init__(

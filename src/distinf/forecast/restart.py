@@ -35,19 +35,9 @@ _VISIBLE = {"x", "coord_keys", "coord_values"}
 def is_restartable(prognostic: Any, stated: bool | None = None) -> bool:
     """Whether a prognostic continues from any of its states as if it had not been interrupted.
 
-    Parameters
-    ----------
-    prognostic : PrognosticModel
-        An Earth2Studio prognostic.
-    stated : bool | None, optional
-        ``prognostic.restartable`` of the config; by default None: it is if it binds a checkpoint
-        state of Earth2Studio (``earth2studio.utils.checkpoint``) that holds nothing else.
-
-    Raises
-    ------
-    ConfigError
-        If it is stated of one that needs more than one lead time to start, or has random numbers of
-        its own.
+    ``stated`` is ``prognostic.restartable`` of the config. By default it is restartable if it binds
+    a checkpoint state (``earth2studio.utils.checkpoint``) that holds nothing but a visible state.
+    Raises `ConfigError` if True is stated of a model that cannot be.
     """
     several = len(prognostic.input_coords().get("lead_time", [0])) != 1
     draws = callable(getattr(prognostic, "set_rng", None))
@@ -81,16 +71,8 @@ class Start:
 class RestartStates:
     """The saved states in a store: for each block the newest that it has reached, and a few more.
 
-    Parameters
-    ----------
-    destination : Destination
-        The store.
-    every : int
-        Steps between two of them.
-    marks : Marks
-        What is complete in it.
-    stored_every : int
-        Steps between two stored lead times.
+    ``every`` and ``stored_every`` are the steps between two of them, and between two stored lead
+    times.
     """
 
     def __init__(

@@ -22,16 +22,9 @@ _SMALL = 2**14  # bytes that are not worth asking the transport where to put the
 
 
 class Arguments:
-    """The arguments of one diagnostic's tasks.
+    """The arguments of one diagnostic's tasks, in memory from the transport.
 
-    Parameters
-    ----------
-    name : str
-        Of the diagnostic, for messages.
-    wanted : Mapping[str, np.ndarray] | None
-        Its ``input_coords()``; None: it takes every state as it is.
-    transport : Transport
-        Gives the memory.
+    ``wanted`` is its ``input_coords()``; None: it takes every state as it is.
     """
 
     def __init__(

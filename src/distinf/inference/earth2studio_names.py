@@ -21,12 +21,8 @@ _LOOK_UP_SECONDS = 1.0
 class QueuedCalls:
     """Calls that are queued in one place, and whose results are read in another.
 
-    Parameters
-    ----------
-    submit : Callable[..., Future]
-        Starts a call; blocks until a worker is free.
-    check : Callable[[], None]
-        Raises the error that broke the session, if one did.
+    ``submit`` starts a call when a worker is free; ``check`` raises the error that broke the
+    session, if one did.
     """
 
     def __init__(self, submit: Callable[..., Future[Any]], check: Callable[[], None]) -> None:
@@ -75,18 +71,10 @@ class QueuedCalls:
 
 
 def local_concurrent_pipeline(tasks: Iterable[Callable[[], Any]]) -> list[Any]:
-    """Run callables side by side in threads and raise the first error of any of them.
+    """Run callables side by side in threads; return their results in order.
 
-    Parameters
-    ----------
-    tasks : Iterable[Callable[[], Any]]
-        For instance one that queues calls and one that reads results. When one raises, the
-        session is broken, so that none of the others waits for it.
-
-    Returns
-    -------
-    list[Any]
-        What they returned, in order.
+    For instance one queues calls and one reads results. The first error of any of them is raised;
+    it also breaks the session, so that none of the others waits for it.
     """
     tasks = list(tasks)
     with ThreadPoolExecutor(max_workers=max(1, len(tasks))) as pool:

@@ -14,7 +14,6 @@ import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from types import TracebackType
 from typing import Any
 
 from distinf.coords import Coords, step_words
@@ -126,26 +125,13 @@ class DistributedInference:
         return [r for r in self._farm.workers if self._ranks is None or r in self._ranks]
 
     def output_coords(self, coords: Coords) -> Coords:
-        """Coordinates of the result for a state with these coordinates.
+        """Return the model's ``output_coords`` for a state with these coords.
 
-        Parameters
-        ----------
-        coords : Coords
-            Of the state, before selection.
-
-        Returns
-        -------
-        Coords
-            What the model's ``output_coords`` says.
-
-        Raises
-        ------
-        ConfigError
-            If the state lacks variables that the model needs.
+        Raises `ConfigError` if the state lacks variables that the model needs.
         """
         selected = self._arguments.expect(coords)
-        answer: Coords = self.call_func("output_coords", selected, rank=self._holders()[0])
-        return answer
+        result: Coords = self.call_func("output_coords", selected, rank=self._holders()[0])
+        return result
 
     def variable_attributes(self) -> dict[str, dict[str, str]]:
         """``units`` and ``long_name`` of the result's variables, if the model has them."""
@@ -295,7 +281,7 @@ class DistributedInference:
         return self._farm.call(int(rank), call).result()
 
     def shutdown(self) -> None:
-        """Forget the model on the workers; idempotent. The session stays open."""
+        """Remove the model from the workers; idempotent. The session stays open."""
         if self._closed:
             return
         self._closed = True
@@ -308,12 +294,7 @@ class DistributedInference:
     def __enter__(self) -> DistributedInference:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.shutdown()
 
     def _check_open(self) -> None:
@@ -321,7 +302,7 @@ class DistributedInference:
             raise SessionError(f"{self.name}: this DistributedInference was shut down")
 
     def _holders(self) -> list[int]:
-        """`remote_ranks`, of which there must be one."""
+        """Return `remote_ranks`; raise `SessionError` if there is none."""
         ranks = self.remote_ranks
         if not ranks:
             raise SessionError(f"{self.name}: no worker is left that holds it")

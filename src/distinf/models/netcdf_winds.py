@@ -14,8 +14,8 @@ import xarray as xr
 
 from distinf.errors import ConfigError
 from distinf.models.balance import balanced_geopotential
-from distinf.models.source import Names, Times, source_array
-from distinf.models.sphere import GRAVITY, Array, SphereGrid, regular_grid
+from distinf.models.source import GridSource
+from distinf.models.sphere import GRAVITY, Array, SphereGrid
 from distinf.parameters import parse_interval
 
 log = logging.getLogger("distinf")
@@ -36,7 +36,7 @@ _LISTED = 12  # times that a message shows
 _METRES_PER_SECOND = ("m s-1", "m/s", "m s**-1", "m s^-1", "meters/second", "m.s-1")
 
 
-class NetCDFWinds:
+class NetCDFWinds(GridSource):
     """Winds of files that xarray opens, with a geopotential balanced against them.
 
     Variables are found by their CF standard names (else by common names), dimensions by CF
@@ -77,8 +77,6 @@ class NetCDFWinds:
         ``name_level``; names the file and what would be right.
     """
 
-    weight_free = True
-
     def __init__(
         self,
         paths: str | Sequence[str],
@@ -105,8 +103,7 @@ class NetCDFWinds:
             self._tolerance = parse_interval(time_tolerance, "data.time_tolerance")
         self._warning: str | None = None
         self._mean = mean_depth * GRAVITY
-        self._lat, self._lon = regular_grid(nlat, nlon)
-        self._variables = [f"u{name_level}", f"v{name_level}", f"z{name_level}"]
+        super().__init__(nlat, nlon, name_level)
         files = [(path, _open(path)) for path in self._paths]
         self._u, level_of_u = self._prepare(*_find(files, "eastward_wind"))
         self._v, level_of_v = self._prepare(*_find(files, "northward_wind"))
@@ -118,34 +115,6 @@ class NetCDFWinds:
             self._grid = SphereGrid.from_coords(self._u.lat.values, self._u.lon.values)
         except ValueError as error:
             raise ConfigError(f"{', '.join(self._paths)}: {error}") from None
-
-    def __call__(self, time: Times, variable: Names) -> xr.DataArray:
-        """Return variables at times.
-
-        Parameters
-        ----------
-        time : datetime, list of datetime, numpy.ndarray
-            Times (UTC) that the files have, or any if they have none or a month was chosen.
-        variable : str, list of str, numpy.ndarray
-            Some of ``u{level}``, ``v{level}`` (m s-1) and ``z{level}`` (geopotential, m2 s-2).
-
-        Returns
-        -------
-        xarray.DataArray
-            Dims ``time, variable, lat, lon``, float32.
-
-        Raises
-        ------
-        ConfigError
-            If the files do not have a time, or hold missing values there.
-        ValueError
-            If a variable is unknown.
-        """
-        return source_array(time, variable, self._lat, self._lon, self._variables, self._fields)
-
-    async def fetch(self, time: Times, variable: Names) -> xr.DataArray:
-        """Return the same, for Earth2Studio's asynchronous readers."""
-        return self(time, variable)
 
     def check_time(self, time: np.datetime64) -> None:
         """Raise `ConfigError` if the files do not have a time; reads no data."""

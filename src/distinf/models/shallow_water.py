@@ -243,17 +243,8 @@ def stable_time_step(lmax: int, mean_depth: float = 10e3) -> float:
     their frequency times the time step must stay below the limit of the third-order
     Adams-Bashforth scheme.
 
-    Parameters
-    ----------
-    lmax : int
-        Number of spherical harmonic degrees.
-    mean_depth : float, optional
-        Depth of the layer in m.
-
-    Returns
-    -------
-    float
-        Time step in s: 153 for 86 degrees and 10 km, 102 for 128.
+    For ``lmax`` spherical harmonic degrees and a depth in m; in s: 153 for 86 degrees and 10 km,
+    102 for 128.
     """
     speed = sqrt(GRAVITY * mean_depth) + _WIND
     return _AB3_LIMIT / (speed * sqrt(lmax * (lmax - 1)) / EARTH_RADIUS)
