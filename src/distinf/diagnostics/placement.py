@@ -1,11 +1,12 @@
 """Where and how each diagnostic runs: behind which other one, on which workers, how precisely.
 
-Pure, and without torch, so that a wrong chain is refused at once.
+Pure, and without torch, so that a wrong chain is answered at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,41 +46,31 @@ class Placement:
     nonfinite: str | None = None
 
 
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "workers": (
-        lambda value: type(value) is int and value >= 1,
-        "must be a whole number, at least 1, or null",
-    ),
-    "after": (lambda value: isinstance(value, str), "name one diagnostic"),
-    "rename": (
-        lambda value: (
-            isinstance(value, Mapping) and all(isinstance(name, str) for name in value.values())
-        ),
-        "must be like {tp: tp_afno}",
-    ),
-    "precision": (
-        lambda value: value in ("float16", "bfloat16"),
-        "choose float16, bfloat16 or null",
-    ),
-    "compile": (lambda value: isinstance(value, bool), "must be true, false or null"),
-    "nonfinite": (
-        lambda value: value in ("allow", "warn", "fail"),
-        "choose allow, warn, fail or null",
-    ),
-}
-
-
 def split(settings: Mapping[str, Any], where: str) -> tuple[Placement, dict[str, Any]]:
     """Separate the section ``where`` of a config into a placement and its model's settings.
 
     Raises `ConfigError` if a value of the placement is not possible.
     """
-    own = {key: settings[key] for key in _CHECKS if settings.get(key) is not None}
-    for key, value in own.items():
-        is_valid, rule = _CHECKS[key]
-        if not is_valid(value):
-            raise ConfigError(f"{where}.{key}={value}: {rule}")
-    return Placement(**own), {k: v for k, v in settings.items() if k not in _CHECKS}
+    names = [item.name for item in dataclasses.fields(Placement)]
+    own = {key: value for key, value in settings.items() if key in names and value is not None}
+    workers, after, rename = own.get("workers"), own.get("after"), own.get("rename")
+    if workers is not None and (type(workers) is not int or workers < 1):
+        raise ConfigError(f"{where}.workers={workers}: must be a whole number, at least 1, or null")
+    if after is not None and not isinstance(after, str):
+        raise ConfigError(f"{where}.after={after}: name one diagnostic")
+    if rename is not None and not (
+        isinstance(rename, Mapping) and all(isinstance(name, str) for name in rename.values())
+    ):
+        raise ConfigError(f"{where}.rename={rename}: must be like {{tp: tp_afno}}")
+    precision, compiled = own.get("precision"), own.get("compile")
+    if precision not in (None, "float16", "bfloat16"):
+        raise ConfigError(f"{where}.precision={precision}: choose float16, bfloat16 or null")
+    if compiled is not None and not isinstance(compiled, bool):
+        raise ConfigError(f"{where}.compile={compiled}: must be true, false or null")
+    nonfinite = own.get("nonfinite")
+    if nonfinite not in (None, "allow", "warn", "fail"):
+        raise ConfigError(f"{where}.nonfinite={nonfinite}: choose allow, warn, fail or null")
+    return Placement(**own), {k: v for k, v in settings.items() if k not in names}
 
 
 def chains(placements: Mapping[str, Placement]) -> list[list[str]]:
