@@ -115,7 +115,7 @@ def check_models(cfg: DictConfig) -> None:
     if prognostic is None:
         return
 
-    from distinf.diagnostics import Chain, Kept, Link
+    from distinf.diagnostics import Chain, Link, StoredSubset
     from distinf.forecast import check_initial, is_restartable, step_coords
     from distinf.store import check_clashes
     from recipes.farmed import check_stored, state_plan
@@ -141,7 +141,8 @@ def check_models(cfg: DictConfig) -> None:
             Link(name, partial(models.get, name), parted[name][0].after, parted[name][0].rename)
             for name in names
         ]
-        grids.update(Chain(links, Kept(output.variables, output.region)).output_coords(state))
+        subset = StoredSubset(output.variables, output.region)
+        grids.update(Chain(links, subset).output_coords(state))
     check_clashes(grids)
     if whole:
         check_stored(output, grids)

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from distinf.background import in_background
-from distinf.diagnostics import Kept
+from distinf.diagnostics import StoredSubset
 from distinf.errors import TasksSkipped
 from distinf.farm import Farm
 from distinf.forecast import (
@@ -72,7 +72,7 @@ def diagnostic(cfg: DictConfig) -> None:
     times, nsteps = parse_times(plain["parameters"]["time"]), plain["parameters"]["nsteps"]
     members = parse_ensemble(plain["parameters"]["ensemble"], plain["perturbation"])
     restartable = take_restartable(plain["prognostic"])
-    kept = Kept(output.variables, output.region)
+    kept = StoredSubset(output.variables, output.region)
 
     with ExitStack() as stack:
         # Workers load their models while the driver loads its own.

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from distinf.coords import Selection, plan, plan_region
-from distinf.diagnostics import Chain, Kept, Link, assign, chains, split
-from distinf.errors import ConfigError, TaskError
+from distinf.coords import Coords, Selection, plan_subset
+from distinf.diagnostics import Chain, Link, StoredSubset, assign, chains, split
+from distinf.errors import ConfigError, TaskError, as_config_error
 from distinf.inference import DistributedInference
 from distinf.options import Output
 from distinf.store import check_clashes, vocabulary
@@ -19,11 +16,9 @@ from recipes.models import make
 
 __all__ = ["attributes", "check_stored", "construct", "state_plan"]
 
-Coords = OrderedDict[str, np.ndarray]
-
 
 def construct(
-    sections: Mapping[str, Mapping[str, Any]], workers: Sequence[int], kept: Kept, seed: int
+    sections: Mapping[str, Mapping[str, Any]], workers: Sequence[int], kept: StoredSubset, seed: int
 ) -> list[DistributedInference]:
     """Load all diagnostics on the workers that they belong to.
 
@@ -33,7 +28,7 @@ def construct(
         Settings of each diagnostic.
     workers : Sequence[int]
         Ranks of the workers.
-    kept : Kept
+    kept : StoredSubset
         What of their results is stored.
     seed : int
         The run's seed.
@@ -73,9 +68,7 @@ def construct(
         try:
             made.append(DistributedInference(build, remote_ranks=ranks[head]))
         except TaskError as error:
-            if error.kind == ConfigError.__name__:  # told once, as what it is
-                raise ConfigError(error.remote_message) from None
-            raise
+            raise as_config_error(error) from None
     return made
 
 
@@ -93,12 +86,8 @@ def state_plan(output: Output, state: Coords) -> Selection | None:
     """Plan what of the prognostic's own state is stored; None if nothing is."""
     if not output.prognostic_variables:
         return None
-    wanted = {"variable": np.array(output.prognostic_variables)}
-    own = plan(state, wanted, "output.prognostic_variables")
-    if output.region is None:
-        return own
-    region = plan_region(state, output.region, "the prognostic")
-    return Selection({**own.indices, **region.indices}, {**own.coords, **region.coords})
+    names, who = output.prognostic_variables, "output.prognostic_variables"
+    return plan_subset(state, names, output.region, who, "the prognostic")
 
 
 def check_stored(output: Output, grids: Mapping[str, Coords]) -> None:

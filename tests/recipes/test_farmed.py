@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from distinf.diagnostics.chain import Kept
+from distinf.diagnostics import StoredSubset
 from distinf.errors import TaskError
 from distinf.session.session import Runtime, current_session, session
 from recipes.farmed import construct
@@ -47,7 +47,7 @@ def diagnose(nonfinite: str, **sections: dict[str, object]) -> set[str]:
     """Run the diagnostics of a config on one state; returns those that gave a result."""
     given = {name: {**SECTION, **section} for name, section in sections.items()}
     with session(Runtime(nonfinite=nonfinite)):
-        farmed = construct(given, current_session().farm.workers, Kept(), 0)
+        farmed = construct(given, current_session().farm.workers, StoredSubset(), 0)
         done: set[str] = set()
         for infer in farmed:
             with infer:

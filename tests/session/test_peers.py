@@ -82,7 +82,7 @@ def test_different_settings_are_named_on_every_rank():
 
 def test_different_versions_are_named(monkeypatch):
     there = threading.local()
-    monkeypatch.setattr(peers, "_version", lambda package: there.version)
+    monkeypatch.setattr(peers, "versions", lambda names: dict.fromkeys(names, there.version))
 
     def rank(store, where, version):
         there.version = version

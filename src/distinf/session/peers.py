@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from typing import Any
 
 import psutil
@@ -20,6 +19,7 @@ from distinf.errors import ConfigError, DistinfError, SessionError
 from distinf.session.launcher import RankInfo, likely_cause
 from distinf.session.network import address_towards
 from distinf.transport import Peer
+from distinf.versions import versions
 
 __all__ = ["end_if_here", "gather", "refuse", "route_to", "shared_gpus"]
 
@@ -129,7 +129,7 @@ def _introduction(
         ),
         job=info.job,
         world_size=info.world_size,
-        versions={name: _version(name) for name in _PACKAGES},
+        versions={**dict.fromkeys(_PACKAGES, "none"), **versions(_PACKAGES)},
         # As it looks after its way through JSON.
         settings=must_match if must_match is None else json.loads(_json(must_match)),
     )
@@ -137,13 +137,6 @@ def _introduction(
 
 def _json(value: Any) -> str:
     return json.dumps(value, default=str)
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "none"
 
 
 def _enter(store: dist.Store, mine: _Introduction) -> None:
