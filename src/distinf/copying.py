@@ -118,10 +118,9 @@ def _cores() -> frozenset[int]:
 
 def _current_core() -> int | None:
     try:
-        core: int = _libc().sched_getcpu()
+        return int(_libc().sched_getcpu())
     except (AttributeError, OSError):
         return None
-    return core
 
 
 @functools.cache

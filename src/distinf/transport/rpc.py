@@ -304,7 +304,7 @@ class RpcTransport:
             try:
                 self._send(answer, rank, call, wait(), timeout)
             except Exception as error:
-                answer.set_exception(self._translate(rank, call, error, timeout))
+                answer.set_exception(_translate(rank, call, error, timeout))
 
         if on_gpu(given) is None:
             # Pickling takes ten times as long when a large copy has just filled the caches.
@@ -336,18 +336,39 @@ class RpcTransport:
             return
         call = Call(call.model, call.method, call.task, *given)
         message, unpack = self._memory.pack(rank, call)
-        deadline = _FOREVER if timeout is None else timeout
-        try:
-            reply = rpc.rpc_async(self._infos[rank], _run, args=tuple(message), timeout=deadline)
-        except Exception:  # also whatever pickling an argument raised
-            self._memory.unsent(rank, message)
-            raise
 
         def receive(wire: Any) -> Reply:
             return self._receive(unpack(Answer(*wire)))
 
-        deliver = functools.partial(self._deliver, answer, rank, call, timeout, receive)
-        reply.add_done_callback(deliver)
+        try:
+            self._request(answer, rank, call, timeout, _run, tuple(message), receive)
+        except Exception:  # also whatever pickling an argument raised
+            self._memory.unsent(rank, message)
+            raise
+
+    def _request(
+        self,
+        answer: Future[Any],
+        rank: int,
+        call: Call,
+        timeout: float | None,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        receive: Callable[[Any], Any],
+    ) -> None:
+        """Call a function on a rank; ``answer`` gets what ``receive`` returns for its result."""
+
+        def complete(result: torch.futures.Future[Any]) -> None:
+            try:
+                value = receive(result.wait())
+            except Exception as error:
+                answer.set_exception(_translate(rank, call, error, timeout))
+            else:
+                answer.set_result(value)
+
+        deadline = _FOREVER if timeout is None else timeout
+        result = rpc.rpc_async(self._infos[rank], function, args=args, timeout=deadline)
+        result.add_done_callback(complete)
 
     def _receive(self, reply: Reply) -> Reply:
         if not self._results_stay or reply.failure is not None:
@@ -375,12 +396,9 @@ class RpcTransport:
         answer: Future[None] = Future()
         call = Call(-1, "ping", "a sign of life")
         try:
-            sign = rpc.rpc_async(self._infos[rank], _alive, timeout=timeout)
+            self._request(answer, rank, call, timeout, _alive, (), lambda _: None)
         except Exception as error:
-            answer.set_exception(self._translate(rank, call, error, timeout))
-        else:
-            deliver = functools.partial(self._deliver, answer, rank, call, timeout, lambda _: None)
-            sign.add_done_callback(deliver)
+            answer.set_exception(_translate(rank, call, error, timeout))
         return answer
 
     def mark_lost(self, rank: int) -> None:
@@ -393,29 +411,13 @@ class RpcTransport:
             self._closed = True
             _group.stop_workers(self.workers, self._lost, self._store, error)
 
-    def _deliver(
-        self,
-        answer: Future[Any],
-        rank: int,
-        call: Call,
-        timeout: float | None,
-        receive: Callable[[Any], Any],
-        reply: torch.futures.Future[Any],
-    ) -> None:
-        try:
-            value = receive(reply.wait())
-        except Exception as error:
-            answer.set_exception(self._translate(rank, call, error, timeout))
-        else:
-            answer.set_result(value)
 
-    def _translate(
-        self, rank: int, call: Call, error: Exception, timeout: float | None
-    ) -> Exception:
-        text = str(error) or type(error).__name__
-        what = f"{call.task or call.method} on rank {rank}"
-        if "timeout" in text.lower() or "timed out" in text.lower():
-            return CallTimeout(f"{what}: no answer in {timeout:g} s")
-        if any(word in text.lower() for word in _GONE):
-            return WorkerLost(rank, f"its connection ended ({text.splitlines()[0]})")
-        return SessionError(f"{what} could not be carried: {text}")
+def _translate(rank: int, call: Call, error: Exception, timeout: float | None) -> Exception:
+    """Return the library's error for one of torch's."""
+    text = str(error) or type(error).__name__
+    what = f"{call.task or call.method} on rank {rank}"
+    if "timeout" in text.lower() or "timed out" in text.lower():
+        return CallTimeout(f"{what}: no answer in {timeout:g} s")
+    if any(word in text.lower() for word in _GONE):
+        return WorkerLost(rank, f"its connection ended ({text.splitlines()[0]})")
+    return SessionError(f"{what} could not be carried: {text}")
