@@ -199,9 +199,9 @@ class Lane:
     """The one stream of a GPU on which a rank's models run.
 
     Calls arrive on many threads, each with its own current stream and device, and torch's allocator
-    keeps freed memory for the stream that used it. So all models run on one.
-    With ``beside`` it is a stream of its own, which the thread that steps the prognostic does not
-    wait for, else the device's default stream.
+    keeps freed memory for the stream that used it. So all models run on one: with ``beside`` a
+    stream of its own, which the thread that steps the prognostic does not wait for, else the
+    device's default stream.
     """
 
     def __init__(self, cuda: Cuda, beside: bool = False) -> None:

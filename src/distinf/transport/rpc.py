@@ -7,7 +7,6 @@ to loopback on one node.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import os
 import sys
@@ -16,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -241,6 +241,29 @@ def _alive() -> None:
     """Answer on a thread of its own, whatever a model computes."""
 
 
+@dataclass
+class _Request:
+    """What was asked of a rank, and its answer."""
+
+    rank: int
+    what: str
+    timeout: float | None
+    answer: Future[Any] = field(default_factory=Future)
+    sent: Any = None  # the arguments, whose slots are not used again before the answer
+
+    def fail(self, error: Exception) -> None:
+        """Complete the answer with the library's error for one of torch's."""
+        text, what = str(error) or type(error).__name__, f"{self.what} on rank {self.rank}"
+        found: Exception
+        if "timeout" in text.lower() or "timed out" in text.lower():
+            found = CallTimeout(f"{what}: no answer in {self.timeout:g} s")
+        elif any(word in text.lower() for word in _GONE):
+            found = WorkerLost(self.rank, f"its connection ended ({text.splitlines()[0]})")
+        else:
+            found = SessionError(f"{what} could not be carried: {text}")
+        self.answer.set_exception(found)
+
+
 class RpcTransport:
     """The driver's end: carries calls to the workers.
 
@@ -297,84 +320,68 @@ class RpcTransport:
 
     def send(self, rank: int, call: Call, timeout: float | None) -> Future[Reply]:
         """Carry a call to a worker."""
-        answer: Future[Reply] = Future()
+        request = _Request(rank, call.task or call.method, timeout)
         given = call.args, call.kwargs
-
-        def send_when_ready(wait: Callable[[], Any]) -> None:
-            try:
-                self._send(answer, rank, call, wait(), timeout)
-            except Exception as error:
-                answer.set_exception(_translate(rank, call, error, timeout))
-
+        wait, at_once = (lambda: given), True
         if on_gpu(given) is None:
             # Pickling takes ten times as long when a large copy has just filled the caches.
-            wait, at_once = (lambda: given), tensor_bytes(given) < SMALL
-        elif self._on_device:
-            if call.ready is not None:  # this may not be the thread that selected
-                torch.cuda.current_stream(self._device).wait_event(call.ready)
-            wait, at_once = (lambda: given), True
-        else:
-            copies = copies_of(self._device)
-            wait, at_once = copies.to_host(given, call.ready, self._memory.take_like).wait, False
+            at_once = tensor_bytes(given) < SMALL
+        elif not self._on_device:
+            copies, at_once = copies_of(self._device), False
+            wait = copies.to_host(given, call.ready, self._memory.take_like).wait
+        elif call.ready is not None:  # this may not be the thread that selected
+            torch.cuda.current_stream(self._device).wait_event(call.ready)
         if at_once:
-            send_when_ready(wait)
+            self._send(request, call, wait)
         else:
-            in_order(functools.partial(send_when_ready, wait))
-        return answer
+            in_order(functools.partial(self._send, request, call, wait))
+        return request.answer
 
-    def _send(
-        self,
-        answer: Future[Reply],
-        rank: int,
-        call: Call,
-        given: tuple[Any, Any],
-        timeout: float | None,
-    ) -> None:
-        """Send a call whose tensors are in the memory from which they travel."""
-        if rank in self._lost or self._closed:
-            answer.set_exception(WorkerLost(rank, "it left the session"))
-            return
-        call = Call(call.model, call.method, call.task, *given)
-        message, unpack = self._memory.pack(rank, call)
-
-        def receive(wire: Any) -> Reply:
-            return self._receive(unpack(Answer(*wire)))
-
+    def _send(self, request: _Request, call: Call, wait: Callable[[], Any]) -> None:
+        """Send a call once its arguments are in the memory from which they travel."""
         try:
-            self._request(answer, rank, call, timeout, _run, tuple(message), receive)
-        except Exception:  # also whatever pickling an argument raised
-            self._memory.unsent(rank, message)
-            raise
+            request.sent = wait()
+            if request.rank in self._lost or self._closed:
+                request.answer.set_exception(WorkerLost(request.rank, "it left the session"))
+                return
+            call = Call(call.model, call.method, call.task, *request.sent)
+            message, unpack = self._memory.pack(request.rank, call)
+            try:
+                self._begin(
+                    request, _run, tuple(message), lambda wire: self._receive(unpack(Answer(*wire)))
+                )
+            except Exception:  # also whatever pickling an argument raised
+                self._memory.unsent(request.rank, message)
+                raise
+        except Exception as error:
+            request.fail(error)
 
-    def _request(
+    def _begin(
         self,
-        answer: Future[Any],
-        rank: int,
-        call: Call,
-        timeout: float | None,
+        request: _Request,
         function: Callable[..., Any],
         args: tuple[Any, ...],
         receive: Callable[[Any], Any],
     ) -> None:
-        """Call a function on a rank; ``answer`` gets what ``receive`` returns for its result."""
+        """Call a function on a rank; the answer is what ``receive`` returns for its result."""
 
         def complete(result: torch.futures.Future[Any]) -> None:
             try:
                 value = receive(result.wait())
             except Exception as error:
-                answer.set_exception(_translate(rank, call, error, timeout))
+                request.fail(error)
             else:
-                answer.set_result(value)
+                request.answer.set_result(value)
 
-        deadline = _FOREVER if timeout is None else timeout
-        result = rpc.rpc_async(self._infos[rank], function, args=args, timeout=deadline)
+        deadline = _FOREVER if request.timeout is None else request.timeout
+        result = rpc.rpc_async(self._infos[request.rank], function, args=args, timeout=deadline)
         result.add_done_callback(complete)
 
     def _receive(self, reply: Reply) -> Reply:
         if not self._results_stay or reply.failure is not None:
             return reply
         value = copies_of(self._device).to_device(reply.value, self._home)
-        return dataclasses.replace(reply, value=value)
+        return replace(reply, value=value)
 
     def _open_channel(self, rank: int) -> None:
         """Carry a tensor each way: when cuda_ipc does so first, it waits for the whole GPU."""
@@ -393,13 +400,12 @@ class RpcTransport:
 
     def ping(self, rank: int, timeout: float) -> Future[None]:
         """Ask a worker for a sign of life."""
-        answer: Future[None] = Future()
-        call = Call(-1, "ping", "a sign of life")
+        request = _Request(rank, "a sign of life", timeout)
         try:
-            self._request(answer, rank, call, timeout, _alive, (), lambda _: None)
+            self._begin(request, _alive, (), lambda _: None)
         except Exception as error:
-            answer.set_exception(_translate(rank, call, error, timeout))
-        return answer
+            request.fail(error)
+        return request.answer
 
     def mark_lost(self, rank: int) -> None:
         """Mark a rank as lost; :meth:`close` does not wait for it."""
@@ -410,14 +416,3 @@ class RpcTransport:
         if not self._closed:
             self._closed = True
             _group.stop_workers(self.workers, self._lost, self._store, error)
-
-
-def _translate(rank: int, call: Call, error: Exception, timeout: float | None) -> Exception:
-    """Return the library's error for one of torch's."""
-    text = str(error) or type(error).__name__
-    what = f"{call.task or call.method} on rank {rank}"
-    if "timeout" in text.lower() or "timed out" in text.lower():
-        return CallTimeout(f"{what}: no answer in {timeout:g} s")
-    if any(word in text.lower() for word in _GONE):
-        return WorkerLost(rank, f"its connection ended ({text.splitlines()[0]})")
-    return SessionError(f"{what} could not be carried: {text}")
