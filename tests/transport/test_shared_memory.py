@@ -150,6 +150,14 @@ def test_the_slot_of_a_call_that_did_not_come_back_is_given_up(ends):
         os.close(lost.open())
 
 
+def test_a_slot_is_not_closed_before_the_reply_of_its_call(ends):
+    """As a copy of a GPU's state, to which only the transport refers."""
+    _, finish = ends.send("forward", ends.state(1.0))
+    for value in range(5):
+        ends.state(value)
+    assert finish().value.unique().tolist() == [2.0]
+
+
 def test_a_failed_call_takes_no_slot(ends):
     before = len(memfds())
     for _ in range(20):

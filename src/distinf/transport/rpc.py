@@ -249,7 +249,6 @@ class _Request:
     what: str
     timeout: float | None
     answer: Future[Any] = field(default_factory=Future)
-    sent: Any = None  # the arguments, whose slots are not used again before the answer
 
     def fail(self, error: Exception) -> None:
         """Complete the answer with the library's error for one of torch's."""
@@ -340,11 +339,11 @@ class RpcTransport:
     def _send(self, request: _Request, call: Call, wait: Callable[[], Any]) -> None:
         """Send a call once its arguments are in the memory from which they travel."""
         try:
-            request.sent = wait()
+            given = wait()
             if request.rank in self._lost or self._closed:
                 request.answer.set_exception(WorkerLost(request.rank, "it left the session"))
                 return
-            call = Call(call.model, call.method, call.task, *request.sent)
+            call = Call(call.model, call.method, call.task, *given)
             message, unpack = self._memory.pack(request.rank, call)
             try:
                 self._begin(

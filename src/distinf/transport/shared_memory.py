@@ -104,16 +104,19 @@ class DriverMemory:
             in_background(partial(self._slots.warm, nbytes), "distinf-slots")
 
     def pack(self, rank: int, call: Call) -> tuple[Message, Callable[[Answer], Reply]]:
-        """Return the message of a call, and the function that turns its answer into a reply."""
+        """Return the message of a call, and the function that turns its answer into a reply.
+
+        The function keeps the slots of the call's tensors, which the worker may not have opened.
+        """
         number = next(self._calls)
-        used: dict[int, Slot] = {}
+        used: list[tuple[Slot, torch.Tensor]] = []
 
         def pack_tensor(tensor: torch.Tensor) -> torch.Tensor | SlotReference:
             slot = self._find(tensor) if rank in self.ranks else None
             if slot is None:
                 return tensor
             slot.readers.add(number)
-            used[slot.number] = slot
+            used.append((slot, tensor))
             return slot.reference(tensor)
 
         args, kwargs = call.args, call.kwargs
@@ -153,8 +156,10 @@ class DriverMemory:
     def _forget(self, address: int) -> None:
         self._slots.give_back(self._used.pop(address))
 
-    def _unpack(self, rank: int, number: int, used: dict[int, Slot], answer: Answer) -> Reply:
-        for slot in used.values():
+    def _unpack(
+        self, rank: int, number: int, used: list[tuple[Slot, torch.Tensor]], answer: Answer
+    ) -> Reply:
+        for slot, _ in used:
             if slot.number not in answer.kept:
                 slot.readers.discard(number)
 
