@@ -39,7 +39,7 @@ def start(cfg: DictConfig) -> None:
         return
     nproc = runtime.nproc or default_nproc()
     with session(
-        runtime, nproc, meanwhile=lambda: find_recipe(cfg).check(cfg), alike=settings(cfg)
+        runtime, nproc, preflight=lambda: find_recipe(cfg).check(cfg), must_match=settings(cfg)
     ) as rank:
         if rank == 0:
             getattr(find_recipe(cfg), cfg.recipe)(cfg)

@@ -29,9 +29,9 @@ from distinf import (
     Interrupted,
     NoDriver,
     check_keys,
-    find_place,
     follow_launcher,
     leave_if_superfluous,
+    rank_info,
     read_job,
     submit_run,
     tells_errors,
@@ -53,10 +53,10 @@ _QUIET = [
 
 def prepare() -> None:
     """Let only the driver log, have a run directory and be stopped by signals."""
-    place = find_place()
-    leave_if_superfluous(place)
+    info = rank_info()
+    leave_if_superfluous(info)
     scripted = any(re.match(r"\+*slurm[.=]", arg) for arg in sys.argv[1:])
-    if place is not None and place.rank != 0:
+    if info is not None and info.rank != 0:
         # Hydra writes down what it sweeps over, on every rank.
         scratch = tempfile.mkdtemp(prefix="distinf-")
         atexit.register(shutil.rmtree, scratch, ignore_errors=True)
@@ -66,7 +66,7 @@ def prepare() -> None:
         if scripted and not {"-m", "--multirun"} & set(sys.argv):
             sys.argv += _QUIET  # nothing runs here
         signal.signal(signal.SIGTERM, _terminated)
-    follow_launcher(place)
+    follow_launcher(info)
 
 
 def made_batch_script(cfg: DictConfig) -> bool:
@@ -75,8 +75,8 @@ def made_batch_script(cfg: DictConfig) -> bool:
     job = read_job(section, HydraConfig.get().overrides.task)
     if not job.wanted:
         return False
-    place = find_place()
-    if place is None or place.rank == 0:
+    info = rank_info()
+    if info is None or info.rank == 0:
         check_own(cfg)
         done = submit_run(job, _command(), _overrides(), repeated_places(cfg), own_path(job.script))
         print(done, end="", flush=True)

@@ -30,9 +30,9 @@ from .run import check_files as check_files
 from .run import read_run as read_run
 from .session import current_session as current_session
 from .session import default_nproc as default_nproc
-from .session import find_place as find_place
 from .session import follow_launcher as follow_launcher
 from .session import leave_if_superfluous as leave_if_superfluous
+from .session import rank_info as rank_info
 from .session import read_job as read_job
 from .session import session as session
 from .session import submit_run as submit_run

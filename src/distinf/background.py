@@ -1,39 +1,63 @@
-"""Work beside the calling thread that nobody waits for when the run ends early."""
+"""Work on daemon threads, which do not delay the end of the process."""
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["in_background"]
+__all__ = ["in_background", "in_order"]
 
 T = TypeVar("T")
 
 
 def in_background(work: Callable[[], T], name: str) -> Future[T]:
-    """Run a function on a daemon thread of its own.
+    """Run a function on a daemon thread of its own, which has this name."""
+    future: Future[T] = Future()
+    threading.Thread(target=_run, args=(work, future), name=name, daemon=True).start()
+    return future
 
-    Parameters
-    ----------
-    work : Callable[[], T]
-        The function.
-    name : str
-        Of the thread.
 
-    Returns
-    -------
-    Future
-        Its result.
+def in_order(work: Callable[[], T]) -> Future[T]:
+    """Run a function on this process's ordered thread, after all that were given before.
+
+    The thread sends tensors, so the function must not wait for the reply of a call.
     """
     future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
+    _ordered.put(work, future)
     return future
+
+
+class _OrderedThread:
+    """A daemon thread that starts with the first function and runs one after the other."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._started = False
+
+    def put(self, work: Callable[[], Any], future: Future[Any]) -> None:
+        with self._lock:
+            if not self._started:
+                threading.Thread(target=self._serve, name="distinf-ordered", daemon=True).start()
+                self._started = True
+        self._queue.put((work, future))
+
+    def _serve(self) -> None:
+        while True:
+            # Passed on at once: no tensor is kept while this thread waits for the next function.
+            _run(*self._queue.get())
+
+
+def _run(work: Callable[[], T], future: Future[T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+_ordered = _OrderedThread()

@@ -1,7 +1,7 @@
-"""Which variables and region of a state a diagnostic needs, as an index plan.
+"""Coordinates: how a task is named in words, and what a diagnostic selects from a state.
 
-The plan is made once from coordinates and carried out per step: views first, then at most one
-gather per dimension, into memory that is the task's own.
+A selection is planned once from coordinates and applied at every step: views first, then at most
+one gather per dimension, into memory of its own.
 """
 
 from __future__ import annotations
@@ -10,44 +10,46 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from distinf.copying import copy, gather
 from distinf.errors import ConfigError
 
+if TYPE_CHECKING:  # so that a config is checked without torch
+    import torch
+
+    Index = slice | torch.Tensor
+    Allocate = Callable[[Sequence[int], torch.dtype, torch.device], torch.Tensor]
+
 __all__ = [
+    "Coords",
     "Selection",
+    "State",
     "check_covered",
     "plan",
     "plan_key",
     "plan_region",
+    "plan_subset",
     "rename_variables",
+    "step_words",
 ]
 
 Coords = OrderedDict[str, np.ndarray]
-Index = slice | torch.Tensor
-Allocate = Callable[[Sequence[int], torch.dtype, torch.device], torch.Tensor]
+State = tuple["torch.Tensor", Coords]
 
 # Set per step, not by a diagnostic's request; as in Earth2Studio's `map_coords`.
 _FREE = ("batch", "ensemble", "time", "lead_time")
 _NUMBERS = "iuf"  # kinds of NumPy's types that have a distance in degrees or in a level's units
 _ROUND = 360.0  # degrees
-_ALIKE, _DIGITS = 1e-4, 4  # of coordinates that were rounded to float32
+_SAME, _DIGITS = 1e-4, 4  # of coordinates that were rounded to float32
 
 
 @dataclass(frozen=True)
 class Selection:
-    """An index plan.
+    """What to take along which dimension; dimensions that are not named are taken whole.
 
-    Parameters
-    ----------
-    indices : dict[int, Index]
-        What to take along which dimension; dimensions not named are taken whole.
-    coords : Coords
-        Coordinates of the selected dimensions.
+    ``coords`` holds the coordinates of the selected dimensions.
     """
 
     indices: dict[int, Index]
@@ -59,23 +61,15 @@ class Selection:
     def __call__(
         self, x: torch.Tensor, coords: Coords, empty: Allocate | None = None
     ) -> tuple[torch.Tensor, Coords]:
-        """Cut out the selection.
+        """Copy the selection out of a state, into a contiguous tensor with its coordinates.
 
-        Parameters
-        ----------
-        x : torch.Tensor
-            A state.
-        coords : Coords
-            Its coordinates; dimensions as those that the plan was made for.
-        empty : Allocate | None, optional
-            Gives the memory for the result, contiguous, for a shape, a dtype and the device of
-            ``x``; by default None: new memory on that device.
-
-        Returns
-        -------
-        tuple[torch.Tensor, Coords]
-            A contiguous tensor that shares no memory with ``x``, and its coordinates.
+        ``coords`` must have the dimensions that the plan was made for. ``empty`` gives the
+        memory, by default new memory on the device of ``x``.
         """
+        import torch
+
+        from distinf.copying import copy, gather
+
         y = x.detach()
         for dim, index in self.indices.items():
             if isinstance(index, slice):
@@ -83,7 +77,7 @@ class Selection:
         gathers = [
             (dim, self._on(y.device, dim, index))
             for dim, index in self.indices.items()
-            if isinstance(index, Tensor)
+            if not isinstance(index, slice)
         ]
         last = gathers.pop() if gathers else None
         for dim, index in gathers:
@@ -91,7 +85,10 @@ class Selection:
         shape = list(y.shape)
         if last is not None:
             shape[last[0]] = len(last[1])
-        out = (empty or _empty)(shape, y.dtype, y.device)
+        if empty is None:
+            out = torch.empty(shape, dtype=y.dtype, device=y.device)
+        else:
+            out = empty(shape, y.dtype, y.device)
         if last is None:
             copy(y, out)
         else:
@@ -99,7 +96,7 @@ class Selection:
         return out, self.select_coords(coords)
 
     def count(self, coords: Coords) -> int:
-        """Return the number of values that it cuts out of a state with these coordinates."""
+        """Return the number of values that it selects from a state with these coordinates."""
         # Coordinates of a curvilinear grid have two dimensions each.
         axes = self.select_coords(coords).items()
         return math.prod(v.shape[-1] if key == "lon" else len(v) for key, v in axes)
@@ -121,12 +118,12 @@ def plan(
     who: str = "the diagnostic",
     source: str = "the state",
 ) -> Selection:
-    """Plan how to cut what a diagnostic wants out of a state.
+    """Plan how to select from a state what a diagnostic needs.
 
     Variables, levels and every other dimension are selected by value. Latitudes and longitudes
     are selected by the nearest value, and only within one spacing of the coarser grid; longitudes
     are compared modulo 360 degrees. Empty (free) coordinates and time dimensions are taken as they
-    come.
+    are.
 
     Parameters
     ----------
@@ -135,12 +132,7 @@ def plan(
     wanted : Mapping[str, np.ndarray]
         The diagnostic's ``input_coords()``.
     who, source : str, optional
-        Who wants it, and what it is taken from; named in errors.
-
-    Returns
-    -------
-    Selection
-        The plan.
+        Who needs it, and what it is taken from; named in errors.
 
     Raises
     ------
@@ -166,15 +158,13 @@ def plan(
                 f"{who} needs another grid: {key} of shape {values.shape}, while the state's has "
                 f"shape {have.shape}; grids with two-dimensional coordinates are not interpolated"
             )
-        index = _index(key, have, values, who, source)
         selected[key] = values
-        dim = names.index(key)
-        indices[dim] = _as_index(index)
+        indices[names.index(key)] = _as_index(_index(key, have, values, who, source))
     return Selection(indices, selected)
 
 
 def plan_key(coords: Coords) -> tuple[object, ...]:
-    """Key under which a plan for a state is kept: the same for each time, lead time and member."""
+    """Key of a cache of plans: the same for each time, lead time and member."""
     return tuple(
         (name, None if name in _FREE else (values.shape, values.tobytes()))
         for name, values in coords.items()
@@ -184,21 +174,10 @@ def plan_key(coords: Coords) -> tuple[object, ...]:
 def check_covered(
     coords: Mapping[str, np.ndarray], lat: np.ndarray, lon: np.ndarray, who: str, source: str
 ) -> None:
-    """Refuse to interpolate to points that a grid does not surround.
+    """Raise `ConfigError` if a point is farther from a grid than one of the grid's spacings.
 
-    Parameters
-    ----------
-    coords : Mapping[str, np.ndarray]
-        ``lat`` and ``lon`` of the grid, of one dimension each or of two, in degrees.
-    lat, lon : np.ndarray
-        The points: a grid of the same kinds.
-    who, source : str
-        Who wants them, and what they are taken from; named in the error.
-
-    Raises
-    ------
-    ConfigError
-        If a point is farther from the grid than one of its spacings; names both.
+    The grid and the points are in degrees, of one dimension each or of two. ``who`` needs the
+    points, ``source`` has the grid: the error names both.
     """
     if coords["lat"].ndim == 1:
         for key, values in (("lat", lat), ("lon", lon)):
@@ -236,7 +215,7 @@ def _is_same_grid(key: str, have: np.ndarray, values: np.ndarray) -> bool:
     off = np.abs(have - values)
     off = np.minimum(off % _ROUND, -off % _ROUND) if key == "lon" else off
     both_nan = np.isnan(have) & np.isnan(values)
-    return bool(np.all((off <= _ALIKE) | both_nan))
+    return bool(np.all((off <= _SAME) | both_nan))
 
 
 def _index(key: str, have: np.ndarray, values: np.ndarray, who: str, source: str) -> np.ndarray:
@@ -259,10 +238,10 @@ def _index(key: str, have: np.ndarray, values: np.ndarray, who: str, source: str
     if key == "lon":  # the other way round, where that is shorter
         around = np.minimum(off % _ROUND, -off % _ROUND)
         other = np.argmin(around, axis=0)
-        shorter = around[other, column] < off[index, column] - _ALIKE
+        shorter = around[other, column] < off[index, column] - _SAME
         index, off = np.where(shorter, other, index), np.minimum(off, around)
     distance = off[index, column]
-    reach = np.full(len(values), _ALIKE)
+    reach = np.full(len(values), _SAME)
     if key in ("lat", "lon"):
         reach += np.maximum(_spacing(key, have)[index], _spacing(key, values))
     if not (distance <= reach).all():
@@ -311,24 +290,19 @@ def _axis_words(axis: np.ndarray) -> str:
 def plan_region(
     coords: Coords, region: Mapping[str, Sequence[float]], who: str = "the diagnostic"
 ) -> Selection:
-    """Plan how to cut a region out of a grid.
+    """Plan how to select a region of a grid.
 
     Parameters
     ----------
     coords : Coords
-        Coordinates with ``lat`` and ``lon``, of one dimension each or of two.
+        Coordinates with ``lat`` and ``lon``, of one dimension each or of two. Of two-dimensional
+        ones it selects the smallest rectangle of rows and columns that holds the region.
     region : Mapping[str, Sequence[float]]
         ``lat``: south and north, ``lon``: west and east, in degrees; either may be missing. A
         region may lie across the meridian where the grid begins, as ``[-10, 30]`` or
         ``[350, 30]``; its longitudes then ascend from the west.
     who : str, optional
         Named in errors.
-
-    Returns
-    -------
-    Selection
-        The plan. On a grid with two-dimensional coordinates it is the smallest rectangle of rows
-        and columns that holds the region.
 
     Raises
     ------
@@ -370,21 +344,56 @@ def plan_region(
     )
 
 
+def plan_subset(
+    coords: Coords,
+    variables: Sequence[str],
+    region: Mapping[str, Sequence[float]] | None,
+    who: str,
+    region_of: str | None = None,
+) -> Selection:
+    """Plan how to select variables and, unless it is None, a region; errors name ``who``."""
+    cut = plan(coords, {"variable": np.array(variables)}, who)
+    if region is None:
+        return cut
+    box = plan_region(coords, region, region_of or who)
+    return Selection({**cut.indices, **box.indices}, {**cut.coords, **box.coords})
+
+
+def step_words(coords: Mapping[str, Any], where: tuple[int, ...] = ()) -> str:
+    """Name a step in words, behind the name of its diagnostic, as far as its coords say.
+
+    For instance " 2023-06-01T00:00 +6 h member 2 and 3 more". ``where`` is its index in the
+    leading dimensions (ensemble,) time; without it, the first ones are named.
+    """
+    own = dict(coords)
+    for key, i in zip([k for k in coords if k in ("ensemble", "time")], where, strict=False):
+        own[key] = coords[key][i : i + 1]
+    times, leads, members = (
+        values if (values := np.asarray(own.get(key, ()))).dtype.kind in kinds else values[:0]
+        for key, kinds in (("time", "M"), ("lead_time", "m"), ("ensemble", "iu"))
+    )
+    words = [""]
+    words += [str(np.datetime_as_string(time, "m")) for time in times[:1]]
+    words += [f"+{lead / np.timedelta64(1, 'h'):g} h" for lead in leads[-1:]]
+    words += [f"member {member}" for member in members[:1]]
+    if (count := max(1, len(times)) * max(1, len(members))) > 1:
+        words.append(f"and {count - 1} more")
+    return " ".join(words)
+
+
 def rename_variables(coords: Coords, names: Mapping[str, str]) -> Coords:
-    """Coordinates with new names of variables."""
+    """Return coordinates with new names of variables."""
     new = OrderedDict(coords)
     new["variable"] = np.array([names.get(str(v), str(v)) for v in coords["variable"]])
     return new
-
-
-def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return torch.empty(tuple(shape), dtype=dtype, device=device)
 
 
 def _as_index(index: np.ndarray) -> Index:
     first = int(index[0])
     if np.array_equal(index, np.arange(first, first + len(index))):
         return slice(first, first + len(index))
+    import torch
+
     return torch.from_numpy(index)
 
 

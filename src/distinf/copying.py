@@ -1,4 +1,4 @@
-"""Copies of large tensors in host memory, by several threads: one alone does not fill its bus."""
+"""Copies of large tensors in host memory by several threads: one does not use all bandwidth."""
 
 from __future__ import annotations
 
@@ -14,29 +14,21 @@ import torch
 
 __all__ = ["copy", "gather"]
 
-_THREADS = 4  # enough for most of what a socket's memory can do
-# Bytes that a thread does at a time: still in the cache when it looks at them, and few enough that
-# no thread waits long for another one whose core has more to do.
-_PART = 4 * 2**20
+_THREADS = 4  # enough for most of a socket's memory bandwidth
+# Bytes that a thread copies at a time: few enough that `look` finds them in its cache, and that no
+# thread waits long for one whose core is busy.
+_BLOCK = 4 * 2**20
 
 
 def gather(x: torch.Tensor, dim: int, index: torch.Tensor, out: torch.Tensor) -> None:
-    """Do ``torch.index_select(x, dim, index, out=out)``.
+    """Do ``torch.index_select(x, dim, index, out=out)``; ``x`` and ``out`` are on one device."""
+    blocks = _blocks(out, len(index))
+    indices, outs = index.tensor_split(blocks), out.tensor_split(blocks, dim)
 
-    Parameters
-    ----------
-    x, out : torch.Tensor
-        On one device.
-    dim, index : int, torch.Tensor
-        What to take.
-    """
-    parts = _parts(out, len(index))
-    indices, outs = index.tensor_split(parts), out.tensor_split(parts, dim)
+    def select(block: int) -> None:
+        torch.index_select(x, dim, indices[block], out=outs[block])
 
-    def select(part: int) -> None:
-        torch.index_select(x, dim, indices[part], out=outs[part])
-
-    _run(select, parts)
+    _run(select, blocks)
 
 
 def copy(
@@ -44,45 +36,40 @@ def copy(
 ) -> None:
     """Do ``out.copy_(x)``, for tensors of one shape.
 
-    Parameters
-    ----------
-    x, out : torch.Tensor
-        The source and where it goes.
-    look : Callable[[torch.Tensor], object] | None, optional
-        Called with every part of ``out``, from any thread, right after it was copied.
+    ``look`` is called with every block of ``out``, on any thread, directly after it was copied.
     """
     dim = next((dim for dim, size in enumerate(out.shape) if size > 1), 0)
-    parts = _parts(out, out.shape[dim]) if out.ndim and x.device == out.device else 1
-    sources, outs = ([x], [out]) if parts == 1 else (t.tensor_split(parts, dim) for t in (x, out))
+    blocks = _blocks(out, out.shape[dim]) if out.ndim and x.device == out.device else 1
+    sources, outs = ([x], [out]) if blocks == 1 else (t.tensor_split(blocks, dim) for t in (x, out))
 
-    def copy_part(part: int) -> None:
-        outs[part].copy_(sources[part])
+    def copy_block(block: int) -> None:
+        outs[block].copy_(sources[block])
         if look is not None:
-            look(outs[part])
+            look(outs[block])
 
-    _run(copy_part, parts)
+    _run(copy_block, blocks)
 
 
-def _parts(out: torch.Tensor, most: int) -> int:
+def _blocks(out: torch.Tensor, most: int) -> int:
     if out.device.type != "cpu" or len(_cores()) == 1:
         return 1
-    return max(1, min(most, out.nbytes // _PART))
+    return max(1, min(most, out.nbytes // _BLOCK))
 
 
-def _run(work: Callable[[int], object], parts: int) -> None:
-    """Do all parts, each on whichever thread is free, this one among them."""
-    if parts == 1:
+def _run(work: Callable[[int], object], blocks: int) -> None:
+    """Do all blocks, each on whichever thread is free, this one among them."""
+    if blocks == 1:
         work(0)
         return
-    todo = iter(range(parts))
+    todo = iter(range(blocks))
 
     def take_turns() -> None:
-        # Whatever mode the caller is in, its tensors can be written to in this one.
+        # In whatever mode the caller is, its tensors can be written to in this one.
         with torch.inference_mode():
-            for part in todo:
-                work(part)
+            for block in todo:
+                work(block)
 
-    others = _helpers().submit(take_turns, parts - 1)
+    others = _helpers().submit(take_turns, blocks - 1)
     try:
         take_turns()
     finally:
@@ -107,13 +94,13 @@ class _Helpers:
         )
 
     def submit(self, work: Callable[[], None], most: int) -> list[Future[None]]:
-        """Have several of them do the same work."""
+        """Run the same work on at most ``most`` of these threads."""
         core = _current_core()
         if core is not None and core != self._beside and len(self._ids) == self._number:
             self._beside = core
             others = sorted(_cores() - {core})
             for i, thread in enumerate(self._ids):
-                with contextlib.suppress(OSError):  # somebody took cores away from this process
+                with contextlib.suppress(OSError):  # this process lost cores
                     os.sched_setaffinity(thread, others[i :: self._number])
         return [self._pool.submit(work) for _ in range(min(self._number, most))]
 
@@ -125,16 +112,15 @@ def _helpers() -> _Helpers:
 
 @functools.cache
 def _cores() -> frozenset[int]:
-    """Cores that this process may use; where the system does not tell, one."""
+    """Cores that this process may use; one where the system does not say."""
     return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0})
 
 
 def _current_core() -> int | None:
     try:
-        core: int = _libc().sched_getcpu()
+        return int(_libc().sched_getcpu())
     except (AttributeError, OSError):
         return None
-    return core
 
 
 @functools.cache

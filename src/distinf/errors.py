@@ -16,6 +16,7 @@ __all__ = [
     "TaskLost",
     "TasksSkipped",
     "WorkerLost",
+    "as_config_error",
 ]
 
 
@@ -132,3 +133,10 @@ class TasksSkipped(DistinfError):
             "\n".join([f"{len(tasks)} task(s) failed and are empty in the store:", *shown, *more])
         )
         self.tasks = list(tasks)
+
+
+def as_config_error(error: TaskError, prefix: str = "") -> DistinfError:
+    """Return the `ConfigError` that a model raised on its rank; any other error as it is."""
+    if error.kind != ConfigError.__name__:
+        return error
+    return ConfigError(f"{prefix}{error.remote_message}")

@@ -9,7 +9,6 @@ import dataclasses
 import itertools
 import logging
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -21,9 +20,9 @@ import numpy as np
 import torch
 
 from distinf.background import in_background
-from distinf.coords import Selection, plan, plan_region
-from distinf.diagnostics import Chain, Kept, Link, assign
-from distinf.errors import ConfigError, TaskError, TasksSkipped
+from distinf.coords import Coords, Selection, State, plan_subset
+from distinf.diagnostics import Chain, Link, assign
+from distinf.errors import ConfigError, TaskError, TasksSkipped, as_config_error
 from distinf.forecast import (
     RestartStates,
     blocks,
@@ -65,9 +64,6 @@ __all__ = [
 ]
 
 log = logging.getLogger("distinf")
-
-Coords = OrderedDict[str, np.ndarray]
-State = tuple[torch.Tensor, Coords]
 
 
 class _Diagnosing(Protocol):
@@ -136,7 +132,7 @@ def check_run(run: Run) -> None:
         }
         if None not in models.values():
             links = _links(run, names, partial(partial, models.get))
-            known.append(Chain(links, _kept(run)))
+            known.append(Chain(links, _subset(run)))
     plan_outputs(run, prognostic, known)
 
 
@@ -277,14 +273,12 @@ def _load_chains(run: Run, workers: Sequence[int]) -> list[DistributedInference]
             names,
             lambda name: partial(load_section, run.diagnostics[name], f"diagnostic.{name}"),
         )
-        build: Any = partial(Chain, links, _kept(run), run.runtime.seed)
+        build: Any = partial(Chain, links, _subset(run), run.runtime.seed)
         build.__name__ = "+".join(names)  # what errors call it
         try:
             loaded.append(DistributedInference(build, remote_ranks=ranks[head]))
         except TaskError as error:
-            if error.kind == ConfigError.__name__:  # shown once, as a wrong config
-                raise ConfigError(error.remote_message) from None
-            raise
+            raise as_config_error(error) from None
     return loaded
 
 
@@ -304,8 +298,8 @@ def _links(run: Run, names: list[str], factory: Callable[[str], Callable[[], Any
     ]
 
 
-def _kept(run: Run) -> Kept:
-    return Kept(run.output.variables, run.output.region)
+def _subset(run: Run) -> StoredSubset:
+    return StoredSubset(run.output.variables, run.output.region)
 
 
 def plan_outputs(
@@ -363,12 +357,8 @@ def _plan_state(output: Output, state: Coords) -> Selection | None:
     """Plan the selection of the prognostic's own variables; None if none is stored."""
     if not output.prognostic_variables:
         return None
-    wanted = {"variable": np.array(output.prognostic_variables)}
-    own = plan(state, wanted, "output.prognostic_variables")
-    if output.region is None:
-        return own
-    region = plan_region(state, output.region, "the prognostic")
-    return Selection({**own.indices, **region.indices}, {**own.coords, **region.coords})
+    names, who = output.prognostic_variables, "output.prognostic_variables"
+    return plan_subset(state, names, output.region, who, "the prognostic")
 
 
 def _check_stored(output: Output, grids: dict[str, Coords]) -> None:
@@ -435,8 +425,8 @@ def open_store(
         done, total = store.marks.counts
         log.info(
             "%d rank(s) by %s, carrier %s%s, %d of %d tasks to do",
-            session.place.world_size,
-            session.place.launcher,
+            session.info.world_size,
+            session.info.launcher,
             farm.transport.carrier,
             farm.transport.reason and f": {farm.transport.reason}",
             total - done,

@@ -21,7 +21,7 @@ def task_seed(
     lead_time: np.timedelta64 | None = None,
     ensemble: int | None = None,
 ) -> int:
-    """Seed of one task, the same wherever, whenever and in whatever order it runs.
+    """Seed of one task; it does not depend on the worker or on the order of the tasks.
 
     Parameters
     ----------
@@ -30,22 +30,21 @@ def task_seed(
     diagnostic : str
         Name of the diagnostic; ``"perturbation"`` for that of an initial condition and
         ``"prognostic"`` for the draws of a stochastic prognostic.
-    time : np.datetime64 | None, optional
-        Initial time.
-    lead_time : np.timedelta64 | None, optional
-        Lead time.
-    ensemble : int | None, optional
-        Member.
+    time, lead_time, ensemble : np.datetime64, np.timedelta64, int, optional
+        Initial time, lead time and member.
 
     Returns
     -------
     int
-        From 0 to 2**32 - 1, as NumPy's global generator takes it.
+        From 0 to 2**32 - 1, the range of NumPy's global generator.
     """
-    words = [str(int(seed)), diagnostic]
-    words.append(_nanoseconds(time, "datetime64[ns]"))
-    words.append(_nanoseconds(lead_time, "timedelta64[ns]"))
-    words.append("" if ensemble is None else str(int(ensemble)))
+    words = [
+        str(int(seed)),
+        diagnostic,
+        _nanoseconds(time, "datetime64[ns]"),
+        _nanoseconds(lead_time, "timedelta64[ns]"),
+        "" if ensemble is None else str(int(ensemble)),
+    ]
     return int.from_bytes(hashlib.sha256("|".join(words).encode()).digest()[:4], "little")
 
 
@@ -56,14 +55,7 @@ def seed_of(seed: int, diagnostic: str, coords: Mapping[str, np.ndarray]) -> int
         values = coords.get(key)
         return values[index] if values is not None and len(values) else None
 
-    member = pick("ensemble", 0)
-    return task_seed(
-        seed,
-        diagnostic,
-        pick("time", 0),
-        pick("lead_time", -1),
-        None if member is None else int(member),
-    )
+    return task_seed(seed, diagnostic, pick("time", 0), pick("lead_time", -1), pick("ensemble", 0))
 
 
 def _nanoseconds(value: Any, kind: str) -> str:
@@ -72,15 +64,7 @@ def _nanoseconds(value: Any, kind: str) -> str:
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Seed the global generators of Python, NumPy and torch for a block, then restore them.
-
-    Parameters
-    ----------
-    seed : int
-        As `task_seed` returns it.
-    device : torch.device | str, optional
-        Whose generator is restored, too, by default the CPU.
-    """
+    """Seed the global generators of Python, NumPy, torch and a device, then restore them."""
     before = random.getstate(), np.random.get_state()  # noqa: NPY002  # models draw from it
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -100,7 +84,7 @@ def seed_all(seed: int) -> None:
 
 
 def generators(device: torch.device | str = "cpu") -> dict[str, np.ndarray]:
-    """States of the global generators of Python, NumPy and torch, as arrays to be saved."""
+    """States of the global generators of Python, NumPy and torch, as arrays that can be saved."""
     own = random.getstate()[1]
     numpy = np.random.get_state(legacy=False)  # noqa: NPY002
     last = [numpy["state"]["pos"], numpy["has_gauss"], numpy["gauss"]]
@@ -115,7 +99,7 @@ def generators(device: torch.device | str = "cpu") -> dict[str, np.ndarray]:
 
 
 def set_generators(states: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> None:
-    """Set these generators to what :func:`generators` gave."""
+    """Restore the states that :func:`generators` returned."""
     random.setstate((3, tuple(map(int, states["python"])), None))
     *key, place, has_gauss, gauss = states["numpy"]
     np.random.set_state(  # noqa: NPY002

@@ -1,4 +1,4 @@
-"""Tensors in nested containers, and NaN among their values."""
+"""Tensors in nested containers, and NaN and infinite values in them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 __all__ = [
+    "Found",
     "Rule",
     "Watched",
     "count_nonfinite",
@@ -19,23 +20,14 @@ __all__ = [
     "owned",
     "tensor_bytes",
     "tensors_of",
+    "without_rules",
 ]
 
 
 def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
-    """Change every tensor in nested tuples, lists and dicts, leaving all else as it is.
+    """Replace every tensor in nested tuples, lists and dicts by what ``change`` returns for it.
 
-    Parameters
-    ----------
-    tree : Any
-        Arguments or a result.
-    change : Callable[[torch.Tensor], Any]
-        Applied to each tensor.
-
-    Returns
-    -------
-    Any
-        The same structure; containers are new, and of the same type.
+    The containers of the returned structure are new, and of the same types.
     """
 
     def change_tensor(leaf: Any) -> Any:
@@ -45,7 +37,7 @@ def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
 
 
 def map_leaves(tree: Any, change: Callable[[Any], Any]) -> Any:
-    """Change all that is in nested tuples, lists and dicts; as :func:`map_tensors`."""
+    """Replace every value in nested tuples, lists and dicts; as :func:`map_tensors`."""
     if isinstance(tree, tuple):
         items = [map_leaves(item, change) for item in tree]
         return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
@@ -58,20 +50,12 @@ def map_leaves(tree: Any, change: Callable[[Any], Any]) -> Any:
 
 def tensors_of(tree: Any) -> list[torch.Tensor]:
     """List the tensors in nested tuples, lists and dicts."""
-    found: list[torch.Tensor] = []
-    _collect(tree, found)
-    return found
-
-
-def _collect(tree: Any, found: list[torch.Tensor]) -> None:
     if isinstance(tree, torch.Tensor):
-        found.append(tree)
-    elif isinstance(tree, tuple | list):
-        for item in tree:
-            _collect(item, found)
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            _collect(item, found)
+        return [tree]
+    items = tree.values() if isinstance(tree, dict) else tree
+    if not isinstance(tree, dict | tuple | list):
+        return []
+    return [tensor for item in items for tensor in tensors_of(item)]
 
 
 def tensor_bytes(tree: Any) -> int:
@@ -80,7 +64,7 @@ def tensor_bytes(tree: Any) -> int:
 
 
 def owned(tensor: torch.Tensor) -> torch.Tensor:
-    """Detach a tensor, in memory that holds nothing else: a view would take all of it along."""
+    """Detach a tensor; copy it if its storage holds more than it, which would travel, too."""
     own = tensor.detach() if tensor.requires_grad else tensor
     whole = own.untyped_storage().nbytes() == own.nbytes
     return own if whole and own.is_contiguous() else own.contiguous().clone()
@@ -88,14 +72,14 @@ def owned(tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Rule:
-    """What NaN or an infinite value in a result is.
+    """What NaN or an infinite value in a result means.
 
     Parameters
     ----------
     mode : str
-        ``"allow"``: nothing; ``"warn"``: something to be counted; ``"fail"``: an error.
+        ``"allow"``: nothing; ``"warn"``: it is counted; ``"fail"``: it is an error.
     key : str, optional
-        The key of the config that says so, for the error.
+        The config key that says so, for the error.
     """
 
     mode: str
@@ -104,33 +88,52 @@ class Rule:
 
 @dataclass(frozen=True)
 class Watched:
-    """What a model returns whose parts have rules of their own.
-
-    Parameters
-    ----------
-    value : dict[str, Any]
-        The result.
-    rules : Mapping[str, Rule]
-        Of some of its entries; the worker's own holds for the others.
-    """
+    """A result of a model with rules for some of its entries; the worker's holds for the others."""
 
     value: dict[str, Any]
     rules: Mapping[str, Rule]
 
-    def parts(self, rule: Rule) -> Iterator[tuple[str, Any, Rule]]:
-        """Each entry and its rule."""
-        for name, part in self.value.items():
-            yield name, part, self.rules.get(name, rule)
+    def entries(self, rule: Rule) -> Iterator[tuple[str, Any, Rule]]:
+        """Yield each entry and its rule."""
+        for name, entry in self.value.items():
+            yield name, entry, self.rules.get(name, rule)
+
+
+Found = list[tuple[Rule, torch.Tensor]]
+
+
+def without_rules(result: Any, rule: Rule) -> tuple[Any, Found]:
+    """Return a result that may be `Watched` without its rules, and its tensors with theirs."""
+    if not isinstance(result, Watched):
+        return result, [(rule, tensor) for tensor in tensors_of(result)]
+    entries = result.entries(rule)
+    return result.value, [(own, tensor) for _, x, own in entries for tensor in tensors_of(x)]
+
+
+def count_nonfinite(found: Found) -> int:
+    """Count the values that are NaN or infinite, where a rule asks for it.
+
+    Raises
+    ------
+    FloatingPointError
+        If there are any and a rule's mode is ``"fail"``.
+    """
+    counts: dict[Rule, int] = {}
+    for rule, tensor in found:
+        if rule.mode != "allow" and not is_finite(tensor):
+            count = int(tensor.numel() - torch.isfinite(tensor).sum())
+            counts[rule] = counts.get(rule, 0) + count
+    for rule, count in counts.items():
+        if count and rule.mode == "fail":
+            raise FloatingPointError(
+                f"{count} values of the result are NaN or infinite ({rule.key}=fail)"
+            )
+    return sum(counts.values())
 
 
 def is_finite(x: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite; False also where their sum only overflows."""
+    """Whether no value is NaN or infinite; False also where only their sum overflows."""
     if not (x.is_floating_point() or x.is_complex()):
         return True
-    # Neither NaN nor infinity gets lost in a sum, which takes a tenth of the time.
+    # NaN and infinity stay in a sum, which takes a tenth of the time.
     return cmath.isfinite(x.sum().item())
-
-
-def count_nonfinite(x: torch.Tensor) -> int:
-    """Count the values that are NaN or infinite."""
-    return 0 if is_finite(x) else int(x.numel() - torch.isfinite(x).sum())

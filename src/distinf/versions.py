@@ -1,23 +1,20 @@
-"""Versions of the libraries that the values of a run depend on."""
+"""Versions of installed packages."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+
 __all__ = ["versions"]
 
+# The bytes of a run depend on these.
+_RECORDED = ("distinf", "torch", "torch-harmonics", "earth2studio", "nvidia-physicsnemo", "zarr")
 
-def versions() -> dict[str, str]:
-    """Versions of what the bytes of a run depend on."""
-    from importlib.metadata import PackageNotFoundError, version
 
+def versions(packages: Iterable[str] = _RECORDED) -> dict[str, str]:
+    """Versions of those of these packages that are installed, by default of those in a store."""
     found = {}
-    for name in (
-        "distinf",
-        "torch",
-        "torch-harmonics",
-        "earth2studio",
-        "nvidia-physicsnemo",
-        "zarr",
-    ):
+    for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from distinf.diagnostics.chain import Chain, Kept, Link
+from distinf.diagnostics.chain import Chain, Link, StoredSubset
 from distinf.errors import ConfigError
 from distinf.seeds import task_seed
 
@@ -141,7 +141,7 @@ def test_only_what_is_stored_comes_back_under_its_new_name():
     a = x[0, 0, 0].clone()
     chain = Chain(
         [link("first", ["a"], "s"), link("second", ["s"], "t", after="first", rename={"t": "T"})],
-        Kept(variables=["T"], region={"lat": [0, 90], "lon": [-30, 30]}),
+        StoredSubset(variables=["T"], region={"lat": [0, 90], "lon": [-30, 30]}),
     )
     grids = chain.output_coords(coords)
     made = chain.forward(x, coords)

@@ -11,65 +11,23 @@ from hypothesis import strategies as st
 from distinf.errors import CallTimeout, SessionError, TaskError, TaskLost, WorkerLost
 from distinf.farm.driver import DriverWorks
 from distinf.farm.farm import Farm
-from distinf.transport import Call, Failure, Reply
-from distinf.transport.in_process import InProcess
-from distinf.transport.worker import Worker
+from distinf.transport import Call, Failure, InProcess, Worker
+from tests.fake_transport import FakeTransport, reply
 
 DEADLINE = 8.0  # of what takes no time
-
-
-class ByHand:
-    """A carrier whose calls end when and how the test says."""
-
-    carrier = "by hand"
-
-    def __init__(self, workers):
-        self.workers = tuple(workers)
-        self.lost = set()  # nobody waits for these at the end
-        self.open = {rank: [] for rank in workers}  # (call, its answer), the oldest first
-
-    def send(self, rank, call, timeout):
-        answer = Future()
-        self.open[rank].append((call, answer))
-        return answer
-
-    def ping(self, rank, timeout):
-        raise NotImplementedError
-
-    def lose(self, rank):
-        self.lost.add(rank)
-
-    def close(self, error=False):
-        pass
-
-
-class Here:
-    """The driver's own process: calls run at once."""
-
-    workers = (0,)
-    carrier = "here"
-
-    def __init__(self):
-        self.did = []
-
-    def send(self, rank, call, timeout):
-        answer = Future()
-        if call.method == "__forward__":
-            self.did.append(call.args[0])
-        answer.set_result(reply(0, call))
-        return answer
-
-
-def reply(rank, call, failure=None):
-    return Reply(call.args and call.args[0], failure, rank, "here", 0.0, 0.0)
 
 
 def task(number):
     return Call(0, "__forward__", f"task {number}", (number,))
 
 
+def done_by(transport):
+    """Numbers of the tasks that a transport was given."""
+    return [call.args[0] for _, call in transport.sent if call.method == "__forward__"]
+
+
 def farm_of(workers, works="fallback", **options):
-    carrier, here = ByHand(workers), Here()
+    carrier, here = FakeTransport(workers), FakeTransport([0], reply)
     farm = Farm(carrier, driver=DriverWorks(here, works), **options)
     assert farm.new_model() == 0
     for rank in workers:
@@ -130,7 +88,7 @@ def test_every_task_ends_whatever_is_lost(workers, depth, attempts, works, event
         elif what == "silence":
             if left:
                 lost.add(left[which % len(left)])
-                farm.lose(left[which % len(left)], "silent")
+                farm.mark_lost(left[which % len(left)], "silent")
         elif busy:
             end(busy[which % len(busy)], what)
     while busy := [rank for rank in ranks if carrier.open[rank]]:
@@ -148,7 +106,7 @@ def test_every_task_ends_whatever_is_lost(workers, depth, attempts, works, event
             assert isinstance(error, SessionError)
             assert works == "never"
             assert "no worker is left" in str(error)
-    assert len(set(here.did)) == len(here.did), "the driver did a task twice"
+    assert len(set(done_by(here))) == len(done_by(here)), "the driver did a task twice"
 
 
 def test_the_driver_takes_what_waits_for_a_full_worker():
@@ -157,14 +115,14 @@ def test_the_driver_takes_what_waits_for_a_full_worker():
     for rank in (1, 2, 3):  # each but the last while the others are full
         carrier.open[rank].pop()[1].set_exception(WorkerLost(rank, "killed"))
     assert [future.result(DEADLINE) for future in futures] == [0, 1, 2]
-    assert sorted(here.did) == [0, 1, 2]
+    assert sorted(done_by(here)) == [0, 1, 2]
 
 
 def test_an_idle_driver_takes_a_task_instead_of_waiting():
     farm, carrier, here = farm_of([1], "idle", depth=1)
     first = farm.submit(task(0), 0, None)
     assert farm.submit(task(1), 0, None).result(DEADLINE) == 1
-    assert here.did == [1]
+    assert done_by(here) == [1]
     call, answer = carrier.open[1].pop()
     answer.set_result(reply(1, call))
     assert first.result(DEADLINE) == 0
@@ -192,7 +150,7 @@ def test_an_error_wakes_who_waits_to_submit():
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_task_is_not_sent_to_lost_workers(number):
     farm, carrier, _ = farm_of([1, 2], "never")
-    farm.lose(number, "stopped")
+    farm.mark_lost(number, "stopped")
     for i in range(2):
         farm.submit(task(i), 0, None)
     assert len(carrier.open[3 - number]) == 2
@@ -203,8 +161,8 @@ def test_a_worker_may_be_lost_after_the_session_broke():
     farm, *_ = farm_of([1, 2], "never")
     open_task = farm.submit(task(0), 0, None)
     farm.fail(RuntimeError("closed"))
-    farm.lose(1, "gone")
-    farm.lose(2, "gone")
+    farm.mark_lost(1, "gone")
+    farm.mark_lost(2, "gone")
     assert farm.workers == ()
     assert str(open_task.exception(DEADLINE)) == "closed"
 
@@ -218,7 +176,7 @@ def test_a_call_that_hangs_on_the_driver_ends_the_run(works):
             ended.wait(60)
 
     here = InProcess(Worker(0, torch.device("cpu")))
-    farm = Farm(ByHand([1]), driver=DriverWorks(here, works, call_timeout=0.2), depth=1)
+    farm = Farm(FakeTransport([1]), driver=DriverWorks(here, works, call_timeout=0.2), depth=1)
     farm.call(1, Call(0, "__build__", "construction", (Hanging,)))
     first = farm.submit(task(0), 0, None)
     try:
@@ -226,7 +184,7 @@ def test_a_call_that_hangs_on_the_driver_ends_the_run(works):
             with pytest.raises(CallTimeout, match=r"task 1 on rank 0: no answer in 0\.2 s"):
                 farm.submit(task(1), 0, None)
         else:
-            farm.lose(1, "gone")
+            farm.mark_lost(1, "gone")
             assert "no worker is left" in str(first.exception(DEADLINE))
             assert "on rank 0: no answer in 0.2 s" in str(first.exception())
     finally:

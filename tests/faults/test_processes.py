@@ -59,7 +59,7 @@ def test_a_killed_driver_leaves_nobody_and_is_resumed(
     (faults.folder / "fault 18").touch()  # it may not have come to that
     done = faults.run("18: once sleep", "runtime.nproc=2", *resume)
     assert done.status == 0, done.err
-    assert "goes on from its saved step" in done.out
+    assert "continues from its saved step" in done.out
     assert faults.complete() == ALL
     np.testing.assert_array_equal(faults.values(), undisturbed)
 

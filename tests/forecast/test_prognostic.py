@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from distinf.errors import ConfigError
 from distinf.forecast.batching import Block, blocks, tasks
-from distinf.forecast.ensemble import perturb
-from distinf.forecast.prognostic import forecasts
-from distinf.report.progress import Events
+from distinf.forecast.initial import perturb
+from distinf.forecast.prognostic import forecasts, states
+from distinf.report import Events
 from distinf.seeds import task_seed
 
 TIMES = np.array(["2023-06-01", "2023-06-02", "2023-06-03"], "M8[ns]")
@@ -114,6 +114,24 @@ def test_states_do_not_depend_on_the_batch(batch):
         assert torch.equal(x, expected * 2 ** int(lead / STEP))
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_states_come_one_case_at_a_time_and_only_those_that_a_store_lacks(batch):
+    class Stored:
+        """The first date is complete, of the others the last lead time is."""
+
+        def incomplete(self, times, members):
+            return None if list(times) == [TIMES[0]] else (0, 1)
+
+    seen = [
+        (coords["time"][0], int(coords["ensemble"][0]), int(coords["lead_time"][0] / STEP), x.shape)
+        for x, coords in states(
+            *(Doubling(), Days(), Block(TIMES, np.arange(2), 4), Stored()), every=2, batch=batch
+        )
+    ]
+    cases = [(t, m) for t in TIMES[batch == 1 :] for m in range(2)]
+    assert sorted(seen) == [(t, m, step, (1, 1, 1, 1, 3, 4)) for t, m in cases for step in range(3)]
+
+
 class Globe(Days):
     """The longitude, from 0 to 360, everywhere on a grid that begins elsewhere."""
 
@@ -202,10 +220,10 @@ def test_the_next_date_is_read_while_this_one_is_forecast():
                 asked.set()
             return data(time, variable)
 
-    states = forecasts(Doubling(), Seen(), blocks(TIMES, None, 3, 1), events=events)
-    next(states)
+    forecast = forecasts(Doubling(), Seen(), blocks(TIMES, None, 3, 1), events=events)
+    next(forecast)
     assert asked.wait(30)  # though nobody has asked for its first state
-    list(states)
+    list(forecast)
     assert [list(times) for times, _ in data.asked] == [[t] for t in TIMES]
     assert sum(event.kind == "read" for event in events) == 3
 
@@ -223,8 +241,7 @@ def test_an_error_of_the_data_source_reaches_the_forecast():
 
 def test_a_prognostic_that_draws_begins_anew_with_each_block():
     def run(todo):
-        states = forecasts(Doubling(draw=True), Days(), todo, seed=1)
-        return [x.clone() for x, _ in states]
+        return [x.clone() for x, _ in forecasts(Doubling(draw=True), Days(), todo, seed=1)]
 
     both = run([Block(TIMES[:1], None, 2), Block(TIMES[1:2], None, 2)])
     again = run([Block(TIMES[1:2], None, 2)])

@@ -5,8 +5,8 @@ import time
 
 import torch
 
-from distinf.forecast.step_clock import StepClock
-from distinf.report.progress import Events
+from distinf.forecast.prognostic import StepClock
+from distinf.report import Events
 
 
 class Computed:

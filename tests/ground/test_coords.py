@@ -9,7 +9,7 @@ from earth2studio.utils.coords import map_coords
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distinf.coords import plan, plan_region
+from distinf.coords import plan, plan_region, step_words
 from distinf.errors import ConfigError
 
 VARIABLES = np.array(["u10m", "v10m", "t2m", "sp", "tcwv", "z500", "u850"])
@@ -230,3 +230,21 @@ def test_a_region_of_a_curvilinear_grid_is_the_rectangle_around_it():
     np.testing.assert_array_equal(y.numpy()[0], x.numpy()[0][np.ix_(rows, columns)])
     with pytest.raises(ConfigError, match="holds no point of the grid of rain"):
         plan_region(coords, {"lat": [-44, -40]}, "rain")
+
+
+TIMES = np.array(["2023-06-01T00", "2023-06-02T12"], "M8[ns]")
+LEADS = np.array([6, 12], "m8[h]").astype("m8[ns]")
+
+
+@pytest.mark.parametrize(
+    ("given", "where", "words"),
+    [
+        ({"time": TIMES[:1], "lead_time": LEADS}, (), " 2023-06-01T00:00 +12 h"),
+        ({"ensemble": np.array([3]), "time": TIMES[1:]}, (), " 2023-06-02T12:00 member 3"),
+        ({"ensemble": np.arange(2), "time": TIMES}, (), " 2023-06-01T00:00 member 0 and 3 more"),
+        ({"ensemble": np.arange(2), "time": TIMES}, (1, 1), " 2023-06-02T12:00 member 1"),
+        ({"time": np.arange(3), "lead_time": [6], "lat": TIMES}, (), ""),
+    ],
+)
+def test_a_step_is_named_as_far_as_its_coords_say(given, where, words):
+    assert step_words(OrderedDict(given), where) == words

@@ -13,10 +13,10 @@ shapes = st.lists(st.integers(1, 7), min_size=1, max_size=4)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def small_parts():
-    """Parts of one row, so that small tensors are shared between threads, too."""
+def small_blocks():
+    """Blocks of one row, so that small tensors are shared between threads, too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(copying, "_PART", 1)
+        patch.setattr(copying, "_BLOCK", 1)
         yield
 
 

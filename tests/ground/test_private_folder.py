@@ -6,11 +6,11 @@ import pytest
 
 from distinf.errors import ConfigError, SessionError
 from distinf.loading import packages
-from distinf.session import port_file
+from distinf.session import rendezvous
 
 PRIVATE = {
     packages: (lambda: packages._lock("a").acquire(), ConfigError),
-    port_file: (lambda: port_file.published("a", 1).__enter__(), SessionError),
+    rendezvous: (lambda: rendezvous.port_in_file("a", 1).__enter__(), SessionError),
 }
 
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from distinf.coords import check_covered, plan, plan_key
 from distinf.diagnostics.chain import Chain, Link
 from distinf.errors import ConfigError
-from distinf.forecast.prognostic import check_initial, rollout
+from distinf.forecast import check_initial, rollout
 from distinf.inference import arguments as arguments_module
 from distinf.inference.arguments import Arguments
 from recipes.shared.checks import check_models

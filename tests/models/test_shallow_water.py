@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from distinf.coords import Coords
 from distinf.models import GalewskyJet, ShallowWater, WindDecomposition
 from distinf.models.shallow_water import stable_time_step
 from distinf.models.sphere import EARTH_OMEGA, EARTH_RADIUS, GRAVITY, regular_grid
 
-Coords = OrderedDict[str, np.ndarray]
 DAY = 4  # steps
 
 

@@ -4,13 +4,14 @@ import pytest
 
 from distinf.errors import ConfigError
 from distinf.session.launcher import (
+    _expand_hosts,
+    _tasks_per_node,
     default_nproc,
-    find_place,
     lets_survivors_live,
     likely_cause,
+    rank_info,
     tells_errors,
 )
-from distinf.session.slurm_variables import expand_hosts, tasks_per_node
 
 MPIRUN = {
     "OMPI_COMM_WORLD_RANK": "1",
@@ -66,16 +67,16 @@ OWN = {**HERE, "DISTINF_RANKS": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     ],
 )
 def test_the_innermost_launcher_decides(env, expected):
-    place = find_place(env)
+    info = rank_info(env)
     found = (
-        place.launcher,
-        place.rank,
-        place.world_size,
-        place.local_rank,
-        place.local_world_size,
+        info.launcher,
+        info.rank,
+        info.world_size,
+        info.local_rank,
+        info.local_world_size,
     )
     assert found == expected
-    assert not place.superfluous
+    assert not info.superfluous
 
 
 @pytest.mark.parametrize(
@@ -90,35 +91,35 @@ def test_the_innermost_launcher_decides(env, expected):
     ],
 )
 def test_where_there_is_one_process_no_launcher_started_ranks(env):
-    assert find_place(env) is None
+    assert rank_info(env) is None
 
 
 def test_slurm_names_the_nodes_and_the_launch():
-    place = find_place(STEP)
-    assert place.hosts == ("gpu07", "gpu08")
-    assert not place.on_one_node
-    first = find_place({**STEP, "SLURM_PROCID": "0", "SLURM_NODEID": "0"})
-    assert (first.local_world_size, first.job) == (2, place.job)
-    assert find_place({**STEP, "SLURM_STEP_ID": "1"}).job != place.job
+    info = rank_info(STEP)
+    assert info.hosts == ("gpu07", "gpu08")
+    assert not info.on_one_node
+    first = rank_info({**STEP, "SLURM_PROCID": "0", "SLURM_NODEID": "0"})
+    assert (first.local_world_size, first.job) == (2, info.job)
+    assert rank_info({**STEP, "SLURM_STEP_ID": "1"}).job != info.job
 
 
 def test_mpirun_names_its_host_and_the_launch():
-    place = find_place(MPIRUN)
-    assert place.hosts == ("192.0.2.2", "198.51.100.7")
+    info = rank_info(MPIRUN)
+    assert info.hosts == ("192.0.2.2", "198.51.100.7")
     other = {**MPIRUN, "OMPI_MCA_orte_precondition_transports": "1-2"}
-    assert find_place(other).job != place.job
+    assert rank_info(other).job != info.job
 
 
 @pytest.mark.parametrize("task", ["0", "1"])
 def test_of_the_mpiruns_of_one_step_only_the_first_computes(task):
     env = {**STEP, **MPIRUN, "SLURM_PROCID": task}
-    assert find_place(env).superfluous == (task != "0")
+    assert rank_info(env).superfluous == (task != "0")
 
 
 def test_mpirun_s_ranks_on_further_nodes_are_not_superfluous():
     """Its daemons there are tasks of a step, and hand their number on."""
     env = {**STEP, **MPIRUN, "OMPI_MCA_orte_local_daemon_uri": "167116800.1;tcp://192.0.2.3:4"}
-    assert not find_place(env).superfluous
+    assert not rank_info(env).superfluous
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_mpirun_s_ranks_on_further_nodes_are_not_superfluous():
 )
 def test_a_wrong_launch_is_refused(env, words):
     with pytest.raises(ConfigError) as caught:
-        find_place(env)
+        rank_info(env)
     for word in words:
         assert word in str(caught.value)
 
@@ -161,7 +162,7 @@ def test_own_ranks_are_started_in_a_batch_script_of_one_task():
 
 def test_a_missing_srun_is_named_as_the_cause():
     env = {**BATCH, **HERE}
-    assert "sbatch or salloc without srun" in likely_cause(find_place(env), env)
+    assert "sbatch or salloc without srun" in likely_cause(rank_info(env), env)
 
 
 @pytest.mark.parametrize(
@@ -175,11 +176,11 @@ def test_a_missing_srun_is_named_as_the_cause():
     ],
 )
 def test_slurm_s_short_form_of_hosts(short, hosts):
-    assert expand_hosts(short) == hosts
+    assert _expand_hosts(short) == hosts
 
 
 def test_slurm_s_short_form_of_tasks():
-    assert tasks_per_node("2(x3),1") == [2, 2, 2, 1]
+    assert _tasks_per_node("2(x3),1") == [2, 2, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_slurm_s_short_form_of_tasks():
     ],
 )
 def test_which_launchers_let_survivors_live(env, live):
-    assert lets_survivors_live(find_place(env), env) is live
+    assert lets_survivors_live(rank_info(env), env) is live
 
 
 def launched(kind, size=3):
@@ -244,7 +245,7 @@ def test_a_wrong_variable_of_all_ranks_is_told_once(kind, name, wrong, around):
 
 def refused(env):
     try:
-        find_place(env)
+        rank_info(env)
     except ConfigError:
         return True
     return False

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from distinf.errors import ConfigError, SessionError
-from distinf.session import announce, network, port_file
+from distinf.session import network, rendezvous
 
 
 @pytest.fixture(autouse=True)
@@ -22,19 +22,19 @@ def soon(seconds=5.0):
 
 
 def test_the_port_is_read_while_it_is_published(folder):
-    with port_file.published("a", 4711):
-        assert port_file.read("a", soon()) == 4711
+    with rendezvous.port_in_file("a", 4711):
+        assert rendezvous.read_port("a", soon()) == 4711
         assert folder.stat().st_mode & 0o777 == 0o700
     assert list(folder.iterdir()) == []
     with pytest.raises(TimeoutError, match=r"a\.port"):
-        port_file.read("a", soon(0.1))
+        rendezvous.read_port("a", soon(0.1))
 
 
 def test_readers_may_come_first():
     found = []
-    reader = threading.Thread(target=lambda: found.append(port_file.read("a", soon())))
+    reader = threading.Thread(target=lambda: found.append(rendezvous.read_port("a", soon())))
     reader.start()
-    with port_file.published("a", 4711):
+    with rendezvous.port_in_file("a", 4711):
         reader.join(5)
     assert found == [4711]
 
@@ -43,20 +43,23 @@ def test_a_leftover_is_not_read_but_replaced(folder):
     folder.mkdir(mode=0o700)
     (folder / "a.port").write_text('{"port": 1, "pid": 1}')
     with pytest.raises(TimeoutError):
-        port_file.read("a", soon(0.1))
-    with port_file.published("a", 4711):
-        assert port_file.read("a", soon()) == 4711
+        rendezvous.read_port("a", soon(0.1))
+    with rendezvous.port_in_file("a", 4711):
+        assert rendezvous.read_port("a", soon()) == 4711
 
 
 def test_two_drivers_of_one_launch_are_refused():
-    with port_file.published("a", 4711), port_file.published("b", 4712):
-        assert (port_file.read("a", soon()), port_file.read("b", soon())) == (4711, 4712)
+    with rendezvous.port_in_file("a", 4711), rendezvous.port_in_file("b", 4712):
+        assert (rendezvous.read_port("a", soon()), rendezvous.read_port("b", soon())) == (
+            4711,
+            4712,
+        )
         with (
             pytest.raises(SessionError, match=f"same launcher .*{os.getpid()}"),
-            port_file.published("a", 4713),
+            rendezvous.port_in_file("a", 4713),
         ):
             pass
-        assert port_file.read("a", soon()) == 4711
+        assert rendezvous.read_port("a", soon()) == 4711
 
 
 def test_a_folder_that_others_may_enter_is_refused(folder):
@@ -64,21 +67,21 @@ def test_a_folder_that_others_may_enter_is_refused(folder):
     folder.chmod(0o755)
     with (
         pytest.raises(SessionError, match="nobody else may enter"),
-        port_file.published("a", 1),
+        rendezvous.port_in_file("a", 1),
     ):
         pass
 
 
 def test_ranks_of_a_launch_find_its_driver_among_others():
-    with announce.announced("a", "127.0.0.1", 4711), announce.announced("b", "127.0.0.1", 4712):
-        assert announce.ask("a", ("127.0.0.1",), soon()) == ("127.0.0.1", 4711)
-        assert announce.ask("b", ("127.0.0.1",), soon()) == ("127.0.0.1", 4712)
-    with announce.announced("a", "127.0.0.1", 4713):  # the next session
-        assert announce.ask("a", ("127.0.0.1",), soon()) == ("127.0.0.1", 4713)
+    with rendezvous.announced("a", "127.0.0.1", 4711), rendezvous.announced("b", "127.0.0.1", 4712):
+        assert rendezvous.ask_port("a", ("127.0.0.1",), soon()) == ("127.0.0.1", 4711)
+        assert rendezvous.ask_port("b", ("127.0.0.1",), soon()) == ("127.0.0.1", 4712)
+    with rendezvous.announced("a", "127.0.0.1", 4713):  # the next session
+        assert rendezvous.ask_port("a", ("127.0.0.1",), soon()) == ("127.0.0.1", 4713)
 
 
 def test_another_program_on_the_port_is_passed_over():
-    with socket.create_server(("127.0.0.1", announce.ports_of("a")[0])) as other:
+    with socket.create_server(("127.0.0.1", rendezvous.announcement_ports("a")[0])) as other:
 
         def answer():
             while True:
@@ -88,22 +91,22 @@ def test_another_program_on_the_port_is_passed_over():
                     return
 
         threading.Thread(target=answer, daemon=True).start()
-        with announce.announced("a", "127.0.0.1", 4711):
-            assert announce.ask("a", ("127.0.0.1",), soon(20))[1] == 4711
+        with rendezvous.announced("a", "127.0.0.1", 4711):
+            assert rendezvous.ask_port("a", ("127.0.0.1",), soon(20))[1] == 4711
         other.shutdown(socket.SHUT_RDWR)
 
 
 def test_another_run_on_the_port_is_told(monkeypatch):
-    monkeypatch.setattr(announce, "ports_of", lambda job: [23456])
+    monkeypatch.setattr(rendezvous, "announcement_ports", lambda job: [23456])
     with (
-        announce.announced("b", "127.0.0.1", 4711),
+        rendezvous.announced("b", "127.0.0.1", 4711),
         pytest.raises(TimeoutError, match="another run of distinf answers"),
     ):
-        announce.ask("a", ("127.0.0.1",), soon(0.5))
+        rendezvous.ask_port("a", ("127.0.0.1",), soon(0.5))
     with (
-        announce.announced("b", "127.0.0.1", 1),
+        rendezvous.announced("b", "127.0.0.1", 1),
         pytest.raises(SessionError, match=r"23456.*MASTER_PORT"),
-        announce.announced("a", "127.0.0.1", 1),
+        rendezvous.announced("a", "127.0.0.1", 1),
     ):
         pass
 

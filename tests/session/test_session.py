@@ -17,7 +17,7 @@ def no_ranks(monkeypatch):
     def start(nproc, *_):
         raise Started(nproc)
 
-    monkeypatch.setattr(sys.modules["distinf.session.session"], "OwnRanks", start)
+    monkeypatch.setattr(sys.modules["distinf.session.session"], "LocalRanks", start)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_ranks_are_started_however_they_are_asked_for(given):
 )
 def test_no_ranks_are_started_unless_asked(given):
     with session(**given) as rank:
-        assert (rank, current_session().place.world_size) == (0, 1)
+        assert (rank, current_session().info.world_size) == (0, 1)
 
 
 @pytest.mark.parametrize("numbers", [(2, 3), (3, 2), (1, 2)])
@@ -51,7 +51,7 @@ def test_a_launcher_s_ranks_start_none(monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
     with session(Runtime(nproc=4)) as rank:
-        assert (rank, current_session().place.launcher) == (0, "environment")
+        assert (rank, current_session().info.launcher) == (0, "environment")
 
 
 def test_the_number_of_expected_ranks_is_that_of_the_options():

@@ -1,6 +1,8 @@
 """Which carrier a session takes: from the facts of all ranks, and from trials of any end."""
 
+import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,10 +13,10 @@ import torch
 import torch.distributed as dist
 
 from distinf.errors import ConfigError
-from distinf.session.local_ranks import listen_on_loopback
+from distinf.session.network import listen
 from distinf.session.peers import shared_gpus
-from distinf.transport import trial
-from distinf.transport.carrier import ENDED, conclude, device_maps, foresee
+from distinf.transport import Peer, carrier, choose_carrier, device_maps
+from distinf.transport.carrier import ENDED, choose_from_trial, choose_without_trial
 
 A, B, C = "GPU-a", "GPU-b", "GPU-c"
 UNSEEN = 'terminate called after throwing\\n  what():  "Couldn\'t find GPU with UUID 9b96"'
@@ -27,15 +29,7 @@ def ranks(*gpus, visible=None):
     for rank, gpu in enumerate(gpus):
         sees = visible[rank] if visible else everything
         device = f"cuda:{sees.index(gpu)}" if gpu else "cpu"
-        peers.append(
-            {
-                "rank": rank,
-                "node": "n1",
-                "device": device,
-                "visible": sees if gpu else [],
-                "gpu": gpu,
-            }
-        )
+        peers.append(Peer(rank, device, tuple(sees) if gpu else (), node="n1"))
     return peers
 
 
@@ -53,7 +47,7 @@ MASKED = ranks(A, B, C, visible=[[A], [B], [C]])
     ],
 )
 def test_the_clear_cases_need_no_trial(wanted, peers, one_node, why):
-    choice = foresee(wanted, peers, one_node)
+    choice = choose_without_trial(wanted, peers, one_node)
     assert choice.carrier == "host"
     assert why in choice.why
 
@@ -68,21 +62,21 @@ def test_the_clear_cases_need_no_trial(wanted, peers, one_node, why):
     ],
 )
 def test_the_others_are_tried(wanted, peers, one_node):
-    assert foresee(wanted, peers, one_node) is None
+    assert choose_without_trial(wanted, peers, one_node) is None
 
 
 def test_device_to_device_only_if_all_came_through():
-    assert conclude("auto", ranks(A, B), ["", ""]).carrier == "cuda"
-    choice = conclude("auto", MASKED, [ENDED, ENDED, "it was ended by SIGABRT: no such GPU"])
+    assert choose_from_trial("auto", ranks(A, B), ["", ""]).carrier == "cuda"
+    choice = choose_from_trial("auto", MASKED, [ENDED, ENDED, "it was ended by SIGABRT: none"])
     assert choice.carrier == "host"
     assert "ranks 0 and 1 see different GPUs" in choice.why
-    assert "on rank 2 it was ended by SIGABRT: no such GPU" in choice.why
-    assert conclude("auto", ranks(A, B), ["", ENDED]).carrier == "host"
+    assert "on rank 2 it was ended by SIGABRT: none" in choice.why
+    assert choose_from_trial("auto", ranks(A, B), ["", ENDED]).carrier == "host"
 
 
 def test_all_see_the_same_gpus_in_another_order():
     peers = ranks(A, B, visible=[[A, B], [B, A]])
-    assert "see different" not in conclude("auto", peers, ["", "it failed: x"]).why
+    assert "see different" not in choose_from_trial("auto", peers, ["", "it failed: x"]).why
 
 
 @pytest.mark.parametrize(
@@ -90,9 +84,9 @@ def test_all_see_the_same_gpus_in_another_order():
 )
 def test_what_was_asked_for_and_fails_is_an_error(outcomes):
     with pytest.raises(ConfigError, match=r"runtime.carrier=cuda.*out of verbs.*carrier=host"):
-        conclude("cuda", ranks(A, B), outcomes)
+        choose_from_trial("cuda", ranks(A, B), outcomes)
     with pytest.raises(ConfigError, match=r"runtime.carrier=cuda.*rank 1 is without a GPU"):
-        foresee("cuda", ranks(A, ""), True)
+        choose_without_trial("cuda", ranks(A, ""), True)
 
 
 def test_each_rank_maps_its_device_to_those_it_talks_to():
@@ -111,7 +105,7 @@ def test_ranks_that_share_a_gpu_are_named():
 
 @pytest.fixture
 def store():
-    listener = listen_on_loopback()
+    listener = listen("127.0.0.1")
     port = listener.getsockname()[1]
     tcp = dist.TCPStore(
         "127.0.0.1",
@@ -133,7 +127,7 @@ def choices(store, peers, commands, wanted="auto", seconds=120.0):
         own = dist.PrefixStore("session", dist.TCPStore(tcp.host, tcp.port, wait_for_workers=False))
         script = commands[number]
         command = [sys.executable, "-c", script] if script else ()
-        return trial.choose(wanted, peers, number, own, True, until, command)
+        return choose_carrier(wanted, peers, number, own, True, until, command)
 
     with ThreadPoolExecutor(len(peers)) as pool:
         return list(pool.map(rank, range(len(peers))))
@@ -172,15 +166,14 @@ def test_a_trial_has_a_deadline(store):
 
 def test_a_trial_ends_with_its_rank():
     """It would wait ten minutes for a store that is not there."""
-    facts = {"rank": 0, "peers": ranks("", ""), "address": ["127.0.0.1", 1], "name": ""}
+    rank = subprocess.Popen([sys.executable, "-c", ""])
+    rank.wait(60)
+    facts = {"rank": 0, "peers": [{"rank": 0}, {"rank": 1}], "name": "", "seconds": 600.0}
+    facts.update(address=["127.0.0.1", 1], parent=rank.pid)
     child = subprocess.Popen(
-        [*trial.trial_command(), json.dumps({**facts, "seconds": 600.0})],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        [*carrier.trial_command(), json.dumps(facts)], stderr=subprocess.DEVNULL
     )
     try:
-        child.stdin.close()
         assert child.wait(120) == 1
     finally:
         child.kill()
@@ -190,12 +183,13 @@ def test_a_trial_ends_with_its_rank():
 def test_the_real_trial_carries_tensors_both_ways(store):
     """With real processes and the real transport; the devices are CPUs, whose maps are empty."""
     tcp, peers = store.underlying_store, ranks("", "")
-    facts = {"peers": peers, "address": [tcp.host, tcp.port], "name": "t", "seconds": 100.0}
+    listed = [dataclasses.asdict(peer) for peer in peers]
+    facts = {"peers": listed, "address": [tcp.host, tcp.port], "name": "t", "seconds": 100.0}
 
     def rank(number):
         own = dist.PrefixStore("session", dist.TCPStore(tcp.host, tcp.port, wait_for_workers=False))
-        mine = {**facts, "rank": number, "several_nodes": False}
-        return trial._try(trial.trial_command(), mine, number, len(peers), own, 100.0)
+        mine = {**facts, "rank": number, "several_nodes": False, "parent": os.getpid()}
+        return carrier._try(carrier.trial_command(), mine, number, len(peers), own, 100.0)
 
     with ThreadPoolExecutor(len(peers)) as pool:
         assert list(pool.map(rank, range(len(peers)))) == ["", ""]

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from distinf.transport import Call
+from distinf.transport import Call, Worker
 from distinf.transport.shared_memory import DriverMemory, WorkerMemory
-from distinf.transport.slots import SMALL, Placed
-from distinf.transport.worker import Worker
+from distinf.transport.slots import SMALL, SlotReference
 
 LARGE = SMALL // 4  # float32 values that do not go into a message
 CPU = torch.device("cpu")
@@ -78,7 +77,7 @@ def memfds():
 
 def test_a_large_tensor_does_not_travel(ends):
     message, finish = ends.send("forward", ends.state(1.0))
-    assert isinstance(message.call.args[0], Placed)
+    assert isinstance(message.call.args[0], SlotReference)
     assert torch.equal(finish().value, torch.full((LARGE,), 2.0))
 
 
@@ -151,6 +150,14 @@ def test_the_slot_of_a_call_that_did_not_come_back_is_given_up(ends):
         os.close(lost.open())
 
 
+def test_a_slot_is_not_closed_before_the_reply_of_its_call(ends):
+    """As a copy of a GPU's state, to which only the transport refers."""
+    _, finish = ends.send("forward", ends.state(1.0))
+    for value in range(5):
+        ends.state(value)
+    assert finish().value.unique().tolist() == [2.0]
+
+
 def test_a_failed_call_takes_no_slot(ends):
     before = len(memfds())
     for _ in range(20):
@@ -203,4 +210,4 @@ def test_without_shared_memory_tensors_travel_in_messages(why, monkeypatch):
 def driver_slot_of_another(driver):
     """An offer that holds other bytes than the driver's own."""
     slot = driver._slots.take(16)
-    return slot.place(slot.memory[:16].fill_(7))
+    return slot.reference(slot.memory[:16].fill_(7))

@@ -9,10 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from distinf.streams import Lane
+from distinf.gpu import Lane
 from distinf.tensors import Rule, Watched
-from distinf.transport import Call, Reply
-from distinf.transport.worker import Later, Worker
+from distinf.transport import Call, Later, Reply, Worker
 from tests.simulated_gpu import SimulatedGpu
 
 

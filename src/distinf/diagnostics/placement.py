@@ -22,30 +22,25 @@ _Names = Annotated[Mapping[str, str], Field(description="must be like {tp: tp_af
 
 @options_dataclass("diagnostic")
 class Placement:
-    """What a diagnostic's settings say beside its model's own.
+    """The settings of a diagnostic that are not its model's.
 
     Parameters
     ----------
     workers : int | None
-        Workers of its own, by default None: it shares those that belong to no other.
+        Number of workers of its own, by default None: it shares those that belong to no other.
     after : str | None
-        Name of the diagnostic behind which it runs, on the same worker, taking from its result
-        the variables that it has; by default None.
+        Name of the diagnostic behind which it runs, on the same worker, and from whose result it
+        takes the variables that are there; by default None.
     rename : Mapping[str, str]
         New names of its variables in the store.
     precision : str | None
-        ``"float16"`` or ``"bfloat16"``: what autocast lowers to it is computed in it; by default
-        None: in the model's own precision.
+        ``"float16"`` or ``"bfloat16"``: mixed precision by autocast; by default None: the model's
+        own precision.
     compile : bool | None
         Whether its networks are compiled by ``torch.compile``, by default None: they are not.
     nonfinite : str | None
-        What NaN or an infinite value in its result is: ``"allow"``, ``"warn"`` or ``"fail"``; by
-        default None: what ``runtime.nonfinite`` says.
-
-    Raises
-    ------
-    ConfigError
-        If a value cannot be.
+        ``"allow"``, ``"warn"`` or ``"fail"``: the rule for NaN and infinite values in its result;
+        by default None: ``runtime.nonfinite``.
     """
 
     workers: Count | None = None
@@ -57,19 +52,9 @@ class Placement:
 
 
 def split(settings: Mapping[str, Any], where: str) -> tuple[Placement, dict[str, Any]]:
-    """Tell a diagnostic's placement from its model's settings.
+    """Separate the section ``where`` of a config into a placement and its model's settings.
 
-    Parameters
-    ----------
-    settings : Mapping[str, Any]
-        Its section of the config.
-    where : str
-        The section, for errors.
-
-    Returns
-    -------
-    tuple[Placement, dict[str, Any]]
-        Its placement, and what remains.
+    Raises `ConfigError` if a value of the placement is not possible.
     """
     names = option_names(Placement)
     own = {key: value for key, value in settings.items() if key in names and value is not None}
@@ -78,22 +63,10 @@ def split(settings: Mapping[str, Any], where: str) -> tuple[Placement, dict[str,
 
 
 def chains(placements: Mapping[str, Placement]) -> list[list[str]]:
-    """Group diagnostics that run behind one another, each behind what it needs.
+    """Group the names of diagnostics into chains, each in the order in which it runs.
 
-    Parameters
-    ----------
-    placements : Mapping[str, Placement]
-        Of each diagnostic, by name.
-
-    Returns
-    -------
-    list[list[str]]
-        Names; one list for all that hang together, first the one that runs first.
-
-    Raises
-    ------
-    ConfigError
-        If a link is missing, a chain bites its tail, or a later link asks for workers.
+    Raises `ConfigError` if a link is missing, a chain is circular, or a later link asks for
+    workers.
     """
     groups: dict[str, list[str]] = {}
     for name, placement in placements.items():
@@ -125,24 +98,9 @@ def assign(
 ) -> dict[str, list[int] | None]:
     """Give workers of their own to the chains that ask for some, from the last rank on.
 
-    Parameters
-    ----------
-    heads : Iterable[str]
-        The first diagnostic of each chain.
-    placements : Mapping[str, Placement]
-        Of each diagnostic, by name.
-    workers : Sequence[int]
-        Ranks, ascending. A process alone shares itself.
-
-    Returns
-    -------
-    dict[str, list[int] | None]
-        For each head its ranks; None: every worker.
-
-    Raises
-    ------
-    ConfigError
-        If there are too few.
+    ``heads`` are the first diagnostics of the chains, ``workers`` ascending ranks; rank 0 among
+    them means a run of one process. Returns for each head its ranks (None: every worker). Raises
+    `ConfigError` if there are too few.
     """
     heads = list(heads)
     asked = {head: n for head in heads if (n := placements[head].workers) is not None}

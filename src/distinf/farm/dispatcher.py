@@ -1,15 +1,14 @@
 """Who gets which task next.
 
-A pure state machine: no torch, no threads, no clock. Whoever drives it tells it what happened
-(a task was submitted, a call ended, a worker was lost) and carries out the decisions that it
-returns. The same code can therefore be driven by a session, by a simulation with a virtual
-clock, and by a property test.
+A pure state machine: no torch, no threads, no clock. Its caller reports what happened (a task was
+submitted, a call ended, a worker was lost) and carries out the decisions that it returns. So the
+same code runs in a session, in a simulation with a virtual clock and in a property test.
 
 A worker computes one task at a time; ``depth`` tasks may be on it at once, so that the input
-of the next one travels while the present one computes. There is no queue of new tasks: with
-every slot taken, :meth:`Dispatcher.has_room` is false and the submitter waits. Memory is
-bounded by the number of workers. Only tasks of lost workers wait here, and they are as many
-as those workers had slots.
+of the next one is sent while the present one computes. There is no queue of new tasks: when
+every slot is taken, :meth:`Dispatcher.has_room` is false and the submitter waits. So memory is
+bounded by the number of workers. Only tasks of lost workers wait here, at most as many as those
+workers had slots.
 """
 
 from __future__ import annotations
@@ -25,17 +24,7 @@ __all__ = ["Decision", "Dispatcher", "GiveUp", "Start"]
 
 @dataclass(frozen=True)
 class Start:
-    """Send this task to this worker now.
-
-    Parameters
-    ----------
-    task : int
-        Number of the task.
-    worker : int
-        Rank of the worker.
-    attempt : int
-        1 for the first attempt.
-    """
+    """Send this task to this worker now; ``attempt`` is 1 for the first one."""
 
     task: int
     worker: int
@@ -46,14 +35,8 @@ class Start:
 class GiveUp:
     """Do not try this task again.
 
-    Parameters
-    ----------
-    task : int
-        Number of the task.
-    attempts : int
-        How many workers were lost while they computed it.
-    no_workers : bool
-        True when no worker that may run it is left; False when it used up its attempts.
+    ``attempts`` workers were lost while they computed it. ``no_workers``: no worker that may run
+    it is left; else it used up its attempts.
     """
 
     task: int
@@ -73,21 +56,9 @@ class _Task:
 class Dispatcher:
     """Assign tasks to workers.
 
-    Parameters
-    ----------
-    workers : Iterable[int]
-        Ranks of the workers.
-    depth : int, optional
-        Tasks that may be on one worker at once: the one it computes and those whose input is
-        on its way, by default 2.
-    max_attempts : int, optional
-        Workers that may be lost while computing one and the same task before it is given
-        up, by default 3. A task that was merely waiting on a lost worker loses no attempt.
-
-    Raises
-    ------
-    ValueError
-        If ``depth`` or ``max_attempts`` is below 1.
+    ``depth`` tasks may be on one worker at once: the one that it computes and those whose input is
+    being sent. A task is given up after ``max_attempts`` workers were lost while they computed it;
+    a task that only waited on a lost worker loses no attempt.
     """
 
     def __init__(self, workers: Iterable[int], depth: int = 2, max_attempts: int = 3) -> None:
@@ -97,8 +68,8 @@ class Dispatcher:
         # Among equally loaded workers the one that was used longest ago comes first.
         self._uses = itertools.count()
         self._used: dict[int, int] = {}
-        # Workers with a free slot, in the order of preference; kept sorted, since looking at
-        # every worker for every task would take longer than a task at some thousands of them.
+        # Workers with a free slot, in the order of preference; kept sorted, since with thousands
+        # of workers a search for every task would take longer than a task.
         self._free: list[tuple[int, int, int]] = []
         self._tasks: dict[int, _Task] = {}
         self._retry: deque[int] = deque()
@@ -111,11 +82,6 @@ class Dispatcher:
     def workers(self) -> tuple[int, ...]:
         """Ranks of the workers that are left, ascending."""
         return tuple(sorted(self._on))
-
-    @property
-    def unfinished(self) -> int:
-        """Number of tasks that were submitted and neither finished nor given up."""
-        return len(self._tasks)
 
     def on(self, worker: int) -> tuple[int, ...]:
         """Tasks on a worker, the one it computes first; empty for a lost one."""
@@ -130,24 +96,12 @@ class Dispatcher:
         return any(workers is None or w in workers for w in self._on)
 
     def submit(self, task: int, workers: frozenset[int] | None = None) -> Start:
-        """Start a new task on the least loaded of its workers.
-
-        Parameters
-        ----------
-        task : int
-            A number that is not in use.
-        workers : frozenset[int] | None, optional
-            The workers that may run it, by default None: all.
-
-        Returns
-        -------
-        Start
-            What to send where.
+        """Start a new task on the least loaded of ``workers`` (None: all).
 
         Raises
         ------
         ValueError
-            If the number is in use, or no slot is free: ask :meth:`has_room` first.
+            If the number ``task`` is in use, or no slot is free: ask :meth:`has_room` first.
         """
         if task in self._tasks:
             raise ValueError(f"task {task} is already submitted")
@@ -158,15 +112,10 @@ class Dispatcher:
         return self._start(task, worker)
 
     def finish(self, task: int, worker: int) -> list[Decision]:
-        """Take note that a worker ended a task, with a value or with its model's error.
+        """Free the slot of a task that ended, with a value or with its model's error.
 
-        A late answer of a worker that was given up is ignored, since the task may be
-        elsewhere by now.
-
-        Returns
-        -------
-        list[Decision]
-            Tasks of lost workers that can start in the free slot.
+        A late answer of a lost worker is ignored, since the task may be elsewhere by now. Returns
+        tasks of lost workers that can start in the free slot.
         """
         if task not in self._on.get(worker, ()):
             return []
@@ -177,28 +126,18 @@ class Dispatcher:
         return self._start_waiting()
 
     def join(self, worker: int) -> list[Decision]:
-        """Take note of one more worker.
-
-        Returns
-        -------
-        list[Decision]
-            Tasks of lost workers that can start on it.
-        """
+        """Add a worker; returns tasks of lost workers that can start on it."""
         if worker not in self._on:
             self._on[worker] = deque()
             self._used[worker] = next(self._uses)
             self._enter(worker)
         return self._start_waiting()
 
-    def lose(self, worker: int) -> list[Decision]:
-        """Take note that a worker is gone; its tasks go to the others, oldest first.
+    def mark_lost(self, worker: int) -> list[Decision]:
+        """Remove a worker; its tasks go to the others, oldest first.
 
-        Only the task that it was computing loses an attempt.
-
-        Returns
-        -------
-        list[Decision]
-            What starts elsewhere at once, and what is given up.
+        Only the task that it was computing loses an attempt. Returns what starts elsewhere at
+        once, and what is given up.
         """
         if worker not in self._on:
             return []
@@ -207,7 +146,7 @@ class Dispatcher:
         del self._used[worker]
         if tasks:
             self._tasks[tasks[0]].losses += 1
-        # By age, also beside those of workers lost before: tasks are kept in order of submission.
+        # By age, together with those of workers lost before: `_tasks` is in order of submission.
         waiting = {*self._retry, *tasks}
         self._retry = deque(number for number in self._tasks if number in waiting)
         return self._give_up() + self._start_waiting()
@@ -219,17 +158,16 @@ class Dispatcher:
         self._enter(worker)
         return Start(task, worker, self._tasks[task].losses + 1)
 
-    def _place(self, worker: int) -> tuple[int, int, int]:
-        """Where a worker stands in the order of preference."""
+    def _preference(self, worker: int) -> tuple[int, int, int]:
         return len(self._on[worker]), self._used[worker], worker
 
     def _enter(self, worker: int) -> None:
         if len(self._on[worker]) < self._depth:
-            insort(self._free, self._place(worker))
+            insort(self._free, self._preference(worker))
 
     def _leave(self, worker: int) -> None:
         if len(self._on[worker]) < self._depth:
-            del self._free[bisect_left(self._free, self._place(worker))]
+            del self._free[bisect_left(self._free, self._preference(worker))]
 
     def _pick(self, workers: frozenset[int] | None) -> int | None:
         for _, _, worker in self._free:

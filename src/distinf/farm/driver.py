@@ -13,15 +13,9 @@ __all__ = ["DriverWorks"]
 class DriverWorks:
     """Runs calls in the driver's own process; its models are constructed when first needed.
 
-    Parameters
-    ----------
-    transport : Transport | None
-        Runs a call in this process; None: the driver runs none.
-    when : str
-        ``"never"``, ``"fallback"`` for tasks none of whose workers is left, ``"idle"`` also for a
-        submitter that finds no room.
-    call_timeout : float | None, optional
-        Deadline of a call in seconds, by default None: none.
+    ``transport`` runs a call in this process (None: the driver runs none), ``call_timeout`` is its
+    deadline in seconds. ``when`` is ``runtime.driver_works``: ``"never"``, ``"fallback"`` for tasks
+    none of whose workers is left, ``"idle"`` also for a submitter that finds no room.
     """
 
     def __init__(
@@ -37,7 +31,7 @@ class DriverWorks:
         self._limits: set[frozenset[int]] = set()
 
     def note_build(self, call: Call) -> None:
-        """Keep how a model is constructed."""
+        """Remember how a model is constructed."""
         self._builds[call.model] = call
 
     def admit(self, workers: frozenset[int] | None) -> frozenset[int] | None:
@@ -53,13 +47,7 @@ class DriverWorks:
         return self.able and (not left or any(limit.isdisjoint(left) for limit in self._limits))
 
     def run(self, call: Call) -> Reply:
-        """Run a call here.
-
-        Raises
-        ------
-        CallTimeout
-            If it took too long: the model goes on, and no other one can run here.
-        """
+        """Run a call here; after a `CallTimeout` the model goes on, and no other one can run."""
         assert self._transport is not None
         with self._turn:
             if call.model not in self._built:

@@ -1,21 +1,21 @@
 """The session's one dispatcher, driven over its one transport.
 
 Every `DistributedInference` of a session submits here, so they share the workers. One lock
-owns all state; nothing slow happens under it.
+protects all state; nothing slow happens under it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass
 from typing import Any
 
 from distinf.background import in_background
-from distinf.errors import CallTimeout, SessionError, WorkerLost
-from distinf.farm import outcome
+from distinf.errors import CallTimeout, SessionError, TaskError, TaskLost, WorkerLost
 from distinf.farm.dispatcher import Decision, Dispatcher, GiveUp, Start
 from distinf.farm.driver import DriverWorks
 from distinf.report import Event, Events
@@ -26,7 +26,7 @@ __all__ = ["Farm"]
 
 log = logging.getLogger("distinf")
 
-# A waiting submitter looks up this often, so that no lost wake-up can make it wait for ever.
+# A waiting submitter checks this often, so that a missed notification cannot block it forever.
 _LOOK_UP_SECONDS = 5.0
 
 
@@ -36,31 +36,19 @@ class _Task:
     future: Future[Any]
     nbytes: int
     attempt: int = 0
-    why: str = field(default="", compare=False)
+    why: str = ""  # its worker was lost
 
 
 class Farm:
     """Hand tasks to workers and their results to futures.
 
-    The first error of a model breaks the session: what is in flight comes to its end, nothing
-    new starts, and whoever waits to submit wakes with that error, so that no error is lost
-    with a future that nobody reads.
+    The first error of a model breaks the session: running tasks end, nothing new starts, and a
+    submitter that waits gets that error. So no error is lost with a future that nobody reads.
 
-    Parameters
-    ----------
-    transport : Transport
-        Carries the calls.
-    depth : int, optional
-        Tasks that may be on a worker at once, by default 2.
-    max_attempts : int, optional
-        Workers that one task may outlive, by default 3.
-    call_timeout : float | None, optional
-        Deadline of one attempt of a task, and of every other call, in seconds, by default None:
-        as long as its worker lives.
-    skip_errors : bool, optional
-        Whether a task that fails leaves the session whole, by default False.
-    driver : DriverWorks | None, optional
-        Runs calls in the driver's own process, by default None: it runs none.
+    ``depth`` and ``max_attempts`` are as of `Dispatcher`. ``call_timeout`` is the deadline of one
+    attempt of a task, and of every other call, in seconds; None: as long as its worker lives.
+    With ``skip_errors`` the session goes on after a task failed. ``driver`` runs calls in the
+    driver's own process; None: it runs none.
     """
 
     def __init__(
@@ -74,7 +62,7 @@ class Farm:
     ) -> None:
         self._skip_errors = skip_errors
         self._driver = driver or DriverWorks(None, "never")
-        self._nonfinite = outcome.Nonfinite()
+        self._warned: set[int] = set()  # models with NaN or infinite values
         self.events = Events()
         self.transport = transport
         self._dispatcher = Dispatcher(transport.workers, depth, max_attempts)
@@ -102,27 +90,11 @@ class Farm:
         return next(self._models)
 
     def submit(self, call: Call, nbytes: int, workers: frozenset[int] | None) -> Future[Any]:
-        """Queue a task on the next free worker; blocks while all are full.
+        """Run a task on the next free one of ``workers`` (None: all); blocks while all are full.
 
-        Parameters
-        ----------
-        call : Call
-            The task's; its tensors belong to it.
-        nbytes : int
-            Their size, for the summary.
-        workers : frozenset[int] | None
-            Ranks that may run it; None: all.
-
-        Returns
-        -------
-        Future
-            Resolves to the call's value; raises `TaskError` when the model raised, or
-            `WorkerLost` when no worker could finish it.
-
-        Raises
-        ------
-        SessionError
-            If the session is broken or closed, or none of the workers is left.
+        ``nbytes`` is the size of its tensors, which belong to it. The future raises `TaskError` if
+        the model raised, `TaskLost` or `SessionError` if no worker could finish it. Raises
+        `SessionError` if the session is broken or closed, or none of the workers is left.
         """
         future: Future[Any] = Future()
         task = _Task(call, future, nbytes)
@@ -140,18 +112,12 @@ class Farm:
                 start = self._dispatcher.submit(number, workers)
         if room:
             self._carry_out([start])
-        else:  # the prognostic would wait: its process may as well compute
+        else:  # the prognostic would wait, so its process can compute
             self._run_own(number, task)
         return future
 
     def call(self, rank: int, call: Call) -> Future[Any]:
-        """Call a method of a resident model on one rank, outside the dispatch.
-
-        Returns
-        -------
-        Future
-            Resolves to the value; raises as that of :meth:`submit`.
-        """
+        """Call a method of a resident model on one rank, outside the dispatch."""
         with self._changed:
             self._check(None)
         future: Future[Any] = Future()
@@ -159,28 +125,28 @@ class Farm:
         def deliver(answer: Future[Reply]) -> None:
             error = answer.exception()
             if isinstance(error, WorkerLost):
-                self.lose(rank, error.reason)
+                self.mark_lost(rank, error.reason)
             if isinstance(error, CallTimeout):
-                self.lose(rank, str(error))
+                self.mark_lost(rank, str(error))
                 error = CallTimeout(f"{error} (runtime.call_timeout)")
             if error is not None:
-                outcome.fail(future, error)
+                _fail(future, error)
                 return
             reply = answer.result()
             if reply.unusable and rank != 0:
-                self.lose(rank, outcome.why_unusable(reply))
+                self.mark_lost(rank, _why_unusable(reply))
             if reply.failure is None:
-                outcome.resolve(future, reply.value)
+                _resolve(future, reply.value)
             else:
-                outcome.fail(future, outcome.task_error(reply, call, attempt=1))
+                _fail(future, _task_error(reply, call, attempt=1))
 
         if call.method == "__build__":
             self._driver.note_build(call)
         self.transport.send(rank, call, self._call_timeout).add_done_callback(deliver)
         return future
 
-    def lose(self, rank: int, reason: str) -> None:
-        """Take note that a worker is gone and give its tasks to the others."""
+    def mark_lost(self, rank: int, reason: str) -> None:
+        """Mark a worker as lost and give its tasks to the others."""
         with self._changed:
             for number in self._dispatcher.on(rank):
                 if number in self._tasks:  # unless the session broke
@@ -192,21 +158,15 @@ class Farm:
                 if self._driver.needed(left) and 0 not in (rank, *left):
                     log.warning("rank 0 runs diagnostics from here on")
                     decisions += self._dispatcher.join(0)
-            decisions += self._dispatcher.lose(rank)
+            decisions += self._dispatcher.mark_lost(rank)
             self._changed.notify_all()
-        self.transport.lose(rank)
+        self.transport.mark_lost(rank)
         self._carry_out(decisions)
 
     def fail(self, error: BaseException, abandon: bool = True) -> None:
-        """Break the session: every waiting and every further submitter gets this error.
+        """Break the session: every waiting and every further submitter gets the first error.
 
-        Parameters
-        ----------
-        error : BaseException
-            The first one counts.
-        abandon : bool, optional
-            Whether open futures get the error too, by default True; False lets what is in
-            flight come to its end.
+        With ``abandon`` the futures of running tasks get it, too; else these tasks end.
         """
         with self._changed:
             self._broken = self._broken or error
@@ -215,7 +175,7 @@ class Farm:
                 tasks, self._tasks = list(self._tasks.values()), {}
             self._changed.notify_all()
         for task in tasks:
-            outcome.fail(task.future, error)
+            _fail(task.future, error)
 
     def check(self) -> None:
         """Raise the error that broke the session, if one did."""
@@ -232,7 +192,7 @@ class Farm:
         for decision in decisions:
             with self._changed:
                 task = self._tasks.get(decision.task)
-            if task is None:  # the session broke meanwhile
+            if task is None:  # the session broke in between
                 continue
             if isinstance(decision, GiveUp):
                 self._give_up(decision, task)
@@ -252,10 +212,10 @@ class Farm:
         error = answer.exception()
         if isinstance(error, WorkerLost | CallTimeout):
             # A worker that missed its deadline may answer late or never: it gets no more tasks.
-            self.lose(start.worker, str(error))
+            self.mark_lost(start.worker, str(error))
             return
         if error is None and answer.result().unusable and start.worker != 0:
-            self.lose(start.worker, outcome.why_unusable(answer.result()))
+            self.mark_lost(start.worker, _why_unusable(answer.result()))
             return
         with self._changed:
             current = start.task in self._dispatcher.on(start.worker)
@@ -267,33 +227,26 @@ class Farm:
         if not current:
             return
         if error is not None:
-            outcome.fail(task.future, error)
+            _fail(task.future, error)
             return
         self._settle(task, answer.result(), start.attempt)
 
     def _settle(self, task: _Task, reply: Reply, attempt: int) -> None:
-        """Give a task's future what its reply says."""
+        """Give a task's future the value or the error of its reply."""
         if reply.failure is None:
             if reply.nonfinite:
-                self._nonfinite.tell(task.call, reply)
+                self._warn_nonfinite(task.call, reply)
+            times, sent_back = (reply.started, reply.ended), tensor_bytes(reply.value)
             self.events.record(
-                Event(
-                    "diagnose",
-                    task.call.task,
-                    reply.rank,
-                    reply.started,
-                    reply.ended,
-                    task.nbytes,
-                    tensor_bytes(reply.value),
-                )
+                Event("diagnose", task.call.task, reply.rank, *times, task.nbytes, sent_back)
             )
-            outcome.resolve(task.future, reply.value)
+            _resolve(task.future, reply.value)
         else:
-            failure = outcome.task_error(reply, task.call, attempt)
-            # What left this process's own GPU unusable cannot be gone on after.
+            failure = _task_error(reply, task.call, attempt)
+            # The run cannot go on after an error that left this process's own GPU unusable.
             if not self._skip_errors or reply.unusable:
                 self.fail(failure, abandon=False)
-            outcome.fail(task.future, failure)
+            _fail(task.future, failure)
 
     def _run_own(self, number: int, task: _Task) -> None:
         try:
@@ -310,4 +263,61 @@ class Farm:
         with self._changed:
             self._tasks.pop(decision.task, None)
             self._changed.notify_all()
-        outcome.fail(task.future, outcome.lost(task.call, task.attempt, task.why, decision))
+        _fail(task.future, _lost(task, decision))
+
+    def _warn_nonfinite(self, call: Call, reply: Reply) -> None:
+        with self._changed:
+            first = call.model not in self._warned
+            self._warned.add(call.model)
+        if first:
+            log.warning(
+                "%s: %d values of the result are NaN or infinite (rank %d); this warning is shown "
+                "once per diagnostic (runtime.nonfinite, diagnostic.<name>.nonfinite)",
+                call.task,
+                reply.nonfinite,
+                reply.rank,
+            )
+
+
+def _lost(task: _Task, decision: GiveUp) -> Exception:
+    """Return the error of a task that was lost with its worker and is not tried again."""
+    reason = "no worker is left" if decision.no_workers else "it will not be tried again"
+    kind = SessionError if decision.no_workers else TaskLost
+    return kind(
+        f"{task.call.task} was lost with its worker on attempt {task.attempt}, and {reason}: "
+        f"{task.why}"
+    )
+
+
+def _why_unusable(reply: Reply) -> str:
+    """Say why a worker leaves whose GPU fails every further call."""
+    assert reply.failure is not None
+    return f"its GPU can no longer be used: {reply.failure.kind}: {reply.failure.message}"
+
+
+def _task_error(reply: Reply, call: Call, attempt: int) -> TaskError:
+    """Return the error that a model raised in a task."""
+    failure = reply.failure
+    assert failure is not None
+    return TaskError(
+        what=failure.what,
+        task=call.task or f"model {call.model}",
+        rank=reply.rank,
+        host=reply.host,
+        attempt=attempt,
+        kind=failure.kind,
+        message=failure.message,
+        remote_traceback=failure.traceback,
+    )
+
+
+def _resolve(future: Future[Any], value: Any) -> None:
+    """Give a future its value, unless it was cancelled or failed with the session."""
+    with contextlib.suppress(InvalidStateError):
+        future.set_result(value)
+
+
+def _fail(future: Future[Any], error: BaseException) -> None:
+    """Give a future its error; as :func:`_resolve`."""
+    with contextlib.suppress(InvalidStateError):
+        future.set_exception(error)

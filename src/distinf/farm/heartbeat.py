@@ -1,4 +1,4 @@
-"""Whether workers live, asked over the transport: a stopped process answers nothing for ever."""
+"""Finds workers that no longer answer: the connection to a stopped process stays open."""
 
 from __future__ import annotations
 
@@ -12,22 +12,14 @@ from distinf.transport import Transport
 
 __all__ = ["Pulse"]
 
-_SIGNS = 4  # asked for in the time after which silence counts
+_PINGS = 4  # in the time after which a silent worker counts as lost
 
 
 class Pulse:
-    """Ask every worker for signs of life until it is stopped.
+    """Ping the workers that are left until :meth:`stop`.
 
-    Parameters
-    ----------
-    transport : Transport
-        Carries the question.
-    workers : Callable[[], tuple[int, ...]]
-        Tells the ranks that are left.
-    timeout : float
-        Seconds of silence after which a worker is lost.
-    lost : Callable[[int, str], None]
-        Called once with the rank of a silent worker and the reason.
+    ``lost`` is called once with the rank of a worker that has not answered for ``timeout``
+    seconds, and with the reason.
     """
 
     def __init__(
@@ -47,27 +39,27 @@ class Pulse:
         threading.Thread(target=self._run, name="distinf-pulse", daemon=True).start()
 
     def stop(self) -> None:
-        """Ask no more; what was asked before is of no consequence."""
+        """Send no more pings and ignore answers that are still to come."""
         self._end.set()
 
     def _run(self) -> None:
-        while not self._end.wait(self._timeout / _SIGNS):
+        while not self._end.wait(self._timeout / _PINGS):
             for rank in self._workers():
                 if rank not in self._asked:
-                    self._ask(rank)
+                    self._ping(rank)
 
-    def _ask(self, rank: int) -> None:
+    def _ping(self, rank: int) -> None:
         self._asked.add(rank)
         answer = self._transport.ping(rank, self._timeout / 2)
-        answer.add_done_callback(partial(self._hear, rank))
+        answer.add_done_callback(partial(self._check_answer, rank))
 
-    def _hear(self, rank: int, answer: Future[None]) -> None:
+    def _check_answer(self, rank: int, answer: Future[None]) -> None:
         self._asked.discard(rank)
-        # A connection that ended is somebody else's news: a call fails, or its process is seen to.
+        # Closed connections are handled elsewhere: a call fails, or the process is found ended.
         silent = isinstance(answer.exception(), CallTimeout)
         if silent and not self._end.is_set() and rank not in self._missed:
-            self._missed.add(rank)  # once, as after Ctrl-Z and fg, says nothing
-            self._ask(rank)
+            self._missed.add(rank)  # one missed ping is normal after Ctrl-Z and fg
+            self._ping(rank)
             return
         self._missed.discard(rank)
         if silent and not self._end.is_set():

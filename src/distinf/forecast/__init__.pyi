@@ -1,10 +1,12 @@
+from .batching import Block as Block
 from .batching import blocks as blocks
 from .batching import tasks as tasks
-from .ensemble import perturb as perturb
-from .prognostic import check_initial as check_initial
+from .initial import check_initial as check_initial
+from .initial import perturb as perturb
 from .prognostic import forecasts as forecasts
 from .prognostic import lead_times as lead_times
 from .prognostic import rollout as rollout
+from .prognostic import states as states
 from .prognostic import step_coords as step_coords
 from .restart import RestartStates as RestartStates
 from .restart import is_restartable as is_restartable

@@ -9,25 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-__all__ = ["Block", "Coords", "State", "blocks", "tasks"]
+from distinf.coords import Coords, State
 
-Coords = OrderedDict[str, np.ndarray]
-State = tuple[torch.Tensor, Coords]
+__all__ = ["Block", "blocks", "tasks"]
 
 
 @dataclass(frozen=True)
 class Block:
-    """Initial times and members that the prognostic steps together.
-
-    Parameters
-    ----------
-    times : np.ndarray
-        Initial times, datetime64[ns].
-    members : np.ndarray | None
-        Numbers of the members; None without an ensemble.
-    nsteps : int
-        How many steps.
-    """
+    """Initial times (datetime64[ns]), members (None without an ensemble) and number of steps."""
 
     times: np.ndarray
     members: np.ndarray | None
@@ -35,26 +24,10 @@ class Block:
 
 
 def blocks(times: np.ndarray, members: int | None, nsteps: int, batch: int) -> list[Block]:
-    """Divide dates and members into blocks of at most ``batch``.
+    """Divide times and members into blocks of at most ``batch`` states, in this order.
 
-    Members of one date come first into the same block; dates share one only where all their
-    members fit.
-
-    Parameters
-    ----------
-    times : np.ndarray
-        Initial times.
-    members : int | None
-        Size of the ensemble; None without one.
-    nsteps : int
-        Steps of each forecast.
-    batch : int
-        States that the prognostic takes at once.
-
-    Returns
-    -------
-    list[Block]
-        In the order of dates, then members.
+    Members of one time come first into the same block; times share one only where all their
+    members fit. ``members`` is the size of the ensemble, None without one.
     """
     if members is None:
         return [Block(times[i : i + batch], None, nsteps) for i in range(0, len(times), batch)]
@@ -68,7 +41,7 @@ def blocks(times: np.ndarray, members: int | None, nsteps: int, batch: int) -> l
 
 
 def tasks(x: torch.Tensor, coords: Coords) -> Iterator[State]:
-    """Take a state of several dates and members apart into those of one each, as views."""
+    """Split a state of several times and members into those of one each, as views."""
     axes = [key for key in ("ensemble", "time") if key in coords]
     for index in np.ndindex(*(len(coords[key]) for key in axes)):
         part, own = x, OrderedDict(coords)

@@ -1,60 +1,37 @@
-"""The prognostic's side: from initial conditions to a sequence of states."""
+"""The prognostic: from initial conditions to a sequence of states."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import queue
+import threading
 import time as clock
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from inspect import signature
 from typing import Any
 
 import numpy as np
 import torch
 
 from distinf.background import in_background
-from distinf.coords import check_covered, plan
-from distinf.errors import ConfigError
-from distinf.forecast.batching import Block, Coords, State, tasks
-from distinf.forecast.restart import RestartStates, Saved
-from distinf.forecast.step_clock import StepClock
-from distinf.loading import unreachable, unread
+from distinf.coords import Coords, State, step_words
+from distinf.forecast.batching import Block, blocks, tasks
+from distinf.forecast.initial import Perturb, members_of, read
+from distinf.forecast.restart import RestartStates, Start
+from distinf.gpu import record_event
 from distinf.report import Event, Events
 from distinf.seeds import seed_all, set_generators, task_seed
+from distinf.store import Marks
 
 log = logging.getLogger("distinf")
 
-__all__ = [
-    "check_initial",
-    "forecasts",
-    "lead_times",
-    "on_own_grid",
-    "rollout",
-    "step_coords",
-]
-
-_PROGNOSTIC, _DATA = "the prognostic", "the data"  # in errors
-
-Perturb = Callable[[torch.Tensor, Coords], State]
+__all__ = ["forecasts", "lead_times", "rollout", "states", "step_coords"]
 
 
 def lead_times(prognostic: Any, nsteps: int) -> np.ndarray:
-    """Lead times of a forecast, the initial state's included.
-
-    Parameters
-    ----------
-    prognostic : PrognosticModel
-        An Earth2Studio prognostic.
-    nsteps : int
-        Number of steps.
-
-    Returns
-    -------
-    np.ndarray
-        timedelta64[ns], [nsteps + 1].
-    """
+    """Lead times of a forecast, the initial state's included: timedelta64[ns], [nsteps + 1]."""
     step = prognostic.output_coords(prognostic.input_coords())["lead_time"]
     return np.concatenate([step * i for i in range(nsteps + 1)]).astype("timedelta64[ns]")
 
@@ -130,6 +107,51 @@ def rollout(
     yield from forecasts(prognostic, data, [Block(np.array([time]), None, nsteps)], device, events)
 
 
+def states(
+    prognostic: Any,
+    data: Any,
+    cases: Block,
+    marks: Marks | None = None,
+    every: int = 1,
+    batch: int = 1,
+    **options: Any,
+) -> Iterator[State]:
+    """Forecast many initial times and members; yield one case and lead time at a time.
+
+    Parameters
+    ----------
+    prognostic, data : PrognosticModel, DataSource | ForecastSource
+        As in :func:`rollout`.
+    cases : Block
+        All initial times, all members (numbered from 0; None without an ensemble) and the number
+        of steps.
+    marks : Marks | None, optional
+        What is complete in a store, by default None: nothing. Complete cases are left out, others
+        end with the last step that the store lacks.
+    every : int, optional
+        Steps between two stored lead times, by default 1.
+    batch : int, optional
+        States that the prognostic steps together, by default 1.
+    **options : Any
+        ``device``, ``events``, ``perturbation``, ``seed`` and ``restart`` of :func:`forecasts`.
+
+    Yields
+    ------
+    tuple[torch.Tensor, Coords]
+        States [(ensemble=1,) time=1, lead_time=1, variable, ...] and their coords.
+    """
+    members = None if cases.members is None else len(cases.members)
+    todo = blocks(cases.times, members, cases.nsteps, batch)
+    if marks is not None:
+        todo = [
+            dataclasses.replace(block, nsteps=lacks[1] * every)
+            for block in todo
+            if (lacks := marks.incomplete(block.times, block.members)) is not None
+        ]
+    for x, coords in forecasts(prognostic, data, todo, **options):
+        yield from tasks(x, coords)
+
+
 def forecasts(
     prognostic: Any,
     data: Any,
@@ -140,7 +162,7 @@ def forecasts(
     seed: int | None = None,
     restart: RestartStates | None = None,
 ) -> Iterator[State]:
-    """Forecast one block after the other, without a gap between them.
+    """Forecast one block after the other.
 
     The initial condition of the next block is read while the present one is forecast.
 
@@ -151,222 +173,122 @@ def forecasts(
     todo : Sequence[Block]
         The blocks.
     perturbation : Callable | None, optional
-        Perturbs the initial condition of one member, by default None: see
-        `distinf.forecast.ensemble.perturb`.
+        Perturbs the initial condition of one member, by default None; see
+        `distinf.forecast.perturb`.
     seed : int | None, optional
-        The run's seed, for a prognostic that draws random numbers: they begin anew with each block.
-        By default None: it draws as it pleases.
+        The run's seed: a prognostic that draws random numbers is seeded anew for each block. By
+        default None: it is not seeded.
     restart : RestartStates | None, optional
-        Where states are saved, and from which a block begins if one of its states is there, by
-        default None: every block begins with its initial condition.
-
-    Raises
-    ------
-    ConfigError
-        If the data source cannot be reached.
+        Saves states; a block begins with its newest saved one. By default None: every block
+        begins with its initial condition.
 
     Yields
     ------
     tuple[torch.Tensor, Coords]
         States [(ensemble,) time, lead_time=1, variable, ...] and their coords.
     """
-    wanted = prognostic.input_coords()
-    method = getattr(prognostic, "interp_method", None)
 
-    def begin(block: Block) -> State | Saved:
+    def start_of(block: Block) -> Start:
         if restart is not None and (saved := restart.newest(block)) is not None:
             return saved
-        return _read(data, block.times, wanted, method, device, events)
+        began = clock.time()
+        x, coords = read(prognostic, data, block.times, device)
+        if events is not None:
+            label = step_words({"time": block.times[:1]}).strip()
+            events.record(Event("read", label, 0, began, clock.time()))
+        return Start(0, x, coords)
 
-    upcoming = in_background(partial(begin, todo[0]), "distinf-read") if todo else None
+    upcoming = in_background(partial(start_of, todo[0]), "distinf-read") if todo else None
     for number, block in enumerate(todo):
         assert upcoming is not None
-        first = upcoming.result()
+        start = upcoming.result()
         upcoming = None
         if number + 1 < len(todo):
-            upcoming = in_background(partial(begin, todo[number + 1]), "distinf-read")
-        start = clock.time()
-        if not isinstance(first, Saved) and block.members is not None:
-            first = _members(*first, block.members, perturbation)
-        yield from _steps(prognostic, first, block, events, seed, start, device, restart)
+            upcoming = in_background(partial(start_of, todo[number + 1]), "distinf-read")
+        began = clock.time()
+        x, coords = start.x.to(device), start.coords
+        if start.step == 0 and block.members is not None:
+            x, coords = members_of(x, coords, block.members, perturbation)
+        label = _label(block)
+        if start.step > 0:
+            log.info("%s: continues from its saved step %d", label, start.step)
+        if seed is not None:
+            _seed(prognostic, block, seed)
+            if start.generators is not None:
+                set_generators(start.generators, device)
+        states = prognostic.create_iterator(x, coords)
+        steps = StepClock(events)
+        try:
+            for step in range(start.step, block.nsteps + 1):
+                x, coords = next(states)
+                if restart is not None and step > start.step:
+                    restart.offer(block, step, x, coords)
+                steps.stepped(f"{label} step {step}", began, x)
+                yield x, coords
+                began = clock.time()
+        finally:
+            steps.close()
         if restart is not None:
             restart.finish(block)
 
 
-def _steps(
-    prognostic: Any,
-    first: State | Saved,
-    block: Block,
-    events: Events | None,
-    seed: int | None,
-    start: float,
-    device: torch.device | str,
-    restart: RestartStates | None,
-) -> Iterator[State]:
+def _label(block: Block) -> str:
+    ensemble = {} if block.members is None else {"ensemble": block.members}
+    return step_words({"time": block.times, **ensemble}).strip()
+
+
+def _seed(prognostic: Any, block: Block, seed: int) -> None:
     member = None if block.members is None else int(block.members[0])
-    if seed is not None:
-        draws = task_seed(seed, "prognostic", block.times[0], None, member)
-        seed_all(draws)
-        if callable(getattr(prognostic, "set_rng", None)):
-            prognostic.set_rng(seed=draws)
-    label = str(np.datetime_as_string(block.times[0], unit="m"))
-    label += "" if member is None else f" member {member}"
-    more = len(block.times) * (1 if block.members is None else len(block.members)) - 1
-    label += f" and {more} more" if more else ""
-    if isinstance(first, Saved):
-        log.info("%s: goes on from its saved step %d", label, first.step)
-        if seed is not None:
-            set_generators(first.generators, device)
-        begun, x, coords = first.step, first.x.to(device), first.coords
-    else:
-        begun, (x, coords) = 0, first
-    states = prognostic.create_iterator(x, coords)
-    steps = StepClock(events)
-    try:
-        for step in range(begun, block.nsteps + 1):
-            x, coords = next(states)
-            if restart is not None and step > begun:
-                restart.offer(block, step, x, coords)
-            steps.stepped(f"{label} step {step}", start, x)
-            yield x, coords
-            start = clock.time()
-    finally:
-        steps.close()
+    draws = task_seed(seed, "prognostic", block.times[0], None, member)
+    seed_all(draws)
+    if callable(getattr(prognostic, "set_rng", None)):
+        prognostic.set_rng(seed=draws)
 
 
-def _read(
-    data: Any,
-    times: np.ndarray,
-    wanted: Coords,
-    method: str | None,
-    device: torch.device | str,
-    events: Events | None,
-) -> State:
-    """Read initial conditions [time, lead_time, variable, ...] on the prognostic's grid."""
-    from earth2studio.data import fetch_data
+class StepClock:
+    """Records each step when it has been computed, without waiting for a GPU.
 
-    regrid = {}
-    if method is not None:
-        regrid = {"interp_to": wanted, "interp_method": method}
-        data = _covering(data, wanted)
-    start = clock.time()
-    try:
-        x, coords = fetch_data(
-            source=data,
-            time=times,
-            variable=wanted["variable"],
-            lead_time=wanted["lead_time"],
-            device=device,
-            **regrid,
-        )
-    except Exception as error:
-        if (why := unreachable(error)) is None:
-            raise
-        raise ConfigError(unread(type(data).__name__, why)) from error
-    x, coords = plan(coords, wanted, _PROGNOSTIC, _DATA)(x, coords)
-    if events is not None:
-        label = str(np.datetime_as_string(times[0], unit="m"))
-        events.record(Event("read", label, 0, start, clock.time()))
-    return x, coords
-
-
-def check_initial(prognostic: Any, data: Any) -> None:
-    """Refuse data on a grid from which a prognostic cannot start, where both tell their grids.
-
-    Parameters
-    ----------
-    prognostic : PrognosticModel
-        An Earth2Studio prognostic.
-    data : DataSource | ForecastSource
-        A data source; of one that has ``grid``, a mapping with ``lat`` and ``lon``, it is checked.
-
-    Raises
-    ------
-    ConfigError
-        Names both grids.
+    On the CPU that is when the model returns it. A GPU only begins then: a thread waits for it, in
+    the order of the steps. ``marking`` returns an event behind what the calling thread has
+    enqueued, None for the CPU.
     """
-    grid = getattr(data, "grid", None)
-    if grid is None:
-        return
-    wanted = prognostic.input_coords()
-    if getattr(prognostic, "interp_method", None) is not None:
-        check_covered(grid, wanted["_lat"], wanted["_lon"], _PROGNOSTIC, _DATA)
-        return
-    plan(grid, {key: wanted[key] for key in grid if key in wanted}, _PROGNOSTIC, _DATA)
 
+    def __init__(
+        self, events: Events | None, marking: Callable[[torch.Tensor], Any] = record_event
+    ) -> None:
+        self._events = events
+        self._marking = marking
+        self._steps: queue.SimpleQueue[tuple[str, float, Any] | None] | None = None
 
-def on_own_grid(prognostic: Any, data: Any) -> Any:
-    """Wrap a data source, for those who read it beside the forecast, such as perturbations.
+    def stepped(self, label: str, start: float, x: torch.Tensor) -> None:
+        """Record a step that the model was asked for at ``start``; returns at once."""
+        if self._events is None:
+            return
+        computed = self._marking(x)
+        if computed is None:
+            self._events.record(Event("forecast", label, 0, start, clock.time()))
+            return
+        if self._steps is None:
+            self._steps = queue.SimpleQueue()
+            threading.Thread(target=self._run, name="distinf-steps", daemon=True).start()
+        self._steps.put((label, start, computed))
 
-    Parameters
-    ----------
-    prognostic : PrognosticModel
-        An Earth2Studio prognostic.
-    data : DataSource | ForecastSource
-        A data source.
+    def close(self) -> None:
+        """End the thread behind the last step."""
+        if self._steps is not None:
+            self._steps.put(None)
 
-    Returns
-    -------
-    DataSource | ForecastSource
-        Called as ``data``, it gives the same on the prognostic's grid, selected as the initial
-        conditions are, or raises a `ConfigError` that names both grids.
-    """
-    wanted = prognostic.input_coords()
-
-    def select(array: Any) -> Any:
-        own = OrderedDict((str(dim), array[dim].values) for dim in array.dims)
-        cut = plan(own, {k: v for k, v in wanted.items() if k in own}, _PROGNOSTIC, _DATA)
-        for dim, index in cut.indices.items():
-            array = array.isel({array.dims[dim]: np.arange(array.shape[dim])[index]})
-        return array.assign_coords(cut.coords)
-
-    return _wrapped(data, select)
-
-
-def _covering(data: Any, wanted: Coords) -> Any:
-    """Wrap a data source: what it reads must surround the grid to which it is interpolated."""
-
-    def check(array: Any) -> Any:
-        lat, lon = ("lat", "lon") if "lat" in array.coords else ("_lat", "_lon")
-        grid = {"lat": array[lat].values, "lon": array[lon].values}
-        check_covered(grid, wanted["_lat"], wanted["_lon"], _PROGNOSTIC, _DATA)
-        return array
-
-    return _wrapped(data, check)
-
-
-def _wrapped(data: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a source of the same kind that changes what a data source gives."""
-    # Earth2Studio tells the kinds apart by the signature of `__call__`; a function has none there.
-    forecast = "lead_time" in signature(data.__call__).parameters
-    return (_ChangedForecast if forecast else _Changed)(data, change)
-
-
-@dataclass(frozen=True)
-class _Changed:
-    data: Any
-    change: Callable[[Any], Any]
-
-    def __call__(self, time: Any, variable: Any) -> Any:
-        return self.change(self.data(time, variable))
-
-
-@dataclass(frozen=True)
-class _ChangedForecast:
-    data: Any
-    change: Callable[[Any], Any]
-
-    def __call__(self, time: Any, lead_time: Any, variable: Any) -> Any:
-        return self.change(self.data(time, lead_time, variable))
-
-
-def _members(
-    x: torch.Tensor, coords: Coords, members: np.ndarray, perturbation: Perturb | None
-) -> State:
-    """Repeat an initial condition for each member, perturbed one date and member at a time."""
-    repeated = x.unsqueeze(0).repeat(len(members), *([1] * x.ndim))
-    ensemble: Coords = OrderedDict(ensemble=members, **coords)
-    if perturbation is not None:
-        for part, own in tasks(repeated, ensemble):
-            part.copy_(perturbation(part.clone(), own)[0])
-    return repeated, ensemble
+    def _run(self) -> None:
+        assert self._steps is not None
+        assert self._events is not None
+        before = 0.0
+        while (step := self._steps.get()) is not None:
+            label, start, computed = step
+            try:
+                computed.synchronize()
+            except RuntimeError:  # the GPU failed: whoever uses the state raises the error
+                return
+            now = clock.time()
+            # The model may be asked for a step while the GPU still computes the one before.
+            self._events.record(Event("forecast", label, 0, max(start, before), now))
+            before = now

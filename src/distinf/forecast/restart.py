@@ -1,4 +1,4 @@
-"""Saved states of a forecast, from which an interrupted run goes on."""
+"""Saved states of a forecast, from which an interrupted run continues."""
 
 from __future__ import annotations
 
@@ -15,46 +15,37 @@ import numpy as np
 import torch
 
 from distinf.background import in_background
+from distinf.coords import Coords
 from distinf.errors import ConfigError
-from distinf.forecast.batching import Block, Coords
+from distinf.forecast.batching import Block
 from distinf.seeds import generators
 from distinf.store import RESTART, Destination, Marks
 
-__all__ = ["RestartStates", "Saved", "is_restartable"]
+__all__ = ["RestartStates", "Start", "is_restartable"]
 
 log = logging.getLogger("distinf")
 
 _COORD = "coord "
-_DTYPE = "dtype of x"  # only where NumPy does not have it
-_AHEAD = 2  # saved states of a block that wait for the store to reach them
-# What a checkpoint state of Earth2Studio holds if the visible state is all of it.
+_DTYPE = "dtype of x"  # only of types that NumPy lacks
+_AHEAD = 2  # saved states of a block that the store has not reached
+# Fields of a checkpoint state of Earth2Studio that holds nothing but the visible state.
 _VISIBLE = {"x", "coord_keys", "coord_values"}
 
 
 def is_restartable(prognostic: Any, stated: bool | None = None) -> bool:
-    """Whether a prognostic goes on from any of its states as if it had not been interrupted.
+    """Whether a prognostic continues from any of its states as if it had not been interrupted.
 
-    Parameters
-    ----------
-    prognostic : PrognosticModel
-        An Earth2Studio prognostic.
-    stated : bool | None, optional
-        ``prognostic.restartable`` of the config; by default None: it is if it binds a checkpoint
-        state of Earth2Studio (``earth2studio.utils.checkpoint``) that holds nothing else.
-
-    Raises
-    ------
-    ConfigError
-        If it is stated of one that needs more than one lead time to start, or has random numbers of
-        its own.
+    ``stated`` is ``prognostic.restartable`` of the config. By default it is restartable if it binds
+    a checkpoint state (``earth2studio.utils.checkpoint``) that holds nothing but a visible state.
+    Raises `ConfigError` if True is stated of a model that cannot be.
     """
     several = len(prognostic.input_coords().get("lead_time", [0])) != 1
     draws = callable(getattr(prognostic, "set_rng", None))
     if stated and (several or draws):
         why = "draws random numbers of its own" if draws else "starts from several lead times"
         raise ConfigError(
-            f"prognostic.restartable=true: {type(prognostic).__name__} {why}, so one of its states "
-            "does not tell how it goes on; set it to false or null"
+            f"prognostic.restartable=true: {type(prognostic).__name__} {why}, so it cannot "
+            "continue from one of its states; set it to false or null"
         )
     if stated is None and not (several or draws):
         bound = getattr(getattr(prognostic, "checkpoint", None), "checkpoint_dataclass", None)
@@ -64,38 +55,24 @@ def is_restartable(prognostic: Any, stated: bool | None = None) -> bool:
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A state that was saved.
+class Start:
+    """Where a block begins: its initial condition (step 0), or a saved state.
 
-    Parameters
-    ----------
-    step : int
-        Its step.
-    x, coords : torch.Tensor, Coords
-        The state.
-    generators : dict[str, np.ndarray]
-        Of `distinf.seeds.generators`, when it was made.
+    ``generators`` are the states of random generators that were saved with it, see
+    `distinf.seeds.generators`.
     """
 
     step: int
     x: torch.Tensor
     coords: Coords
-    generators: dict[str, np.ndarray]
+    generators: dict[str, np.ndarray] | None = None
 
 
 class RestartStates:
-    """The saved states in a store; the newest that the store has reached, and the next few.
+    """The saved states in a store: for each block the newest that it has reached, and a few more.
 
-    Parameters
-    ----------
-    destination : Destination
-        The store.
-    every : int
-        Steps between two of them.
-    marks : Marks
-        What is complete in it.
-    stored_every : int
-        Steps between two stored lead times.
+    ``every`` and ``stored_every`` are the steps between two of them, and between two stored lead
+    times.
     """
 
     def __init__(
@@ -106,8 +83,8 @@ class RestartStates:
         self._writing: Future[None] | None = None
         self._ended: list[Block] = []
 
-    def newest(self, block: Block) -> Saved | None:
-        """Newest state of a block that is not ahead of the store."""
+    def newest(self, block: Block) -> Start | None:
+        """Newest saved state of a block that is not ahead of the store."""
         reached = self._reached(block)
         for step in sorted(self._steps(block), reverse=True):
             if step > reached:
@@ -119,11 +96,11 @@ class RestartStates:
         return None
 
     def offer(self, block: Block, step: int, x: torch.Tensor, coords: Coords) -> None:
-        """Save this state if it is its turn; copies it, and writes in the background."""
+        """Save every so-many-th state; copies it, and writes in the background."""
         if step == 0 or step % self._every or step >= block.nsteps:
             return
         if self._writing is not None and not self._writing.done():
-            return  # the disk is slower than the forecast: a later state will do
+            return  # the disk is slower than the forecast: a later state is saved
         reached = self._reached(block)
         steps = self._steps(block)
         if len([old for old in steps if old > reached]) >= _AHEAD:
@@ -136,7 +113,7 @@ class RestartStates:
         )
 
     def finish(self, block: Block) -> None:
-        """Wait for what is being written; forget the states of blocks that are in the store."""
+        """Wait for the last write; remove the saved states of blocks that are complete."""
         if self._writing is not None:
             self._writing.result()
         self._ended.append(block)
@@ -163,26 +140,27 @@ class RestartStates:
             self._destination.put(f"{RESTART}/{_name(block, step)}", data.getvalue())
             for old in past:
                 self._destination.remove(f"{RESTART}/{_name(block, old)}")
-        except OSError as error:  # results matter more; their own writes tell what is wrong
+        except OSError as error:  # the run needs its results only; their writes raise
             log.warning("step %d of the prognostic could not be saved: %s", step, error)
 
-    def _read(self, name: str, step: int) -> Saved:
+    def _read(self, name: str, step: int) -> Start:
         with np.load(io.BytesIO(self._destination.get(f"{RESTART}/{name}"))) as state:
             arrays = {key: state[key] for key in state.files}
         x = _unpacked(arrays)
         keys = [key for key in arrays if key.startswith(_COORD)]
         coords = OrderedDict((key.removeprefix(_COORD), arrays.pop(key)) for key in keys)
-        return Saved(step, x, coords, arrays)
+        return Start(step, x, coords, arrays)
 
 
 def _name(block: Block, step: int) -> str:
+    """File name of a saved state."""
     time = str(np.datetime_as_string(block.times[0], unit="s")).replace(":", "")
     member = "" if block.members is None else f"_member{block.members[0]}"
     return f"{time}{member}_step{step}.npz"
 
 
 def _packed(x: torch.Tensor) -> dict[str, np.ndarray]:
-    """Copy a state; one of a type that NumPy does not have as its bytes."""
+    """Copy a state; one of a type that NumPy lacks as its bytes."""
     own = x.detach().to("cpu", copy=True).resolve_conj().resolve_neg()
     try:
         return {"x": own.numpy()}
@@ -192,7 +170,7 @@ def _packed(x: torch.Tensor) -> dict[str, np.ndarray]:
 
 
 def _unpacked(arrays: dict[str, np.ndarray]) -> torch.Tensor:
-    """Take a state out of what was saved."""
+    """Take the state out of saved arrays."""
     x = torch.from_numpy(arrays.pop("x"))
     dtype = arrays.pop(_DTYPE, None)
     return x if dtype is None else x.view(getattr(torch, str(dtype))).squeeze(-1)

@@ -1,4 +1,4 @@
-"""Arguments of a task, in memory of its own, cut down to what the diagnostic needs."""
+"""Selects and copies the inputs of a task, so that they are its own."""
 
 from __future__ import annotations
 
@@ -10,29 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from distinf.coords import Selection, plan, plan_key
+from distinf.coords import Coords, Selection, plan, plan_key
 from distinf.copying import copy
 from distinf.tensors import map_leaves
 from distinf.transport import Transport
 
-__all__ = ["Arguments", "describe"]
+__all__ = ["Arguments"]
 
-Coords = OrderedDict[str, np.ndarray]
 _FLOAT = 4  # bytes of a value of a state
 _SMALL = 2**14  # bytes that are not worth asking the transport where to put them
 
 
 class Arguments:
-    """What the tasks of one diagnostic take along.
+    """The arguments of one diagnostic's tasks, in memory from the transport.
 
-    Parameters
-    ----------
-    name : str
-        Of the diagnostic, for messages.
-    wanted : Mapping[str, np.ndarray] | None
-        What its ``input_coords`` said; None: it takes everything.
-    transport : Transport
-        Gives the memory.
+    ``wanted`` is its ``input_coords()``; None: it takes every state as it is.
     """
 
     def __init__(
@@ -44,13 +36,7 @@ class Arguments:
         self._plans: dict[tuple[object, ...], Selection] = {}
 
     def expect(self, coords: Coords) -> Coords:
-        """Return the coordinates of what will be cut out of states with these, and prepare for it.
-
-        Raises
-        ------
-        ConfigError
-            If the states lack variables that the diagnostic needs.
-        """
+        """Return the coords of what is selected from such states, and prepare memory for it."""
         plan = self._plan(coords)
         self._transport.expect(plan.count(coords) * _FLOAT)
         return plan.select_coords(coords)
@@ -58,17 +44,10 @@ class Arguments:
     def own(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return arguments that share no memory with these; a state is cut down to what is needed.
+        """Return arguments that share no memory with these.
 
-        Parameters
-        ----------
-        args, kwargs : tuple, dict
-            If ``args`` begins with a tensor and its coords, these are the state.
-
-        Raises
-        ------
-        ConfigError
-            If the state lacks variables that the diagnostic needs.
+        If ``args`` begins with a tensor and its coords, that is a state: only what the diagnostic
+        needs is copied. Raises `ConfigError` if the state lacks variables that it needs.
         """
         kwargs = map_leaves(kwargs, self._copy) if kwargs else kwargs
         x, coords = args[:2] if len(args) >= 2 else (None, None)
@@ -78,7 +57,7 @@ class Arguments:
         return (y, *map_leaves([y_coords, *args[2:]], self._copy)), kwargs
 
     def _copy(self, leaf: Any) -> Any:
-        """Give the task its own: it may be sent later, and a lost worker's is sent once more."""
+        """Copy a leaf: it may be sent later, and once more if its worker is lost."""
         if isinstance(leaf, torch.Tensor):
             if leaf.layout is not torch.strided or leaf.is_quantized:
                 return leaf.clone()
@@ -91,7 +70,7 @@ class Arguments:
             return leaf.copy()
         try:
             return deepcopy(leaf)
-        except Exception:  # what cannot be copied does not travel either
+        except Exception:  # it cannot be pickled either: sending it raises the error
             return leaf
 
     def _plan(self, coords: Coords) -> Selection:
@@ -103,17 +82,3 @@ class Arguments:
 
 def _is_state(x: Any, coords: Any) -> bool:
     return isinstance(x, torch.Tensor) and isinstance(coords, OrderedDict) and x.ndim == len(coords)
-
-
-def describe(name: str, number: int, args: tuple[Any, ...]) -> str:
-    """Name a task as (diagnostic, time, lead_time) if it has these, else by its number."""
-    if len(args) >= 2 and isinstance(args[1], dict):
-        coords = args[1]
-        words = [name]
-        if len(coords.get("time", ())) == 1:
-            words.append(str(np.datetime_as_string(coords["time"][0], unit="m")))
-        if len(coords.get("lead_time", ())) > 0:
-            words.append(f"+{coords['lead_time'][-1] / np.timedelta64(1, 'h'):g} h")
-        if len(words) > 1:
-            return " ".join(words)
-    return f"{name} task {number}"

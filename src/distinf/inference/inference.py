@@ -10,30 +10,26 @@
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
+import queue
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from types import TracebackType
 from typing import Any
 
-import numpy as np
-
+from distinf.coords import Coords, step_words
 from distinf.errors import ConfigError, SessionError
 from distinf.farm import Farm
-from distinf.inference.arguments import Arguments, describe
-from distinf.inference.earth2studio_names import ProposedInterface
-from distinf.inference.mapping import starmap
-from distinf.session import current_session
-from distinf.streams import mark
+from distinf.gpu import record_event
+from distinf.inference.arguments import Arguments
+from distinf.inference.earth2studio_names import QueuedCalls
+from distinf.session import close_session, current_session, open_session
 from distinf.tensors import tensor_bytes
 from distinf.transport import Call
 
 __all__ = ["DistributedInference"]
 
-Coords = OrderedDict[str, np.ndarray]
 
-
-class DistributedInference(ProposedInterface):
+class DistributedInference:
     """A diagnostic model, resident on the session's workers.
 
     Parameters
@@ -58,7 +54,7 @@ class DistributedInference(ProposedInterface):
     Notes
     -----
     In a session of one process the model lives in this process, and calls run as they are
-    made. The first error of a model breaks the session: see `distinf.farm.farm.Farm`.
+    made. The first error of a model breaks the session: whoever waits in it gets that error.
     """
 
     def __init__(
@@ -82,7 +78,7 @@ class DistributedInference(ProposedInterface):
         self._number = self._farm.new_model()
         self._running = itertools.count()
         self._closed = False
-        ProposedInterface.__init__(self)
+        self._queued = QueuedCalls(self.submit, self._farm.check)
         self._methods: set[str] = set.union(
             *self._everywhere("__build__", "construction", (model, *args), kwargs)
         )
@@ -91,41 +87,60 @@ class DistributedInference(ProposedInterface):
             needed = self.call_func("input_coords", rank=self._holders()[0])
         self._arguments = Arguments(self.name, needed, self._farm.transport)
 
+    @staticmethod
+    def initialize() -> None:
+        """Open a session on this rank; every rank calls it."""
+        open_session()
+
+    @staticmethod
+    def finalize() -> None:
+        """Close the session; a worker serves here until rank 0 gets here, too."""
+        close_session()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Queue a call of ``forward``; its result comes out of :meth:`results`.
+
+        Blocks until a worker is free. Raises as :meth:`submit`.
+        """
+        self._queued.put(*args, **kwargs)
+
+    def results(self) -> Iterator[Any]:
+        """Yield results of queued calls as they come, until :meth:`wait` has seen the last.
+
+        Unread results are kept. Raises `TaskError` if a queued call failed, `SessionError` if the
+        session broke.
+        """
+        return self._queued.results()
+
+    def wait(self) -> None:
+        """Wait until every queued call is done, whether or not anyone reads :meth:`results`.
+
+        Raises `TaskError` if a queued call failed.
+        """
+        self._queued.wait()
+
     @property
     def remote_ranks(self) -> list[int]:
         """Ranks that hold the model and are left, ascending."""
         return [r for r in self._farm.workers if self._ranks is None or r in self._ranks]
 
     def output_coords(self, coords: Coords) -> Coords:
-        """Coordinates of the result for a state with these coordinates.
+        """Return the model's ``output_coords`` for a state with these coords.
 
-        Parameters
-        ----------
-        coords : Coords
-            Of the state, before selection.
-
-        Returns
-        -------
-        Coords
-            What the model's ``output_coords`` says.
-
-        Raises
-        ------
-        ConfigError
-            If the state lacks variables that the model needs.
+        Raises `ConfigError` if the state lacks variables that the model needs.
         """
         selected = self._arguments.expect(coords)
-        answer: Coords = self.call_func("output_coords", selected, rank=self._holders()[0])
-        return answer
+        result: Coords = self.call_func("output_coords", selected, rank=self._holders()[0])
+        return result
 
     def variable_attributes(self) -> dict[str, dict[str, str]]:
-        """``units`` and ``long_name`` of the result's variables, if the model tells them."""
+        """``units`` and ``long_name`` of the result's variables, if the model has them."""
         if "variable_attributes" not in self._methods:
             return {}
-        told: dict[str, dict[str, str]] = self.call_func(
+        found: dict[str, dict[str, str]] = self.call_func(
             "variable_attributes", rank=self._holders()[0]
         )
-        return told
+        return found
 
     def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run the model's ``forward`` on the next free worker.
@@ -136,7 +151,7 @@ class DistributedInference(ProposedInterface):
         ----------
         *args : Any
             Arguments of ``forward``; usually a tensor ``x`` and its coords. If the model has
-            ``input_coords()``, only those variables and that region of ``x`` travel.
+            ``input_coords()``, only those variables and that region of ``x`` are sent.
         **kwargs : Any
             Keyword arguments of ``forward``.
 
@@ -157,9 +172,10 @@ class DistributedInference(ProposedInterface):
         """
         self._check_open()
         number = next(self._running)
-        task = describe(self.name, number, args)
+        words = step_words(args[1]) if len(args) >= 2 and isinstance(args[1], dict) else ""
+        task = f"{self.name}{words or f' task {number}'}"
         args, kwargs = self._arguments.own(args, kwargs)
-        ready = mark((args, kwargs))
+        ready = record_event((args, kwargs))
         call = Call(self._number, "__forward__", task, args, kwargs, ready)
         return self._farm.submit(call, tensor_bytes((args, kwargs)), self._ranks)
 
@@ -169,20 +185,7 @@ class DistributedInference(ProposedInterface):
         buffersize: int | None = None,
         unordered: bool = False,
     ) -> Iterator[Any]:
-        """Run ``forward`` on the items of one or more iterables, as ``map`` does.
-
-        Parameters
-        ----------
-        *iterables : Iterable[Any]
-            One for each argument of ``forward``.
-        buffersize, unordered
-            As in :meth:`starmap`.
-
-        Yields
-        ------
-        Any
-            Results.
-        """
+        """Run ``forward`` on the items of iterables, one for each argument; as :meth:`starmap`."""
         return self.starmap(zip(*iterables, strict=False), buffersize, unordered)
 
     def starmap(
@@ -216,7 +219,34 @@ class DistributedInference(ProposedInterface):
         if buffersize is not None and buffersize < 1:
             raise ValueError(f"buffersize must be at least 1, not {buffersize}")
         limit = buffersize or 2 * max(1, len(self.remote_ranks))
-        return starmap(self.submit, iterable, limit, unordered)
+        return self._starmap(iterable, limit, unordered)
+
+    def _starmap(
+        self, iterable: Iterable[tuple[Any, ...]], limit: int, unordered: bool
+    ) -> Iterator[Any]:
+        ready: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+        pending: deque[Future[Any]] = deque()
+
+        def next_result() -> Any:
+            if not unordered:
+                return pending.popleft().result()
+            future = ready.get()
+            pending.remove(future)
+            return future.result()
+
+        try:
+            for args in iterable:
+                while len(pending) >= limit:
+                    yield next_result()
+                future = self.submit(*args)
+                pending.append(future)
+                if unordered:
+                    future.add_done_callback(ready.put)
+            while pending:
+                yield next_result()
+        finally:  # the reader stopped early, or a result is an error
+            for future in pending:
+                future.cancel()
 
     def call_func(self, name: str, *args: Any, rank: str | int = "all", **kwargs: Any) -> Any:
         """Call any method of the model, on one worker or on all of them.
@@ -251,7 +281,7 @@ class DistributedInference(ProposedInterface):
         return self._farm.call(int(rank), call).result()
 
     def shutdown(self) -> None:
-        """Forget the model on the workers; idempotent. The session stays open."""
+        """Remove the model from the workers; idempotent. The session stays open."""
         if self._closed:
             return
         self._closed = True
@@ -259,17 +289,12 @@ class DistributedInference(ProposedInterface):
             try:
                 self._farm.call(rank, Call(self._number, "__drop__"))
             except Exception:
-                return  # the session is broken: the workers part anyway
+                return  # the session is broken: its workers stop anyway
 
     def __enter__(self) -> DistributedInference:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.shutdown()
 
     def _check_open(self) -> None:
@@ -277,7 +302,7 @@ class DistributedInference(ProposedInterface):
             raise SessionError(f"{self.name}: this DistributedInference was shut down")
 
     def _holders(self) -> list[int]:
-        """`remote_ranks`, of which there must be one."""
+        """Return `remote_ranks`; raise `SessionError` if there is none."""
         ranks = self.remote_ranks
         if not ranks:
             raise SessionError(f"{self.name}: no worker is left that holds it")

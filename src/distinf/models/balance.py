@@ -43,7 +43,7 @@ def balanced_geopotential(
     from torch_harmonics.examples import ShallowWaterSolver
 
     if u.ndim != 2 or u.shape != v.shape:
-        raise ValueError(f"u and v must be (nlat, nlon) alike, not {u.shape} and {v.shape}")
+        raise ValueError(f"u and v must have one shape (nlat, nlon), not {u.shape} and {v.shape}")
     nlat, nlon = u.shape
     degrees = (min(nlat, nlon) + 2) // 3 if lmax is None else lmax
     solver = ShallowWaterSolver(

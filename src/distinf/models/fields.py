@@ -1,7 +1,7 @@
-"""Fields on a global grid from a file, made up, or kept as they are.
+"""Fields on a global grid: from a file, random, or unchanged in time.
 
-What Earth2Studio's sources and prognostics take as objects (coordinates, open files), these take
-as plain numbers and names, so that a config can hold them.
+Earth2Studio's sources and prognostics take objects (coordinates, open files); these take plain
+numbers and names, so that a config can hold them.
 """
 
 from __future__ import annotations
@@ -15,33 +15,23 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from distinf.coords import Coords
 from distinf.errors import ConfigError
 from distinf.loading import import_first
 
 __all__ = ["FileSource", "RandomFields", "global_grid", "persistence", "replay"]
 
-Coords = OrderedDict[str, np.ndarray]
 
+def global_grid(nlat: int, nlon: int, both_poles: bool | None = None) -> Coords:
+    """Return ``lat`` from north to south and ``lon`` from 0 eastward, in degrees, float64.
 
-def global_grid(nlat: int, nlon: int) -> Coords:
-    """Regular global grid as Earth2Studio's models have it.
-
-    Parameters
-    ----------
-    nlat : int
-        Latitudes from north to south: with both poles if odd (721), without the south pole if
-        even (720).
-    nlon : int
-        Longitudes from 0 degrees eastward.
-
-    Returns
-    -------
-    Coords
-        ``lat`` and ``lon`` in degrees, float64.
+    By default as Earth2Studio's models have them: with both poles if ``nlat`` is odd (721),
+    without the south pole if it is even (720).
     """
+    both_poles = nlat % 2 == 1 if both_poles is None else both_poles
     return OrderedDict(
-        lat=np.linspace(90, -90, nlat, endpoint=nlat % 2 == 1),
-        lon=np.linspace(0, 360, nlon, endpoint=False),
+        lat=np.linspace(90.0, -90.0, nlat, endpoint=both_poles),
+        lon=np.linspace(0.0, 360.0, nlon, endpoint=False),
     )
 
 
@@ -49,8 +39,8 @@ class FileSource:
     """Fields of any file or Zarr store that xarray opens, with Earth2Studio's variable names.
 
     Either each variable is an array of its own, or one array has a dimension ``variable``.
-    Dimensions are ``time``, ``lat``, ``lon`` and, in a forecast, ``lead_time``. A file without
-    ``lead_time`` is asked for the valid time.
+    Dimensions are ``time``, ``lat``, ``lon`` and, in a forecast, ``lead_time``. In a file without
+    ``lead_time``, the valid time is selected.
 
     Parameters
     ----------
@@ -103,34 +93,13 @@ class FileSource:
         return list(self._fields)
 
     def check_time(self, time: np.datetime64) -> None:
-        """Refuse an initial time that is not in the file.
-
-        Raises
-        ------
-        ConfigError
-            Lists those that are.
-        """
+        """Raise `ConfigError` if an initial time is not in the file; it lists those that are."""
         self._check("times", [time], self.coords["time"].values)
 
     def __call__(self, time: Any, lead_time: Any, variable: Any) -> xr.DataArray:
-        """Read fields.
+        """Read fields [time, lead_time, variable, lat, lon] for initial times and lead times.
 
-        Parameters
-        ----------
-        time, lead_time : array_like
-            Initial times and lead times.
-        variable : array_like
-            Names.
-
-        Returns
-        -------
-        xr.DataArray
-            [time, lead_time, variable, lat, lon].
-
-        Raises
-        ------
-        ConfigError
-            If some are not in the file; lists what is.
+        Raises `ConfigError` if some are not in the file; it lists what is.
         """
         times = np.atleast_1d(np.asarray(time, dtype="datetime64[ns]"))
         leads = np.atleast_1d(np.asarray(lead_time, dtype="timedelta64[ns]"))
@@ -164,15 +133,7 @@ def _join(arrays: list[xr.DataArray], dim: str = "variable") -> xr.DataArray:
 
 
 class RandomFields:
-    """Independent normal noise, the same for the same seed, time and variable.
-
-    Parameters
-    ----------
-    nlat, nlon : int
-        The grid, as `global_grid`.
-    seed : int, optional
-        By default 0.
-    """
+    """Independent normal noise on a `global_grid`, the same for a seed, time and variable."""
 
     weight_free = True
 
@@ -181,14 +142,14 @@ class RandomFields:
         self._seed = seed
 
     def __call__(self, time: Any, variable: Any) -> xr.DataArray:
-        """Make fields up: [time, variable, lat, lon] for these times and variables."""
+        """Return random fields [time, variable, lat, lon], float32."""
         times = np.atleast_1d(np.asarray(time, dtype="datetime64[ns]"))
         names = [str(v) for v in np.atleast_1d(variable)]
         shape = [len(axis) for axis in self.grid.values()]
         data = np.empty([len(times), len(names), *shape], dtype=np.float32)
         for i, when in enumerate(times.astype("datetime64[s]").astype(np.int64)):
             for j, name in enumerate(names):
-                # An initial time before 1970 is a negative number, which is no seed.
+                # A time before 1970 is a negative number, which cannot be a seed.
                 entropy = [self._seed, int(when) % 2**63, zlib.crc32(name.encode())]
                 np.random.default_rng(entropy).standard_normal(out=data[i, j], dtype=np.float32)
         coords = {"time": times, "variable": names, **self.grid}
@@ -196,21 +157,9 @@ class RandomFields:
 
 
 def persistence(variable: list[str], nlat: int = 721, nlon: int = 1440, step: int = 6) -> Any:
-    """Make a prognostic that keeps the initial state.
+    """Return Earth2Studio's Persistence, which keeps the initial state, on a `global_grid`.
 
-    Parameters
-    ----------
-    variable : list[str]
-        Its variables.
-    nlat, nlon : int, optional
-        The grid, as `global_grid`.
-    step : int, optional
-        Hours, by default 6.
-
-    Returns
-    -------
-    earth2studio.models.px.Persistence
-        The prognostic.
+    ``step`` is in hours.
     """
     import_first("earth2studio.models.px")
     from earth2studio.models.px import Persistence
@@ -219,21 +168,16 @@ def persistence(variable: list[str], nlat: int = 721, nlon: int = 1440, step: in
 
 
 def replay(path: str, variable: list[str] | None = None, step: int | None = None) -> Any:
-    """Make a prognostic that reads its states from a store instead of computing them.
+    """Return Earth2Studio's DataReplay, which reads states from a store instead of computing them.
 
     Parameters
     ----------
     path : str
         As `FileSource`; the initial state should come from there, too (``data=replayed``).
     variable : list[str] | None, optional
-        Its variables, by default None: all that are there.
+        Its variables, by default None: all of the store's.
     step : int | None, optional
-        Hours, by default None: as the store has it.
-
-    Returns
-    -------
-    earth2studio.models.px.DataReplay
-        The prognostic.
+        Hours, by default None: the store's.
 
     Raises
     ------

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import xarray as xr
 from numpy.polynomial.legendre import leggauss
 
-from distinf.models.source import Names, Times, source_array
-from distinf.models.sphere import EARTH_OMEGA, EARTH_RADIUS, GRAVITY, Array, regular_grid
+from distinf.models.source import GridSource
+from distinf.models.sphere import EARTH_OMEGA, EARTH_RADIUS, GRAVITY, Array
 
 _SPEED = 80.0  # m s-1
 _SOUTH = np.pi / 7  # edges of the jet
@@ -15,7 +14,7 @@ _NORTH = np.pi / 2 - _SOUTH
 _DEPTH = 10e3  # m
 
 
-class GalewskyJet:
+class GalewskyJet(GridSource):
     """Initial state of the test case of Galewsky, Scott and Polvani (2004), Tellus 56A, 429-440.
 
     A zonal jet of 80 m s-1 at 45 degrees north in exact balance with its height field, whose
@@ -41,42 +40,13 @@ class GalewskyJet:
         If the grid has fewer than 8 x 16 points.
     """
 
-    weight_free = True
-
     def __init__(
         self, nlat: int = 256, nlon: int = 512, level: int = 850, perturbation: bool = True
     ) -> None:
         if nlat < 8 or nlon < 16:
             raise ValueError(f"the grid must have at least 8 x 16 points, not {nlat} x {nlon}")
-        self._lat, self._lon = regular_grid(nlat, nlon)
-        self._variables = [f"u{level}", f"v{level}", f"z{level}"]
+        super().__init__(nlat, nlon, level)
         self._perturbation = perturbation
-
-    def __call__(self, time: Times, variable: Names) -> xr.DataArray:
-        """Give variables at times.
-
-        Parameters
-        ----------
-        time : datetime, list of datetime, numpy.ndarray
-            Any times.
-        variable : str, list of str, numpy.ndarray
-            Some of ``u{level}``, ``v{level}`` (m s-1) and ``z{level}`` (geopotential, m2 s-2).
-
-        Returns
-        -------
-        xarray.DataArray
-            Dims ``time, variable, lat, lon``, float32.
-
-        Raises
-        ------
-        ValueError
-            If a variable is unknown.
-        """
-        return source_array(time, variable, self._lat, self._lon, self._variables, self._fields)
-
-    async def fetch(self, time: Times, variable: Names) -> xr.DataArray:
-        """Do the same as a call, for Earth2Studio's asynchronous readers."""
-        return self(time, variable)
 
     def _fields(self, _: np.datetime64) -> Array:
         lat, lon = np.radians(self._lat), np.radians(self._lon)

@@ -14,8 +14,8 @@ import xarray as xr
 
 from distinf.errors import ConfigError
 from distinf.models.balance import balanced_geopotential
-from distinf.models.source import Names, Times, source_array
-from distinf.models.sphere import GRAVITY, Array, SphereGrid, regular_grid
+from distinf.models.source import GridSource
+from distinf.models.sphere import GRAVITY, Array, SphereGrid
 from distinf.parameters import parse_interval
 
 log = logging.getLogger("distinf")
@@ -36,16 +36,15 @@ _LISTED = 12  # times that a message shows
 _METRES_PER_SECOND = ("m s-1", "m/s", "m s**-1", "m s^-1", "meters/second", "m.s-1")
 
 
-class NetCDFWinds:
+class NetCDFWinds(GridSource):
     """Winds of files that xarray opens, with a geopotential balanced against them.
 
     Variables are found by their CF standard names (else by common names), dimensions by CF
-    attributes. The wind is carried from its grid to the model's by vector spherical harmonics:
-    that is exact for what both grids resolve, whichever of them is finer, periodic in longitude,
-    and right at the poles, where interpolating components is not. Its divergent part is left out,
-    and the geopotential solves the nonlinear balance equation (see
-    `distinf.models.balance.balanced_geopotential`), so that the forecast begins without a shock
-    of gravity waves.
+    attributes. The wind is regridded by vector spherical harmonics: that is exact for the scales
+    that both grids resolve, periodic in longitude, and right at the poles, where interpolating
+    components is not. Its divergent part is left out, and the geopotential solves the nonlinear
+    balance equation (see `distinf.models.balance.balanced_geopotential`), so that the forecast
+    begins without a shock of gravity waves.
 
     Parameters
     ----------
@@ -78,8 +77,6 @@ class NetCDFWinds:
         ``name_level``; names the file and what would be right.
     """
 
-    weight_free = True
-
     def __init__(
         self,
         paths: str | Sequence[str],
@@ -106,8 +103,7 @@ class NetCDFWinds:
             self._tolerance = parse_interval(time_tolerance, "data.time_tolerance")
         self._warning: str | None = None
         self._mean = mean_depth * GRAVITY
-        self._lat, self._lon = regular_grid(nlat, nlon)
-        self._variables = [f"u{name_level}", f"v{name_level}", f"z{name_level}"]
+        super().__init__(nlat, nlon, name_level)
         files = [(path, _open(path)) for path in self._paths]
         self._u, level_of_u = self._prepare(*_find(files, "eastward_wind"))
         self._v, level_of_v = self._prepare(*_find(files, "northward_wind"))
@@ -120,42 +116,14 @@ class NetCDFWinds:
         except ValueError as error:
             raise ConfigError(f"{', '.join(self._paths)}: {error}") from None
 
-    def __call__(self, time: Times, variable: Names) -> xr.DataArray:
-        """Give variables at times.
-
-        Parameters
-        ----------
-        time : datetime, list of datetime, numpy.ndarray
-            Times (UTC) that the files have, or any if they have none or a month was chosen.
-        variable : str, list of str, numpy.ndarray
-            Some of ``u{level}``, ``v{level}`` (m s-1) and ``z{level}`` (geopotential, m2 s-2).
-
-        Returns
-        -------
-        xarray.DataArray
-            Dims ``time, variable, lat, lon``, float32.
-
-        Raises
-        ------
-        ConfigError
-            If the files do not have a time, or hold missing values there.
-        ValueError
-            If a variable is unknown.
-        """
-        return source_array(time, variable, self._lat, self._lon, self._variables, self._fields)
-
-    async def fetch(self, time: Times, variable: Names) -> xr.DataArray:
-        """Do the same as a call, for Earth2Studio's asynchronous readers."""
-        return self(time, variable)
-
     def check_time(self, time: np.datetime64) -> None:
         """Raise `ConfigError` if the files do not have a time; reads no data."""
         self._both(time)
 
     def _prepare(self, path: str, wind: xr.DataArray) -> tuple[xr.DataArray, list[float]]:
-        """Name the dims lat, lon and time; choose the level, and tell it in hPa.
+        """Name the dims lat, lon and time; choose the level, and return it in hPa.
 
-        Two values where it has no units, none where it is no pressure.
+        Without units there are two values; none if it is no pressure.
         """
         units = wind.attrs.get("units", "")
         if units.strip() not in _METRES_PER_SECOND:
@@ -222,7 +190,7 @@ class NetCDFWinds:
         return wind.isel({dim: int(np.abs(values.astype(float) - self._level).argmin())})
 
     def _check_level(self, of_u: list[float], of_v: list[float]) -> None:
-        """Refuse a level whose name would be another one's."""
+        """Refuse a level that would be labelled as another one."""
         paths = ", ".join(self._paths)
         if of_u and of_v and not np.any(np.isclose(np.array(of_u)[:, None], of_v)):
             raise ConfigError(f"{paths}: u is at {of_u[0]:g} hPa, but v at {of_v[0]:g} hPa")
@@ -242,7 +210,7 @@ class NetCDFWinds:
         self._warning = f"{paths}: the wind at {pressures[0]:g} hPa is {label}: {right}"
 
     def _both(self, time: np.datetime64) -> list[xr.DataArray]:
-        """Choose u and v at one and the same of the files' times."""
+        """Select u and v at one of the files' times."""
         both = [self._at(self._u, time), self._at(self._v, time)]
         taken = [str(wind["time"].values)[:16] for wind in both if "time" in wind.coords]
         if len(set(taken)) > 1:
@@ -273,7 +241,7 @@ class NetCDFWinds:
                 f"{', '.join(self._paths)} has times of the calendar {wind.time.dt.calendar}: "
                 "choose a calendar month by data.month"
             )
-        # Microseconds reach further than what datetime64[ns] holds.
+        # datetime64[us] has a longer range than datetime64[ns].
         times = wind.time.values.astype("datetime64[us]")
         distances = np.abs(times - time.astype("datetime64[us]"))
         distances[np.isnat(distances)] = np.timedelta64(2**62, "us")
@@ -301,7 +269,7 @@ class NetCDFWinds:
 
     @torch.no_grad()
     def _regrid(self, wind: torch.Tensor) -> tuple[Array, Array]:
-        """Carry the wind (2, lat, lon) to the model's grid, by default without its divergence."""
+        """Regrid the wind (2, lat, lon) to the model's grid, by default without divergence."""
         from torch_harmonics import InverseRealVectorSHT, RealVectorSHT
 
         nlat, nlon = self._lat.size, self._lon.size
@@ -311,7 +279,7 @@ class NetCDFWinds:
         forward = RealVectorSHT(*shape, grid=self._grid.quadrature, **size).double()
         inverse = InverseRealVectorSHT(nlat, nlon, grid="equiangular", **size).double()
         spectrum = forward(self._grid.to_quadrature(wind))
-        # The transform takes the first column for longitude 0.
+        # The transform assumes that the first column is at longitude 0.
         start = np.radians(float(self._u.lon.values[0]))
         order = torch.arange(lmax, dtype=torch.float64)
         spectrum = spectrum * torch.polar(torch.ones_like(order), -order * start)
@@ -353,7 +321,7 @@ def _coordinate(wind: xr.DataArray, cf: str, common: Sequence[str]) -> str | Non
 
 
 def _scalar(wind: xr.DataArray, cf: str, common: Sequence[str]) -> str | None:
-    """Name of the coordinate of one value that is this one, where no dimension is."""
+    """Name of the scalar that is this coordinate, if no dimension is."""
     if _coordinate(wind, cf, common) is not None:
         return None
     found: list[Any] = list(wind.cf.coordinates.get(cf, []))
@@ -362,12 +330,12 @@ def _scalar(wind: xr.DataArray, cf: str, common: Sequence[str]) -> str | None:
 
 
 def _has_times(values: xr.DataArray) -> bool:
-    """Whether xarray has made times of a coordinate, of numpy's or of another calendar."""
+    """Whether xarray decoded a coordinate to times, of NumPy or of another calendar."""
     return values.dtype.kind == "M" or all(hasattr(v, "calendar") for v in values.values.flat)
 
 
 def _hectopascals(level: xr.DataArray, is_level: bool) -> list[float]:
-    """Give a level in hPa; one without units may be in hPa or in Pa."""
+    """Return a level in hPa; without units it may be in hPa or in Pa."""
     units = str(level.attrs.get("units", "")).strip().lower()
     if units in _FACTORS:
         return [float(level) * _FACTORS[units]]

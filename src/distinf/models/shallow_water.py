@@ -12,23 +12,24 @@ import torch
 from earth2studio.models.batch import batch_coords, batch_func
 from earth2studio.utils import handshake_coords, handshake_dim
 
+from distinf.coords import Coords, State
 from distinf.models.sphere import EARTH_OMEGA, EARTH_RADIUS, GRAVITY, regular_grid
 
 if TYPE_CHECKING:
     from torch_harmonics.examples import ShallowWaterSolver
 
-CoordSystem = OrderedDict[str, np.ndarray]
-Hook = Callable[[torch.Tensor, CoordSystem], tuple[torch.Tensor, CoordSystem]]
+Hook = Callable[[torch.Tensor, Coords], State]
 
 # Third-order Adams-Bashforth is stable on the imaginary axis up to here (Durran 1991, Mon.
 # Wea. Rev. 119, 702-720).
 _AB3_LIMIT = 0.7236
-# Gravity waves ride on the wind. Half the speed of the fastest jets separates what was seen to be
-# stable for six days of the jet of Galewsky et al. at 86 degrees (150 s) from what was not (169 s).
+# Gravity waves move with the wind. Half the speed of the fastest jets separates a time step that
+# was stable for six days of the jet of Galewsky et al. at 86 degrees (150 s) from one that was not
+# (169 s).
 _WIND = 40.0  # m s-1
 
 
-def _unchanged(x: torch.Tensor, coords: CoordSystem) -> tuple[torch.Tensor, CoordSystem]:
+def _unchanged(x: torch.Tensor, coords: Coords) -> State:
     return x, coords
 
 
@@ -123,14 +124,8 @@ class ShallowWater(torch.nn.Module):
     def __str__(self) -> str:
         return "shallow_water"
 
-    def input_coords(self) -> CoordSystem:
-        """Coordinates of the state to start from.
-
-        Returns
-        -------
-        CoordSystem
-            ``batch, lead_time, variable, lat, lon``.
-        """
+    def input_coords(self) -> Coords:
+        """Coordinates of the initial state: ``batch, lead_time, variable, lat, lon``."""
         lat, lon = regular_grid(self.nlat, self.nlon)
         return OrderedDict(
             batch=np.empty(0),
@@ -141,23 +136,10 @@ class ShallowWater(torch.nn.Module):
         )
 
     @batch_coords()  # type: ignore[untyped-decorator]
-    def output_coords(self, input_coords: CoordSystem) -> CoordSystem:
-        """Coordinates of the state one step after the one at `input_coords`.
+    def output_coords(self, input_coords: Coords) -> Coords:
+        """Coordinates one step later than `input_coords`, which may have any batch dims.
 
-        Parameters
-        ----------
-        input_coords : CoordSystem
-            Coordinates of the current state, with any number of leading batch dims.
-
-        Returns
-        -------
-        CoordSystem
-            The same with `lead_time` one step later.
-
-        Raises
-        ------
-        ValueError, KeyError
-            If variables or grid differ from `input_coords()`.
+        Raises `ValueError` or `KeyError` if variables or grid differ from `input_coords()`.
         """
         target = self.input_coords()
         for index, dim in enumerate(target):
@@ -173,7 +155,7 @@ class ShallowWater(torch.nn.Module):
         return target
 
     @torch.no_grad()
-    def _forward(self, x: torch.Tensor, coords: CoordSystem) -> tuple[torch.Tensor, CoordSystem]:
+    def _forward(self, x: torch.Tensor, coords: Coords) -> State:
         coords = self.output_coords(coords)
         out = torch.empty_like(x, dtype=torch.float32, memory_format=torch.contiguous_format)
         # One at a time: a transform's bytes depend on how many fields it is given.
@@ -209,29 +191,15 @@ class ShallowWater(torch.nn.Module):
         return spec
 
     @batch_func()  # type: ignore[untyped-decorator]
-    def __call__(self, x: torch.Tensor, coords: CoordSystem) -> tuple[torch.Tensor, CoordSystem]:
-        """Forecast one step ahead.
+    def __call__(self, x: torch.Tensor, coords: Coords) -> State:
+        """Forecast one step from a state (..., lead_time = 1, variable = 3, nlat, nlon).
 
-        Parameters
-        ----------
-        x : torch.Tensor
-            State of shape (..., lead_time = 1, variable = 3, nlat, nlon).
-        coords : CoordSystem
-            Its coordinates.
-
-        Returns
-        -------
-        x : torch.Tensor
-            State one step later, float32, on the device of the input.
-        coords : CoordSystem
-            Its coordinates.
+        The result is float32, on the device of the input.
         """
         return self._forward(x, coords)
 
     @batch_func()  # type: ignore[untyped-decorator]
-    def _rollout(
-        self, x: torch.Tensor, coords: CoordSystem
-    ) -> Iterator[tuple[torch.Tensor, CoordSystem]]:
+    def _rollout(self, x: torch.Tensor, coords: Coords) -> Iterator[State]:
         self.output_coords(coords)
         yield x, coords.copy()
         while True:
@@ -240,36 +208,19 @@ class ShallowWater(torch.nn.Module):
             x, coords = self.rear_hook(x, coords)
             yield x, coords.copy()
 
-    def create_iterator(
-        self, x: torch.Tensor, coords: CoordSystem
-    ) -> Iterator[tuple[torch.Tensor, CoordSystem]]:
-        """Forecast step after step, without end.
-
-        Parameters
-        ----------
-        x : torch.Tensor
-            Initial state of shape (..., lead_time = 1, variable = 3, nlat, nlon).
-        coords : CoordSystem
-            Its coordinates.
-
-        Yields
-        ------
-        x : torch.Tensor
-            The initial state as given, then the states after each step.
-        coords : CoordSystem
-            Their coordinates.
-        """
+    def create_iterator(self, x: torch.Tensor, coords: Coords) -> Iterator[State]:
+        """Yield the initial state as given, then the state after each step, without end."""
         yield from self._rollout(x, coords)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move it, as every module, and import what would hold up the first step."""
+        """Move it as every module, and import early what delays the first step."""
         import torch_harmonics.examples  # noqa: F401
 
         return super().to(*args, **kwargs)
 
     def _solver(self, device: torch.device) -> ShallowWaterSolver:
         if device not in self._solvers:
-            # Here, because it takes seconds and a config is checked without it.
+            # Imported here because that takes seconds and a check of the config does not need it.
             from torch_harmonics.examples import ShallowWaterSolver
 
             self._solvers[device] = ShallowWaterSolver(
@@ -292,17 +243,8 @@ def stable_time_step(lmax: int, mean_depth: float = 10e3) -> float:
     their frequency times the time step must stay below the limit of the third-order
     Adams-Bashforth scheme.
 
-    Parameters
-    ----------
-    lmax : int
-        Number of spherical harmonic degrees.
-    mean_depth : float, optional
-        Depth of the layer in m.
-
-    Returns
-    -------
-    float
-        Time step in s: 153 for 86 degrees and 10 km, 102 for 128.
+    For ``lmax`` spherical harmonic degrees and a depth in m; in s: 153 for 86 degrees and 10 km,
+    102 for 128.
     """
     speed = sqrt(GRAVITY * mean_depth) + _WIND
     return _AB3_LIMIT / (speed * sqrt(lmax * (lmax - 1)) / EARTH_RADIUS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,72 +10,70 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from distinf.models.sphere import Array
+from distinf.models.sphere import Array, regular_grid
 
 Times = datetime | np.datetime64 | Sequence[datetime] | np.ndarray[Any, Any]
 Names = str | Sequence[str] | np.ndarray[Any, Any]
 
 
-def source_array(
-    time: Times,
-    variable: Names,
-    lat: Array,
-    lon: Array,
-    available: list[str],
-    fields: Callable[[np.datetime64], Array],
-) -> xr.DataArray:
-    """Answer a data source's call.
+class GridSource:
+    """A data source of wind and geopotential on a grid with both poles; subclasses have `_fields`.
 
-    Parameters
-    ----------
-    time, variable
-        As the source was asked; times without a zone are UTC.
-    lat, lon : numpy.ndarray
-        The source's grid in degrees.
-    available : list of str
-        The source's variables.
-    fields : callable
-        From a time to all available variables, of shape (variable, lat, lon).
-
-    Returns
-    -------
-    xarray.DataArray
-        Dims ``time, variable, lat, lon``, float32.
-
-    Raises
-    ------
-    ValueError
-        If a variable is not available.
+    Variables are ``u{level}``, ``v{level}`` (m s-1) and ``z{level}`` (geopotential, m2 s-2).
     """
-    times = as_times(time)
-    names = [str(name) for name in np.atleast_1d(np.asarray(variable))]
-    unknown = [name for name in names if name not in available]
-    if unknown:
-        raise ValueError(
-            f"no variable {', '.join(unknown)} in this source; it has {', '.join(available)}"
-        )
-    rows = [available.index(name) for name in names]
-    values = np.stack([fields(at)[rows] for at in times]).astype(np.float32)
-    return xr.DataArray(
-        values,
-        dims=("time", "variable", "lat", "lon"),
-        coords={"time": times, "variable": names, "lat": lat, "lon": lon},
-    )
+
+    weight_free = True
+
+    def __init__(self, nlat: int, nlon: int, level: int) -> None:
+        self._lat, self._lon = regular_grid(nlat, nlon)
+        self._variables = [f"u{level}", f"v{level}", f"z{level}"]
+
+    def __call__(self, time: Times, variable: Names) -> xr.DataArray:
+        """Return variables at times.
+
+        Parameters
+        ----------
+        time : datetime, list of datetime, numpy.ndarray
+            Times; those without a zone are UTC.
+        variable : str, list of str, numpy.ndarray
+            Some of its variables.
+
+        Returns
+        -------
+        xarray.DataArray
+            Dims ``time, variable, lat, lon``, float32.
+
+        Raises
+        ------
+        ConfigError
+            If the source does not have a time, or holds missing values there.
+        ValueError
+            If a variable is unknown.
+        """
+        times = as_times(time)
+        names = [str(name) for name in np.atleast_1d(np.asarray(variable))]
+        unknown = [name for name in names if name not in self._variables]
+        if unknown:
+            raise ValueError(
+                f"no variable {', '.join(unknown)} in this source; "
+                f"it has {', '.join(self._variables)}"
+            )
+        rows = [self._variables.index(name) for name in names]
+        values = np.stack([self._fields(at)[rows] for at in times]).astype(np.float32)
+        coords = {"time": times, "variable": names, "lat": self._lat, "lon": self._lon}
+        return xr.DataArray(values, coords, list(coords))
+
+    async def fetch(self, time: Times, variable: Names) -> xr.DataArray:
+        """Return the same, for Earth2Studio's asynchronous readers."""
+        return self(time, variable)
+
+    def _fields(self, time: np.datetime64) -> Array:
+        """Return all variables at a time, of shape (variable, lat, lon)."""
+        raise NotImplementedError
 
 
 def as_times(time: Times) -> np.ndarray[Any, Any]:
-    """Turn one or several times into an array of datetime64[ns], UTC.
-
-    Parameters
-    ----------
-    time
-        A datetime, a datetime64, or several.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (time,).
-    """
+    """Return one or several times as an array of datetime64[ns], UTC."""
     given = time if isinstance(time, Sequence | np.ndarray) else [time]
     times = pd.to_datetime(np.asarray(given).ravel(), utc=True).tz_localize(None)
     return np.asarray(times, dtype="datetime64[ns]")

@@ -1,4 +1,4 @@
-"""Global latitude-longitude grids: which kind one is, and how its rows reach a quadrature grid.
+"""Global latitude-longitude grids: their kinds, and how each is mapped to a quadrature grid.
 
 Constants are those of Williamson et al. (1992), J. Comput. Phys. 102, 211-224.
 """
@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from distinf.models.fields import global_grid
+
 EARTH_RADIUS = 6.37122e6  # m
 EARTH_OMEGA = 7.292e-5  # s-1
 GRAVITY = 9.80616  # m s-2
@@ -20,33 +22,23 @@ GRAVITY = 9.80616  # m s-2
 Array = npt.NDArray[np.float64]
 
 # Positions may be off by this share of the spacing: float32 coordinates and files that round
-# to three decimals pass, while Gaussian rows (spacing uneven by 0.8 %) are never taken for even.
+# to three decimals pass, while Gaussian rows (spacing uneven by 0.8 %) never count as even.
 _TOLERANCE = 5e-3
 
 
 def regular_grid(nlat: int, nlon: int) -> tuple[Array, Array]:
-    """Latitudes from 90 to -90 with both poles, and longitudes from 0 eastward.
-
-    Parameters
-    ----------
-    nlat, nlon : int
-        Number of rows and columns.
-
-    Returns
-    -------
-    lat, lon : numpy.ndarray
-        Degrees, float64, of shape (nlat,) and (nlon,).
-    """
-    return np.linspace(90.0, -90.0, nlat), np.linspace(0.0, 360.0, nlon, endpoint=False)
+    """Latitudes from 90 to -90 with both poles, and longitudes from 0 eastward, in degrees."""
+    lat, lon = global_grid(nlat, nlon, both_poles=True).values()
+    return lat, lon
 
 
 @dataclass(frozen=True)
 class SphereGrid:
-    """The rows and columns of a global grid, and the way to rows that can be integrated exactly.
+    """The rows and columns of a global grid, and the map to rows that can be integrated exactly.
 
     Spherical harmonic transforms need rows with known quadrature weights: equally spaced ones
     with both poles (Clenshaw-Curtis), or Gauss-Legendre ones. Other equally spaced rows are
-    carried there along the meridian circle, which runs over the pole and on at longitude + 180.
+    interpolated along the meridian circle, which continues behind the pole at longitude + 180.
 
     Attributes
     ----------
@@ -70,19 +62,9 @@ class SphereGrid:
 
     @classmethod
     def from_coords(cls, lat: npt.ArrayLike, lon: npt.ArrayLike) -> SphereGrid:
-        """Recognise a grid by its coordinates.
+        """Recognise a grid by latitudes in either order and longitudes eastward, in degrees.
 
-        Parameters
-        ----------
-        lat : array_like
-            Latitudes in degrees, in either order, of shape (nlat,).
-        lon : array_like
-            Longitudes in degrees, eastward from any start, of shape (nlon,).
-
-        Raises
-        ------
-        ValueError
-            If the grid is not global, or its rows or columns are of no known kind.
+        Raises `ValueError` if it is not global, or its rows or columns are of no known kind.
         """
         lat = np.asarray(lat, dtype=np.float64)
         _check_longitudes(np.asarray(lon, dtype=np.float64))
@@ -136,17 +118,9 @@ class SphereGrid:
         return min(rows if self.rows == "gauss" else (rows + 1) // 2, self.nlon // 2)
 
     def to_quadrature(self, vector: torch.Tensor) -> torch.Tensor:
-        """Carry wind components to north-first rows with known quadrature weights.
+        """Map wind components (..., nlat, nlon) to north-first quadrature rows.
 
-        Parameters
-        ----------
-        vector : torch.Tensor
-            Components along east and north, of shape (..., nlat, nlon).
-
-        Returns
-        -------
-        torch.Tensor
-            Shape (..., quadrature_nlat, nlon), same dtype and device.
+        Returns shape (..., quadrature_nlat, nlon), same dtype and device.
         """
         if self.south_first:
             vector = vector.flip(-2)
@@ -161,18 +135,7 @@ class SphereGrid:
         return vector
 
     def from_quadrature(self, scalar: torch.Tensor) -> torch.Tensor:
-        """Carry scalars back from the quadrature's rows to the grid's own.
-
-        Parameters
-        ----------
-        scalar : torch.Tensor
-            Shape (..., quadrature_nlat, nlon).
-
-        Returns
-        -------
-        torch.Tensor
-            Shape (..., nlat, nlon), same dtype and device.
-        """
+        """Map scalars (..., quadrature_nlat, nlon) back to the grid's rows (..., nlat, nlon)."""
         if self.rows == "midpoints":
             circle = torch.cat([scalar, _opposite(scalar[..., 1:-1, :]).flip(-2)], dim=-2)
             scalar = _shift_rows(circle, 0.5)[..., : self.nlat, :]

@@ -11,9 +11,8 @@ import torch
 from earth2studio.models.batch import batch_coords, batch_func
 from earth2studio.utils import handshake_coords, handshake_dim
 
+from distinf.coords import Coords, State
 from distinf.models.sphere import EARTH_RADIUS, SphereGrid
-
-CoordSystem = OrderedDict[str, np.ndarray]
 
 # ECMWF's short names; Earth2Studio's vocabulary has none for these.
 _QUANTITIES = {
@@ -77,13 +76,7 @@ class WindDecomposition(torch.nn.Module):
         return "wind_decomposition"
 
     def variable_attributes(self) -> dict[str, dict[str, str]]:
-        """Units and names of the results.
-
-        Returns
-        -------
-        dict[str, dict[str, str]]
-            ``units``, ``long_name`` and CF's ``standard_name`` of each variable.
-        """
+        """``units``, ``long_name`` and CF's ``standard_name`` of each result."""
         return {
             f"{name}{level}": {
                 "units": units,
@@ -94,36 +87,17 @@ class WindDecomposition(torch.nn.Module):
             for name, (text, units, standard) in _QUANTITIES.items()
         }
 
-    def input_coords(self) -> CoordSystem:
-        """Coordinates that the model takes; the grid is free.
-
-        Returns
-        -------
-        CoordSystem
-            ``batch, variable, lat, lon``.
-        """
+    def input_coords(self) -> Coords:
+        """Coordinates of its input: ``batch, variable, lat, lon``; the grid is free."""
         return OrderedDict(
             batch=np.empty(0), variable=self._inputs.copy(), lat=np.empty(0), lon=np.empty(0)
         )
 
     @batch_coords()  # type: ignore[untyped-decorator]
-    def output_coords(self, input_coords: CoordSystem) -> CoordSystem:
-        """Coordinates of the result.
+    def output_coords(self, input_coords: Coords) -> Coords:
+        """Coordinates of the result: those of the state, of any batch dims, with its variables.
 
-        Parameters
-        ----------
-        input_coords : CoordSystem
-            Coordinates of the state, with any number of leading batch dims.
-
-        Returns
-        -------
-        CoordSystem
-            The same with the result's variables.
-
-        Raises
-        ------
-        ValueError, KeyError
-            If the variables differ from `input_coords()`.
+        Raises `ValueError` or `KeyError` if the variables differ from `input_coords()`.
         """
         target = self.input_coords()
         for index, dim in enumerate(target):
@@ -136,14 +110,14 @@ class WindDecomposition(torch.nn.Module):
 
     @batch_func()  # type: ignore[untyped-decorator]
     @torch.no_grad()
-    def __call__(self, x: torch.Tensor, coords: CoordSystem) -> tuple[torch.Tensor, CoordSystem]:
+    def __call__(self, x: torch.Tensor, coords: Coords) -> State:
         """Decompose the wind.
 
         Parameters
         ----------
         x : torch.Tensor
             u and v in m s-1 level by level, of shape (..., variable, lat, lon).
-        coords : CoordSystem
+        coords : Coords
             Its coordinates.
 
         Returns
@@ -151,7 +125,7 @@ class WindDecomposition(torch.nn.Module):
         x : torch.Tensor
             Relative vorticity and divergence (s-1), streamfunction and velocity potential
             (m2 s-1) level by level, float32, on the device of the input.
-        coords : CoordSystem
+        coords : Coords
             Its coordinates.
 
         Raises
@@ -181,7 +155,7 @@ class WindDecomposition(torch.nn.Module):
         return self._transforms[key]
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move it, as every module, and import what would hold up the first call."""
+        """Move it as every module, and import early what delays the first call."""
         import torch_harmonics  # noqa: F401
 
         return super().to(*args, **kwargs)
@@ -191,7 +165,7 @@ class _Transform(torch.nn.Module):
     """The decomposition on one grid: (2, nlat, nlon) to (4, nlat, nlon)."""
 
     def __init__(self, grid: SphereGrid, lmax: int, radius: float) -> None:
-        # Here, because it takes seconds and a config is checked without it.
+        # Imported here because that takes seconds and a check of the config does not need it.
         from torch_harmonics import InverseRealSHT, RealVectorSHT
 
         super().__init__()

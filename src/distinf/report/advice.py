@@ -20,27 +20,23 @@ __all__ = ["Work", "advise", "fewest", "ideal", "keeping_up", "limit", "serial",
 
 @dataclass(frozen=True)
 class Work:
-    """What a run has to do.
+    """The work of a run: numbers, and mean times in seconds.
 
     Parameters
     ----------
     states : int
-        States that the prognostic makes, initial ones included.
+        States of the prognostic, initial ones included.
     tasks : int
         Diagnostic calls.
-    prognostic : float
-        Seconds of a step.
-    diagnostic : float
-        Seconds of a call.
-    write : float, optional
-        Seconds of writing a result, by default 0.
+    prognostic, diagnostic, write : float
+        Time of a step, of a call, and of writing a result.
     start : float, optional
-        Seconds until the first state is there, by default 0.
+        Time until the first state is there, by default 0.
     writers : int, optional
         Results that are written at once, by default 1.
     last_call, last_write : float | None, optional
-        Seconds of the shortest call and of the shortest write, where they differ, since the last
-        one may be that; by default None: as all others.
+        Time of the shortest call and write, since the last one may be as short; by default None:
+        as all others.
 
     Raises
     ------
@@ -90,46 +86,21 @@ class Work:
 
 
 def ideal(work: Work, workers: float) -> float:
-    """Seconds below which no run with this many workers ends.
-
-    Parameters
-    ----------
-    work : Work
-        What there is to do.
-    workers : float
-        Their number, at least 1; ``math.inf`` for as many as one likes.
-
-    Returns
-    -------
-    float
-        Seconds from the run's begin to its last write.
-    """
+    """Shortest possible time of a run, in seconds; ``workers`` may be ``math.inf``."""
     computed = max(work.stepped, work.calls / workers)
     last_write = work.write if work.last_write is None else work.last_write
     return work.start + max(computed + last_write, work.writes / work.writers)
 
 
 def serial(work: Work) -> float:
-    """Seconds of one process that does everything in turn."""
+    """Seconds that one process takes that does everything in turn."""
     return work.start + work.steps + work.calls + work.writes
 
 
 def fewest(seconds: Callable[[int], float], enough: float, most: int) -> int:
-    """Find the fewest workers that take no longer than ``enough``.
+    """Find the fewest workers, at most ``most``, that take no longer than ``enough`` seconds.
 
-    Parameters
-    ----------
-    seconds : Callable[[int], float]
-        Time with this many workers; must not grow with them.
-    enough : float
-        Seconds.
-    most : int
-        Workers that are taken to be enough.
-
-    Returns
-    -------
-    int
-        Between 1 and ``most``.
+    ``seconds`` returns the time with this many workers and must not grow with them.
     """
     low, high = 1, most
     while low < high:
@@ -142,15 +113,7 @@ def fewest(seconds: Callable[[int], float], enough: float, most: int) -> int:
 
 
 def worth_having(work: Work, share: float = 0.95) -> int:
-    """Fewest workers whose ideal time is within ``share`` of that of any number.
-
-    Parameters
-    ----------
-    work : Work
-        What there is to do.
-    share : float, optional
-        Best time over time, by default 0.95.
-    """
+    """Fewest workers with which the best possible time is at least ``share`` of the ideal time."""
     best = ideal(work, math.inf)
     return fewest(lambda workers: ideal(work, workers), best / share, work.tasks)
 
@@ -161,13 +124,10 @@ def keeping_up(work: Work) -> int:
 
 
 def limit(work: Work, workers: int) -> str:
-    """Say what the ideal time consists of.
+    """Return what the ideal time mostly consists of.
 
-    Returns
-    -------
-    str
-        ``"prognostic"``, ``"diagnostics"``, ``"writing"``, or ``"one call"`` where there are so
-        few steps that a single diagnostic call is the longest part.
+    ``"prognostic"``, ``"diagnostics"``, ``"writing"``, or ``"one call"`` where there are so few
+    steps that a single diagnostic call is the longest part.
     """
     calls = work.calls / workers
     if work.writes / work.writers > max(work.steps, calls):
@@ -178,17 +138,7 @@ def limit(work: Work, workers: int) -> str:
 
 
 def advise(work: Work, workers: int, in_process: bool = False) -> str:
-    """Say what limited a run and what would help.
-
-    Parameters
-    ----------
-    work : Work
-        What it had to do.
-    workers : int
-        How many it had.
-    in_process : bool, optional
-        Whether one process did everything, by default False.
-    """
+    """Say what limited a run and what would help; ``in_process``: one process did everything."""
     if in_process:
         gain = serial(work) / max(ideal(work, 1), 1e-9)
         return (

@@ -1,4 +1,4 @@
-"""What happened when: the events of a run, and what they come to."""
+"""What happened when: the events of a run, and their totals."""
 
 from __future__ import annotations
 
@@ -22,30 +22,19 @@ __all__ = ["Event", "Events", "Totals"]
 
 log = logging.getLogger("distinf")
 
-# What a killed run may lack of its events.
+# A killed run may lose the events of this many seconds, and at most so many.
 _FLUSH_SECONDS = 1.0
 _UNWRITTEN = 1000
 
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that took time.
+    """One thing that took time, from ``start`` to ``end`` in seconds since the epoch, on a rank.
 
-    Parameters
-    ----------
-    kind : str
-        ``"load"`` (models), ``"read"`` (initial conditions), ``"forecast"`` (a prognostic step),
-        ``"diagnose"`` (a diagnostic call) or ``"write"``.
-    task : str
-        Which step or task.
-    rank : int
-        Where.
-    start, end : float
-        Seconds since the epoch.
-    nbytes : int
-        Bytes of the tensors that went in, for a diagnostic call; that were written, for a write.
-    nbytes_out : int
-        Bytes of the tensors that came back from a diagnostic call.
+    ``kind`` is ``"load"`` (models), ``"read"`` (initial conditions), ``"forecast"`` (a prognostic
+    step), ``"diagnose"`` (a diagnostic call) or ``"write"``; ``task`` names the step or task.
+    ``nbytes`` is the size of a call's inputs or of what was written, ``nbytes_out`` that of a
+    call's results.
     """
 
     kind: str
@@ -59,23 +48,12 @@ class Event:
 
 @dataclass
 class Totals:
-    """What the events of a run come to.
+    """Sums over the events of a run.
 
-    Parameters
-    ----------
-    counts, seconds, nbytes : dict[str, int | float]
-        Number, time and bytes of the events of each kind.
-    calls, busy : dict[int, int | float]
-        Number and time of the diagnostic calls of each rank.
-    nbytes_out : int
-        Bytes that came back from diagnostic calls.
-    start, end : float
-        When the first event began and the last one ended, in seconds since the epoch; without
-        loading.
-    first_state, first_step : float
-        When the first forecast event ended, and how long it took.
-    shortest : dict[str, float]
-        Seconds of the shortest event of each kind.
+    ``counts``, ``seconds``, ``nbytes`` and ``shortest`` (seconds) are by kind, ``calls`` and
+    ``busy`` (seconds of diagnostic calls) by rank. The run lasts from ``start`` to ``end``, in
+    seconds since the epoch, without loading. ``first_state`` is when the first forecast event
+    ended, ``first_step`` its length.
     """
 
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -107,7 +85,7 @@ class Totals:
             self.first_state, self.first_step = event.end, seconds
 
     def work(self, writers: int = 1) -> Work | None:
-        """Return what the run had to do, in mean times; None if it made no diagnostic call."""
+        """Return the run's work in mean times; None if it made no diagnostic call."""
         tasks, states = self.counts["diagnose"], max(1, self.counts["forecast"])
         if not tasks:
             return None
@@ -127,8 +105,8 @@ class Totals:
 class Events:
     """The events of a session, in the order in which they ended. Safe from any thread.
 
-    They are kept in a file, a temporary one until :meth:`save` names one, so that the memory of
-    a run does not grow with its length; their totals are kept beside it.
+    They are kept in a file, a temporary one until :meth:`save`, so that the memory of a run does
+    not grow with its length; their totals are kept in memory.
     """
 
     def __init__(self) -> None:
@@ -136,7 +114,7 @@ class Events:
         self._lock = threading.Lock()
         self._observers: list[Callable[[Event], None]] = []
         self._file: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
-        # Put into words together, which takes less time than each by itself between two calls.
+        # Formatted together, which takes less time than one by one between two calls.
         self._unwritten: list[Event] = []
         self._flushed = 0.0
         self._recording = True
@@ -168,17 +146,9 @@ class Events:
         return (Event(**json.loads(line)) for line in lines)
 
     def save(self, path: str | Path) -> None:
-        """Write the events as JSON lines, the further ones as they come.
+        """Write the events to this file as JSON lines, later ones as they come.
 
-        Parameters
-        ----------
-        path : str | Path
-            A file, which is replaced.
-
-        Raises
-        ------
-        OSError
-            If it cannot be written.
+        The file is replaced; raises `OSError` if it cannot be written.
         """
         with self._lock:
             file = Path(path).open("w+", encoding="utf-8")  # noqa: SIM115
@@ -190,7 +160,7 @@ class Events:
             self._file = file
 
     def flush(self) -> None:
-        """Write what has not reached the file yet."""
+        """Write events that are not in the file yet."""
         with self._lock:
             self._write_out()
 
@@ -205,14 +175,14 @@ class Events:
 
     def _write_out(self) -> None:
         lines, self._unwritten = [json.dumps(vars(e)) + "\n" for e in self._unwritten], []
-        with self._telling():
+        with self._stop_on_error():
             if self._recording:
                 self._file.writelines(lines)
                 self._file.flush()
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
-        """Go on without a file that cannot be written: no run ends by what it tells of itself."""
+    def _stop_on_error(self) -> Iterator[None]:
+        """Stop recording if the file cannot be written: this must not stop the run."""
         try:
             yield
         except OSError as error:

@@ -1,18 +1,17 @@
-"""What a run shows: its progress bar, its summary."""
+"""The progress bar of a run, and its summary."""
 
 from __future__ import annotations
 
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from types import TracebackType
 
 from tqdm import tqdm
 
 from distinf.report.advice import advise, ideal
 from distinf.report.events import Event, Events, Totals
 
-__all__ = ["Event", "Events", "Progress", "Totals", "summarize"]
+__all__ = ["Progress", "summarize"]
 
 
 class Progress:
@@ -21,13 +20,13 @@ class Progress:
     Parameters
     ----------
     events : Events
-        What it shows: steps forecast, diagnosed and written.
+        Of the session; the bar shows steps that were forecast, diagnosed and written.
     total : int
         Number of tasks of the run.
     done : int, optional
         Tasks that were complete before it began, by default 0.
     busy : Callable[[], tuple[int, int]] | None, optional
-        Tells how many workers are busy, and how many there are.
+        Returns how many workers are busy, and how many there are.
     """
 
     def __init__(
@@ -40,7 +39,7 @@ class Progress:
         self._counts = {"forecast": 0, "diagnose": 0, "write": 0}
         self._busy = busy
         self._lock = threading.Lock()
-        # A terminal is redrawn often, a log file gets a line now and then.
+        # Redraw a terminal often, but add few lines to a log file.
         interval = 0.2 if sys.stderr.isatty() else 10.0
         self._bar = tqdm(
             total=total,
@@ -66,19 +65,14 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.close()
 
 
 def summarize(
     events: Iterable[Event], wall: float, workers: tuple[int, ...], writers: int = 2
 ) -> str:
-    """Say where the time went, what limited the run and what would help.
+    """Describe in a few lines where the time went, what limited the run and what would help.
 
     Parameters
     ----------
@@ -90,11 +84,6 @@ def summarize(
         Ranks that ran diagnostics.
     writers : int, optional
         Threads that wrote, by default 2.
-
-    Returns
-    -------
-    str
-        A few lines of text.
     """
     if isinstance(events, Events):
         totals = events.totals

@@ -1,7 +1,13 @@
 """How ranks start, find each other, agree on their settings, and stop.
 
-Promises: every rank ends, whatever fails; on one node no rank listens beyond loopback. Nothing
-outside this package asks which launcher started the run.
+Applications use `session`, a ``with`` block that all ranks run: rank 0 hands out tasks in it, and
+the workers serve until rank 0's block ends. `current_session` returns the session that is open.
+
+- Only this package asks which launcher started the ranks, and which rank a process is.
+- A session opens with all ranks or not at all; an error names the rank that is missing or differs.
+- Every rank ends, whatever fails; the process of a lost rank is killed where it can be reached.
+- On one node no rank listens beyond loopback.
+- A session that was closed can be opened again in the same process.
 """
 
 import lazy_loader

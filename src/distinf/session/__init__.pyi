@@ -1,7 +1,7 @@
 from .launcher import default_nproc as default_nproc
-from .launcher import find_place as find_place
 from .launcher import follow_launcher as follow_launcher
 from .launcher import leave_if_superfluous as leave_if_superfluous
+from .launcher import rank_info as rank_info
 from .launcher import tells_errors as tells_errors
 from .session import Runtime as Runtime
 from .session import close_session as close_session

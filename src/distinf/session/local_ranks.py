@@ -1,55 +1,42 @@
-"""Start the ranks on this machine ourselves, when no launcher did."""
+"""Start the ranks on this machine, when no launcher did."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
-__all__ = ["OwnRanks", "listen_on_loopback"]
+from distinf.parent import when_parent_ends
+from distinf.session.network import listen
 
-_STOP_SECONDS = 5.0
+__all__ = ["LocalRanks"]
 
-
-def listen_on_loopback() -> socket.socket:
-    """Open a listening socket on a free port of 127.0.0.1, which the caller closes."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    sock.bind(("127.0.0.1", 0))
-    sock.listen(1024)
-    return sock
+_KILL_SECONDS = 5.0
+_TERMINATE_SECONDS = 1.0
 
 
-class OwnRanks:
-    """The worker processes that the driver started itself, on this machine.
+class LocalRanks:
+    """Worker processes that rank 0 starts on this machine; ``target(*args)`` runs in each.
 
-    They are started afresh (``spawn``), so a script that opens a session with ``nproc=`` needs
-    the usual ``if __name__ == "__main__":``. They ignore Ctrl-C, which the terminal sends to
-    all, and end when the driver's process does.
+    They are spawned, so the script that starts them needs ``if __name__ == "__main__":``. They
+    ignore Ctrl-C, which the terminal sends to all processes, and end soon after rank 0.
 
-    Parameters
-    ----------
-    nproc : int
-        Ranks including the driver.
-    port : int
-        Of the driver's rendezvous store on 127.0.0.1.
-    target : Callable[..., None]
-        What a worker runs, importable.
-    args : tuple[Any, ...]
-        Its arguments.
+    They meet at the socket ``listener``. ``patience`` is how many seconds :meth:`stop` waits for
+    them to end by themselves, at first 0.
     """
 
-    def __init__(
-        self, nproc: int, port: int, target: Callable[..., None], args: tuple[Any, ...]
-    ) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._processes = {}
+    def __init__(self, nproc: int, target: Callable[..., None], args: tuple[Any, ...]) -> None:
+        self.listener = listen("127.0.0.1")
+        self.patience = 0.0
         self._stopping = threading.Event()
+        self._processes: dict[int, BaseProcess] = {}
+        context = multiprocessing.get_context("spawn")
         for rank in range(1, nproc):
             env = {
                 "DISTINF_RANKS": "1",
@@ -60,16 +47,19 @@ class OwnRanks:
                 "LOCAL_RANK": str(rank),
                 "LOCAL_WORLD_SIZE": str(nproc),
                 "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
+                "MASTER_PORT": str(self.listener.getsockname()[1]),
             }
             process = context.Process(
-                target=_run_rank, args=(env, target, args), name=f"rank{rank}", daemon=True
+                target=_run_rank,
+                args=(os.getpid(), env, target, args),
+                name=f"rank{rank}",
+                daemon=True,
             )
             process.start()
             self._processes[rank] = process
 
-    def died(self) -> dict[int, str]:
-        """Ranks whose processes have ended, and how."""
+    def ended(self) -> dict[int, str]:
+        """Return the ranks whose processes have ended, and how."""
         return {
             rank: _ending(process.exitcode)
             for rank, process in self._processes.items()
@@ -77,46 +67,45 @@ class OwnRanks:
         }
 
     def watch(self, lost: Callable[[int, str], None]) -> None:
-        """Call ``lost(rank, reason)`` from a thread when a process ends before :meth:`stop`."""
+        """Call ``lost(rank, reason)`` from a thread when a process ends before it is expected."""
 
         def run() -> None:
             living: dict[Any, int] = {p.sentinel: rank for rank, p in self._processes.items()}
             while living and not self._stopping.is_set():
                 for sentinel in wait(list(living), timeout=0.5):
                     rank = living.pop(sentinel)
-                    self._processes[rank].join(_STOP_SECONDS)
+                    self._processes[rank].join(_KILL_SECONDS)
                     if not self._stopping.is_set():
                         lost(rank, _ending(self._processes[rank].exitcode))
 
         threading.Thread(target=run, name="distinf-watch", daemon=True).start()
 
     def kill(self, rank: int) -> None:
-        """End a process that is given up."""
+        """Kill the process of a lost rank."""
         self._processes[rank].kill()
 
     def expect_end(self) -> None:
-        """Stop calling anybody about processes that end."""
+        """Report no process that ends from now on."""
         self._stopping.set()
 
-    def stop(self, patience: float = _STOP_SECONDS) -> None:
+    def stop(self) -> None:
         """Wait for the processes to end by themselves, then end them."""
+        self.listener.close()
         self._stopping.set()
-        _wait_all(self._processes.values(), patience)
+        self._join_all(self.patience)
         for process in self._processes.values():
             if process.exitcode is None:
                 process.terminate()
-        _wait_all(self._processes.values(), 1.0)
+        self._join_all(_TERMINATE_SECONDS)
         for process in self._processes.values():
             if process.exitcode is None:
                 process.kill()
-                process.join(_STOP_SECONDS)
+                process.join(_KILL_SECONDS)
 
-
-def _wait_all(processes: Any, patience: float) -> None:
-    """Wait for processes to end, together no longer than ``patience`` seconds."""
-    deadline = time.monotonic() + patience
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
+    def _join_all(self, patience: float) -> None:
+        deadline = time.monotonic() + patience
+        for process in self._processes.values():
+            process.join(max(0.0, deadline - time.monotonic()))
 
 
 def _ending(exitcode: int | None) -> str:
@@ -125,16 +114,11 @@ def _ending(exitcode: int | None) -> str:
     return f"its process ended with exit status {exitcode}"
 
 
-def _run_rank(env: dict[str, str], target: Callable[..., None], args: tuple[Any, ...]) -> None:
+def _run_rank(
+    parent: int, env: dict[str, str], target: Callable[..., None], args: tuple[Any, ...]
+) -> None:
     """Run a worker in its new process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(env)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow, name="distinf-follow", daemon=True).start()
+    when_parent_ends(parent, lambda: os._exit(1))
     target(*args)

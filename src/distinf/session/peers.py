@@ -1,251 +1,243 @@
-"""Every rank waits for all others, learns where they are and whether they want the same."""
+"""Every rank waits for all others, learns where they run, and checks that they belong together."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
-from importlib import metadata
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
 from distinf.errors import ConfigError, DistinfError, SessionError
-from distinf.session.launcher import Place, likely_cause
+from distinf.session.launcher import RankInfo, likely_cause
 from distinf.session.network import address_towards
+from distinf.transport import Peer
+from distinf.versions import versions
 
-__all__ = ["Peer", "end_if_here", "gather", "refuse", "route_to", "shared_gpus"]
+__all__ = ["end_if_here", "gather", "refuse", "route_to", "shared_gpus"]
 
 _POLL_SECONDS = 0.02
-_HEARD_SECONDS = 0.3  # in which all ranks look at the store
-_ON_THEIR_WAY_SECONDS = 20.0  # ranks start together, but some import more slowly
+_READ_SECONDS = 0.3  # in which all ranks read the store
+_START_SECONDS = 20.0  # ranks start together, but some import more slowly
+_SAME_PROCESS_SECONDS = 2.0  # creation times are rounded, and follow the system's clock
 _PACKAGES = ("distinf", "torch", "earth2studio", "nvidia-physicsnemo", "numpy")
 
-Peer = dict[str, Any]
+
+@dataclass(frozen=True)
+class _Introduction:
+    """What a rank writes into the store; ``settings`` is None where it has none to compare."""
+
+    peer: Peer
+    job: str
+    world_size: int
+    versions: dict[str, str]
+    settings: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, text: bytes | str) -> _Introduction:
+        given = json.loads(text)
+        peer = given.pop("peer")
+        return cls(peer=Peer(**{**peer, "visible": tuple(peer["visible"])}), **given)
 
 
 def refuse(store: dist.Store, why: str, world_size: int = 1) -> None:
-    """Tell the ranks that wait in :func:`gather` that there will be no session.
+    """Tell the ranks that wait in :func:`gather` why there is no session.
 
-    Parameters
-    ----------
-    store : torch.distributed.Store
-        Of :func:`distinf.session.rendezvous.meeting`; it ends with this process.
-    why : str
-        What they are told.
-    world_size : int, optional
-        How many ranks may still be on their way, by default only those that are here are told.
+    The store ends with this process, so this waits until the ranks below ``world_size`` have
+    arrived; by default only ranks that have arrived are told.
     """
     others = [f"here/{rank}" for rank in range(1, world_size)]
-    deadline = time.monotonic() + _ON_THEIR_WAY_SECONDS
+    deadline = time.monotonic() + _START_SECONDS
     with contextlib.suppress(RuntimeError):
         store.set("refused", why)
         while others and not store.check(others) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
-        time.sleep(_HEARD_SECONDS)
+        time.sleep(_READ_SECONDS)
 
 
 def gather(
     store: dist.Store,
-    place: Place,
+    info: RankInfo,
     device: torch.device,
     deadline: float,
     *,
     master: str = "",
-    alike: Mapping[str, Any] | None = None,
-    died: Callable[[], dict[int, str]] = dict,
+    must_match: Mapping[str, Any] | None = None,
+    ended: Callable[[], dict[int, str]] = dict,
 ) -> list[Peer]:
-    """Wait until every rank is here, and learn where each is.
+    """Wait for all ranks and check that they belong together; return where each of them runs.
 
     Parameters
     ----------
     store : torch.distributed.Store
         Of :func:`distinf.session.rendezvous.meeting`.
-    place, device : Place, torch.device
-        Of this rank.
+    info, device, must_match
+        Of this rank; settings are compared between the ranks that have any.
     deadline : float
         On the monotonic clock.
     master : str, optional
-        Where the store is; by default this machine.
-    alike : Mapping[str, Any] | None, optional
-        What must be the same on every rank that gives it, by default nothing.
-    died : Callable[[], dict[int, str]], optional
-        Tells which ranks' processes are known to have ended, and how.
-
-    Returns
-    -------
-    list[Peer]
-        Host, process, device and visible GPUs of each rank.
+        Host of the store, by default empty: this machine.
+    ended : Callable[[], dict[int, str]], optional
+        Returns the ranks whose processes are known to have ended, and how.
 
     Raises
     ------
     SessionError
-        Names the ranks that did not arrive, and why if that is known; or a rank that belongs
-        to another job.
+        Names the ranks that did not arrive, and why if that is known; or a rank of another job.
     ConfigError
-        Names the rank that wants something else, and what.
+        Names the rank whose settings or versions differ, and in what.
     """
     try:
-        peers = _wait_for_all(
-            store, place, _introduce(place, device, master, alike), deadline, died
-        )
-        _check_alike(peers)
+        mine = _introduction(info, device, master, must_match)
+        _enter(store, mine)
+        found = _wait_for_all(store, info, deadline, ended)
+        _check_same_run(found)
     except DistinfError as error:
-        if place.rank == 0:
+        if info.rank == 0:
             refuse(store, str(error))
         raise
     except RuntimeError as error:
         raise SessionError(
-            f"rank {place.rank} on {socket.gethostname()} lost the rendezvous: rank 0 has ended, "
+            f"rank {info.rank} on {socket.gethostname()} lost the rendezvous: rank 0 has ended, "
             f"and says why ({str(error).splitlines()[0]})"
         ) from error
-    return peers
+    return [each.peer for each in found]
 
 
-def _introduce(
-    place: Place, device: torch.device, master: str, alike: Mapping[str, Any] | None
-) -> Peer:
+def _introduction(
+    info: RankInfo, device: torch.device, master: str, must_match: Mapping[str, Any] | None
+) -> _Introduction:
     gpus = range(torch.cuda.device_count()) if device.type == "cuda" else ()
-    visible = [str(torch.cuda.get_device_properties(i).uuid) for i in gpus]
-    return {
-        "rank": place.rank,
-        "host": socket.gethostname(),
-        "node": _node(),
-        "pid": os.getpid(),
-        "started": started(os.getpid()),
-        "device": str(device),
-        "visible": visible,
-        "gpu": visible[device.index] if visible else "",
-        "address": address_towards(master) if master else "",
-        "job": place.job,
-        "world_size": place.world_size,
-        "versions": {name: _version(name) for name in _PACKAGES},
-        "alike": None if alike is None else json.loads(json.dumps(alike, default=str)),
-    }
+    host = socket.gethostname()
+    return _Introduction(
+        peer=Peer(
+            rank=info.rank,
+            device=str(device),
+            visible=tuple(str(torch.cuda.get_device_properties(i).uuid) for i in gpus),
+            host=host,
+            node=os.environ.get("SLURMD_NODENAME") or host,
+            pid=os.getpid(),
+            created=psutil.Process().create_time(),
+            address=address_towards(master) if master else "",
+        ),
+        job=info.job,
+        world_size=info.world_size,
+        versions={**dict.fromkeys(_PACKAGES, "none"), **versions(_PACKAGES)},
+        # As it looks after its way through JSON.
+        settings=must_match if must_match is None else json.loads(_json(must_match)),
+    )
 
 
-def started(pid: int) -> int | None:
-    """When a process of this machine began, in ticks since its boot; None if there is none."""
-    try:
-        # The second field, the command, is in brackets and may hold anything.
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except OSError:
-        return None
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str)
 
 
-def end_if_here(peer: Peer) -> None:
-    """Kill a rank's process if it is on this machine: one that is stopped does not end by itself.
-
-    Its launcher would wait for it.
-    """
-    here = peer["host"] == socket.gethostname() and peer["started"] is not None
-    if here and started(peer["pid"]) == peer["started"]:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(peer["pid"], signal.SIGKILL)
-
-
-def _node() -> str:
-    """Name of this node as the launcher knows it."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "none"
+def _enter(store: dist.Store, mine: _Introduction) -> None:
+    """Write this rank's introduction, unless another process has this rank."""
+    text, me = _json(asdict(mine)), mine.peer
+    written = store.compare_set(f"here/{me.rank}", "", text).decode()
+    if written != text:
+        other = _Introduction.of(written).peer
+        raise SessionError(
+            f"two processes are rank {me.rank}: {other.pid} on {other.host} and "
+            f"{me.pid} on {me.host}. Two jobs see each other: give each a MASTER_PORT of "
+            "its own, or leave MASTER_ADDR and MASTER_PORT unset"
+        )
 
 
 def _wait_for_all(
-    store: dist.Store,
-    place: Place,
-    me: Peer,
-    deadline: float,
-    died: Callable[[], dict[int, str]],
-) -> list[Peer]:
+    store: dist.Store, info: RankInfo, deadline: float, ended: Callable[[], dict[int, str]]
+) -> list[_Introduction]:
     began = time.monotonic()
-    mine = json.dumps(me)
-    there = store.compare_set(f"here/{place.rank}", "", mine).decode()
-    if there != mine:
-        other = json.loads(there)
-        raise SessionError(
-            f"two processes are rank {place.rank}: {other['pid']} on {other['host']} and "
-            f"{me['pid']} on {me['host']}. Two jobs see each other: give each a MASTER_PORT of "
-            "its own, or leave MASTER_ADDR and MASTER_PORT unset"
-        )
-    ranks = range(place.world_size)
+    ranks = range(info.world_size)
     absent = list(ranks)
     while absent := [rank for rank in absent if not store.check([f"here/{rank}"])]:
         if store.check(["refused"]):
             why = store.get("refused").decode()
             raise SessionError(f"the driver (rank 0) refused the run: {why}")
-        for rank, how in died().items():
+        for rank, how in ended().items():
             raise SessionError(f"rank {rank} did not start: {how}")
         if time.monotonic() > deadline:
-            heard = {
-                json.loads(store.get(f"here/{rank}"))["node"]
-                for rank in ranks
-                if rank not in absent
-            }
+            present = [rank for rank in ranks if rank not in absent]
+            nodes = {_Introduction.of(store.get(f"here/{rank}")).peer.node for rank in present}
             raise SessionError(
-                f"rank {place.rank} on {me['host']} waited {time.monotonic() - began:.0f} s "
-                f"(runtime.start_timeout) for rank(s) {absent} of {place.world_size}, "
-                f"which never arrived{_silent(place, heard)}. {likely_cause(place)}"
+                f"rank {info.rank} on {socket.gethostname()} waited "
+                f"{time.monotonic() - began:.0f} s (runtime.start_timeout) for rank(s) {absent} of "
+                f"{info.world_size}, which never arrived{_silent_nodes(info, nodes)}. "
+                f"{likely_cause(info)}"
             )
         time.sleep(_POLL_SECONDS)
-    return [json.loads(store.get(f"here/{rank}")) for rank in ranks]
+    return [_Introduction.of(store.get(f"here/{rank}")) for rank in ranks]
 
 
-def _silent(place: Place, heard: set[str]) -> str:
-    """Nodes from which nobody came, where their names are known."""
-    if place.launcher != "slurm":
+def _silent_nodes(info: RankInfo, present: set[str]) -> str:
+    """Name the nodes from which no rank came, where the launcher names nodes as they do."""
+    silent = [host for host in info.hosts if host not in present]
+    if info.launcher != "slurm" or not silent:
         return ""
-    silent = [host for host in place.hosts if host not in heard]
-    return f"; nothing came from node(s) {', '.join(silent)}" if silent else ""
+    return f"; nothing came from node(s) {', '.join(silent)}"
 
 
-def _check_alike(peers: list[Peer]) -> None:
-    """Compare every rank with the driver."""
-    first = peers[0]
-    for peer in peers[1:]:
-        who = f"rank {peer['rank']} on {peer['host']}"
-        for key, word in (("job", "launch"), ("world_size", "world size")):
-            if peer[key] != first[key]:
+def _check_same_run(found: list[_Introduction]) -> None:
+    """Compare every rank with rank 0."""
+    first, *others = found
+    for other in others:
+        who = f"rank {other.peer.rank} on {other.peer.host}"
+        for what, theirs, ours in (
+            ("launch", other.job, first.job),
+            ("world size", other.world_size, first.world_size),
+        ):
+            if theirs != ours:
                 raise SessionError(
-                    f"{who} belongs to another job: its {word} is {peer[key] or 'unknown'}, that "
-                    f"of rank 0 on {first['host']} is {first[key] or 'unknown'}"
+                    f"{who} belongs to another job: its {what} is {theirs or 'unknown'}, that "
+                    f"of rank 0 on {first.peer.host} is {ours or 'unknown'}"
                 )
-        for kind, what in (("versions", "version of "), ("alike", "")):
-            ours, theirs = first[kind], peer[kind]
-            if ours is None or theirs is None:
-                continue
-            for key in sorted({*ours, *theirs}):
-                if ours.get(key) != theirs.get(key):
-                    raise ConfigError(
-                        f"the ranks disagree: {what}{key} is {theirs.get(key)} on {who}, but "
-                        f"{ours.get(key)} on rank 0 on {first['host']}"
-                    )
+        _compare("version of ", other.versions, first.versions, who, first.peer.host)
+        if other.settings is not None and first.settings is not None:
+            _compare("", other.settings, first.settings, who, first.peer.host)
+
+
+def _compare(
+    what: str, theirs: dict[str, Any], ours: dict[str, Any], who: str, first_host: str
+) -> None:
+    for key in sorted({*ours, *theirs}):
+        if ours.get(key) != theirs.get(key):
+            raise ConfigError(
+                f"the ranks disagree: {what}{key} is {theirs.get(key)} on {who}, but "
+                f"{ours.get(key)} on rank 0 on {first_host}"
+            )
+
+
+def end_if_here(peer: Peer) -> None:
+    """Kill a rank's process if it is on this machine: a stopped process does not end by itself."""
+    if peer.host != socket.gethostname():
+        return
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(peer.pid)
+        if abs(process.create_time() - peer.created) < _SAME_PROCESS_SECONDS:
+            process.kill()
 
 
 def route_to(peers: list[Peer], rank: int) -> str:
-    """Address of a peer elsewhere, so that this rank listens where that one can reach it."""
-    others = [peer for peer in peers if peer["rank"] != rank and peer["address"]]
-    far = [peer for peer in others if peer["host"] != peers[rank]["host"]]
-    return str((far or others)[0]["address"]) if others else ""
+    """Return a peer's address, if possible on another host; this rank listens on the way there."""
+    others = [peer for peer in peers if peer.rank != rank and peer.address]
+    far = [peer for peer in others if peer.host != peers[rank].host]
+    return (far or others)[0].address if others else ""
 
 
 def shared_gpus(peers: list[Peer]) -> str:
-    """Say which ranks compute on one GPU, with words of advice; empty if none do."""
+    """Say which ranks compute on one GPU, and what to do; empty if none do."""
     on: dict[tuple[str, str], list[int]] = {}
     for peer in peers:
-        if peer["gpu"]:
-            on.setdefault((peer["node"], peer["gpu"]), []).append(peer["rank"])
+        if peer.gpu:
+            on.setdefault((peer.node, peer.gpu), []).append(peer.rank)
     shared = [ranks for ranks in on.values() if len(ranks) > 1]
     if not shared:
         return ""

@@ -1,4 +1,4 @@
-"""The Slurm batch script of a run, from its options; without torch, so that it comes at once."""
+"""The Slurm batch script of a run, from its options. Without torch, so that it is fast."""
 
 from __future__ import annotations
 
@@ -129,20 +129,9 @@ class SlurmJob:
 
 
 def read_job(section: Mapping[str, Any], given: Sequence[str]) -> SlurmJob:
-    """Make the options from ``slurm`` of the config.
+    """Read the options from ``slurm`` of the config; ``given`` are the command line's overrides.
 
-    Parameters
-    ----------
-    section : Mapping[str, Any]
-        The section.
-    given : Sequence[str]
-        The overrides of the command line: ``slurm.time=120`` is minutes there, whereas the same
-        number from a file may have been ``2:00``.
-
-    Raises
-    ------
-    ConfigError
-        If a key does not exist or a value is out of its range.
+    ``slurm.time=120`` is minutes there; the same number from a file may have been ``2:00``.
     """
     for item in given:
         key, _, word = item.partition("=")
@@ -152,22 +141,7 @@ def read_job(section: Mapping[str, Any], given: Sequence[str]) -> SlurmJob:
 
 
 def batch_script(job: SlurmJob, command: Sequence[str], folder: str) -> str:
-    """Write the batch script that runs a command in a folder.
-
-    Parameters
-    ----------
-    job : SlurmJob
-        What to ask of Slurm.
-    command : Sequence[str]
-        The run's words: Python, main.py, overrides.
-    folder : str
-        Working directory.
-
-    Returns
-    -------
-    str
-        A bash script for sbatch.
-    """
+    """Return a bash script for sbatch that runs ``command`` (Python, main.py, overrides)."""
     asked = {
         "job-name": job.name,
         "account": job.account,
@@ -186,9 +160,9 @@ def batch_script(job: SlurmJob, command: Sequence[str], folder: str) -> str:
     lines += ["", f"cd {shlex.quote(folder)} || exit 1"]
     lines += [f"export {key}={shlex.quote(str(v))}" for key, v in (job.environment or {}).items()]
     lines += job.lines_before
-    # A lost worker's tasks go to the others, and ranks without their driver end by themselves.
+    # A lost worker's tasks go to the others, and ranks that lose rank 0 end by themselves.
     srun = ["srun", "--kill-on-bad-exit=0", "--wait=0"]
-    if job.cpus_per_task is not None:  # sbatch no longer hands it on
+    if job.cpus_per_task is not None:  # srun does not take it from sbatch
         srun.append(f"--cpus-per-task={job.cpus_per_task}")
     if job.container is not None:
         here = Path(command[1]).parent
@@ -206,17 +180,7 @@ def batch_script(job: SlurmJob, command: Sequence[str], folder: str) -> str:
 def repeated(overrides: Sequence[str], job: SlurmJob) -> list[str]:
     """Return the overrides that the batch job's run repeats.
 
-    Parameters
-    ----------
-    overrides : Sequence[str]
-        Of this run, as they were given.
-    job : SlurmJob
-        What is asked of Slurm.
-
-    Raises
-    ------
-    ConfigError
-        If they contradict ``slurm.requeue``.
+    Raises `ConfigError` if they contradict ``slurm.requeue``.
     """
     kept = [item for item in overrides if not re.match(r"[+~]*slurm([.=@]|$)", item)]
     modes = [item.partition("=")[2] for item in kept if item.lstrip("+").startswith("output.mode=")]
@@ -231,26 +195,10 @@ def repeated(overrides: Sequence[str], job: SlurmJob) -> list[str]:
 
 
 def submit(job: SlurmJob, script: str, path: str | None = None) -> str:
-    """Do with the script what ``slurm.action`` says.
+    """Print, save or submit the script as ``slurm.action`` says; return what to print.
 
-    Parameters
-    ----------
-    job : SlurmJob
-        What is asked of Slurm.
-    script : str
-        The script.
-    path : str | None, optional
-        File that ``save`` writes, by default None: ``job.script``.
-
-    Returns
-    -------
-    str
-        What to print.
-
-    Raises
-    ------
-    ConfigError
-        If the file exists with another content, or sbatch refuses the script.
+    ``path`` is the file that ``save`` writes, by default ``job.script``. Raises `ConfigError` if it
+    exists with other content, or sbatch refuses the script.
     """
     if job.action == "save":
         file = Path(path or job.script)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import zarr
 
+from distinf.coords import Coords
 from distinf.errors import StoreError
 from distinf.report import Event, Events
 from distinf.store.destination import Destination
@@ -24,7 +25,6 @@ __all__ = ["Files", "Written"]
 
 _THREADS = 8  # variables that are written at once: most of the time is waiting for the disk
 
-Coords = OrderedDict[str, np.ndarray]
 # A file of a diagnostic: its name, where it is in the leading dimensions, its first lead time.
 File = tuple[str, tuple[int, ...], int]
 

@@ -20,7 +20,15 @@ from typing import Any, Protocol
 import numpy as np
 import zarr
 
-from distinf.errors import ConfigError, DistinfError, Interrupted, StoreError, TaskError, TaskLost
+from distinf.coords import Coords
+from distinf.errors import (
+    DistinfError,
+    Interrupted,
+    StoreError,
+    TaskError,
+    TaskLost,
+    as_config_error,
+)
 from distinf.options import Output
 from distinf.report import Events
 from distinf.store.destination import find_destination
@@ -43,8 +51,6 @@ from distinf.store.worker_writer import meeting_place
 __all__ = ["ForecastStore", "check_output", "check_resume"]
 
 log = logging.getLogger("distinf")
-
-Coords = OrderedDict[str, np.ndarray]
 
 
 def check_output(path: str | os.PathLike[str], mode: str) -> None:
@@ -274,9 +280,7 @@ class ForecastStore:
                 try:
                     infer.call_func("write_to", *store, rank, rank=rank)
                 except TaskError as error:
-                    if error.kind == ConfigError.__name__:  # told once, as what it is
-                        raise ConfigError(f"rank {error.rank}: {error.remote_message}") from None
-                    raise
+                    raise as_config_error(error, f"rank {error.rank}: ") from None
 
     def write(self, diagnostic: str, future: Future[Any]) -> None:
         """Write the result of a task when it is there; returns at once unless too many wait.

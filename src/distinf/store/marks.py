@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import zarr
 
+from distinf.coords import Coords
 from distinf.errors import StoreError
 from distinf.store.schema import mark
 
 __all__ = ["Marks", "step_words"]
-
-Coords = OrderedDict[str, np.ndarray]
 
 
 class Marks:

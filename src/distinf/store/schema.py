@@ -23,6 +23,7 @@ import zarr
 from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 
+from distinf.coords import Coords
 from distinf.errors import ConfigError
 from distinf.store.destination import Destination
 
@@ -42,7 +43,6 @@ __all__ = [
     "vocabulary",
 ]
 
-Coords = OrderedDict[str, np.ndarray]
 
 _COORD_ATTRIBUTES = {
     "lat": {"units": "degrees_north", "standard_name": "latitude", "long_name": "latitude"},

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 import zarr
 
+from distinf.coords import Coords
 from distinf.errors import ConfigError
 from distinf.store.destination import Destination, find_destination
 from distinf.store.files import Files, Written
@@ -19,7 +18,6 @@ from distinf.store.marks import Marks
 
 __all__ = ["RemoteWriter", "meeting_place"]
 
-Coords = OrderedDict[str, np.ndarray]
 Fields = tuple[torch.Tensor, Coords]
 
 

@@ -1,11 +1,14 @@
-from . import carrier as carrier
-from . import rpc as rpc
-from . import trial as trial
+from .carrier import choose_carrier as choose_carrier
+from .carrier import device_maps as device_maps
 from .contract import Call as Call
 from .contract import Failure as Failure
+from .contract import Peer as Peer
 from .contract import Reply as Reply
 from .contract import Transport as Transport
 from .in_process import InProcess as InProcess
+from .rpc import RpcTransport as RpcTransport
+from .rpc import join_rpc as join_rpc
+from .rpc import serve as serve
 from .worker import Later as Later
 from .worker import Worker as Worker
 from .worker import forward_of as forward_of

@@ -1,63 +1,103 @@
-"""How tensors travel: the choice of a carrier, from what is known of all ranks. Pure."""
+"""The choice of a carrier, which is how tensors travel: device to device only after it has worked.
+
+TensorPipe ends the whole process where GPUs cannot see each other ("Couldn't find GPU with UUID",
+pytorch#95487, tensorpipe#412) or where a network device cannot be used (tensorpipe#413), and fails
+only when a tensor travels. So each rank starts a process that tries it, and all ranks choose from
+the outcomes of all these trials.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, NoReturn
 
 import torch
+import torch.distributed as dist
 
 from distinf.errors import ConfigError
+from distinf.parent import when_parent_ends
+from distinf.transport.contract import Call, Choice, Peer
+from distinf.transport.rpc import RpcTransport, join_rpc
+from distinf.transport.worker import Worker
 
-__all__ = ["ENDED", "Choice", "conclude", "device_maps", "foresee"]
+__all__ = ["choose_carrier", "device_maps", "run_trial"]
 
-Peer = Mapping[str, Any]
-
+_TRIAL_SECONDS = 60.0  # torch's import, a CUDA context and a group of processes, on a busy machine
+_POLL_SECONDS = 0.05
+_REPORT_SECONDS = 5.0  # beyond the trial's own deadline
+# Below and above TensorPipe's slot of 8 MiB and its staging area of 32 MiB.
+_SIZES = (1_000, 12_000_000)
 ENDED = "-"  # outcome of a trial that was only ended because another rank's had failed
 
 
-@dataclass(frozen=True)
-class Choice:
-    """How tensors travel, and why.
+def choose_carrier(
+    wanted: str,
+    peers: Sequence[Peer],
+    rank: int,
+    store: dist.Store,
+    on_one_node: bool,
+    deadline: float,
+    command: Sequence[str] = (),
+) -> Choice:
+    """Choose the carrier of a session; every rank calls this at the same time.
 
-    Parameters
-    ----------
-    carrier : str
-        ``"cuda"`` or ``"host"``.
-    why : str
-        In words.
+    ``wanted`` is ``runtime.carrier``; ``deadline`` that of the session's start, on the monotonic
+    clock, of which a trial takes at most half of what is left; ``command`` runs a trial, by default
+    that of :func:`trial_command`. All ranks get the same choice, or a `ConfigError` if
+    ``runtime.carrier=cuda`` does not work.
     """
+    choice = choose_without_trial(wanted, peers, on_one_node)
+    if choice is not None:
+        return choice
+    seconds = max(1.0, min(_TRIAL_SECONDS, (deadline - time.monotonic()) / 2))
+    if rank == 0:
+        store.set("trial/name", uuid.uuid4().hex)
+    facts = {
+        "rank": rank,
+        "peers": [dataclasses.asdict(peer) for peer in peers],
+        "address": _address_of(store),
+        "name": store.get("trial/name").decode(),
+        "several_nodes": not on_one_node,
+        "seconds": seconds,
+        "parent": os.getpid(),
+    }
+    mine = _try(list(command) or trial_command(), facts, rank, len(peers), store, seconds)
+    store.set(f"trial/{rank}", mine)
+    keys = [f"trial/{peer.rank}" for peer in peers]
+    until = time.monotonic() + seconds + _REPORT_SECONDS
+    while not store.check(keys) and time.monotonic() < until:
+        time.sleep(_POLL_SECONDS)
+    outcomes = [
+        store.get(key).decode() if store.check([key]) else "its rank did not say" for key in keys
+    ]
+    return choose_from_trial(wanted, peers, outcomes)
 
-    carrier: str
-    why: str
+
+def device_maps(rank: int, peers: Sequence[Peer]) -> dict[int, dict[torch.device, torch.device]]:
+    """For each peer that this rank sends to, which of its devices takes our device's tensors."""
+    mine = torch.device(peers[rank].device)
+    others = range(1, len(peers)) if rank == 0 else [0]
+    return {other: {mine: torch.device(peers[other].device)} for other in others}
 
 
-def foresee(wanted: str, peers: Sequence[Peer], on_one_node: bool) -> Choice | None:
-    """Choose the carrier where no trial is needed.
+# The choice itself; it knows no process.
 
-    Parameters
-    ----------
-    wanted : str
-        ``runtime.carrier``.
-    peers : Sequence[Peer]
-        What each rank told of itself.
-    on_one_node : bool
-        Whether all ranks are on one node.
 
-    Returns
-    -------
-    Choice | None
-        None: it has to be tried.
-
-    Raises
-    ------
-    ConfigError
-        If ``runtime.carrier=cuda`` cannot be.
-    """
+def choose_without_trial(wanted: str, peers: Sequence[Peer], on_one_node: bool) -> Choice | None:
+    """Choose the carrier where no trial is needed; None: a trial is needed."""
     if wanted == "host":
         return Choice("host", "runtime.carrier=host")
-    without = [peer["rank"] for peer in peers if not peer["device"].startswith("cuda")]
+    without = [peer.rank for peer in peers if not peer.device.startswith("cuda")]
     if without:
         return _refused(wanted, f"{_ranks(without, len(peers))} without a GPU")
     if not on_one_node and wanted == "auto":
@@ -67,39 +107,25 @@ def foresee(wanted: str, peers: Sequence[Peer], on_one_node: bool) -> Choice | N
     return None
 
 
-def conclude(wanted: str, peers: Sequence[Peer], outcomes: Sequence[str]) -> Choice:
-    """Choose the carrier from what became of the trial.
+def choose_from_trial(wanted: str, peers: Sequence[Peer], outcomes: Sequence[str]) -> Choice:
+    """Choose the carrier from the outcomes of all trials, the same on every rank.
 
-    Parameters
-    ----------
-    wanted, peers
-        As in :func:`foresee`.
-    outcomes : Sequence[str]
-        For each rank, why its trial failed; empty if it did not, `ENDED` if it was only ended
-        because another one's failed.
-
-    Returns
-    -------
-    Choice
-        The same on every rank, since all look at the same outcomes.
-
-    Raises
-    ------
-    ConfigError
-        If ``runtime.carrier=cuda`` does not work.
+    An outcome is the reason why a rank's trial failed, empty if it did not, or `ENDED`.
     """
     failed = {
-        peer["rank"]: outcome
+        peer.rank: outcome
         for peer, outcome in zip(peers, outcomes, strict=True)
         if outcome not in ("", ENDED)
     }
     if not failed and ENDED not in outcomes:
         return Choice("cuda", "tried between all ranks")
-    told = [f"on rank {rank} {why}" for rank, why in failed.items()] or ["the trial was ended"]
-    more = f", and on {len(told) - 1} more" if len(told) > 1 else ""
-    why = f"device to device was tried, and {told[0]}{more}"
-    if strangers := _strangers(peers):
-        why = f"{strangers} see different GPUs ({why})"
+    said = [f"on rank {rank} {why}" for rank, why in failed.items()] or ["the trial was ended"]
+    more = f", and on {len(said) - 1} more" if len(said) > 1 else ""
+    why = f"device to device was tried, and {said[0]}{more}"
+    for peer in peers:
+        if sorted(peer.visible) != sorted(peers[0].visible):
+            why = f"ranks {peers[0].rank} and {peer.rank} see different GPUs ({why})"
+            break
     return _refused(wanted, why)
 
 
@@ -119,17 +145,122 @@ def _ranks(ranks: Sequence[int], world_size: int) -> str:
     return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]} are"
 
 
-def _strangers(peers: Sequence[Peer]) -> str:
-    """Rank 0 and the first rank that sees other GPUs than it; empty if none does."""
-    first = peers[0]
-    for peer in peers[1:]:
-        if sorted(peer["visible"]) != sorted(first["visible"]):
-            return f"ranks {first['rank']} and {peer['rank']}"
-    return ""
+# A rank's trial, seen from that rank.
 
 
-def device_maps(rank: int, peers: Sequence[Peer]) -> dict[int, dict[torch.device, torch.device]]:
-    """For each peer that this rank talks to, which of its devices takes our device's tensors."""
-    mine = torch.device(peers[rank]["device"])
-    others = range(1, len(peers)) if rank == 0 else [0]
-    return {other: {mine: torch.device(peers[other]["device"])} for other in others}
+def trial_command() -> list[str]:
+    """Command of one rank's trial, to which its facts are added as JSON."""
+    return [sys.executable, "-c", "from distinf.transport.carrier import run_trial; run_trial()"]
+
+
+def _address_of(store: Any) -> list[Any]:
+    while hasattr(store, "underlying_store"):
+        store = store.underlying_store
+    return [store.host, store.port] if hasattr(store, "port") else []
+
+
+def _try(
+    command: list[str],
+    facts: dict[str, Any],
+    rank: int,
+    world_size: int,
+    store: dist.Store,
+    seconds: float,
+) -> str:
+    """Run this rank's trial to its end; return why it failed, empty if it did not."""
+    others = [f"trial/{other}" for other in range(world_size) if other != rank]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen(
+            [*command, json.dumps(facts)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+        )
+        until = time.monotonic() + seconds
+        outcome = ""
+        try:
+            while child.poll() is None and not outcome:
+                if time.monotonic() > until:
+                    outcome = f"it did not end within {seconds:.0f} s"
+                elif any(store.check([key]) and store.get(key) for key in others):
+                    outcome = ENDED
+                time.sleep(_POLL_SECONDS)
+        finally:
+            child.kill()
+            child.wait()
+        if outcome or child.returncode == 0:
+            return outcome
+        output.seek(0)
+        reason = _reason_in(output.read().decode(errors="replace"))
+    if child.returncode < 0:
+        return f"it was ended by {signal.Signals(-child.returncode).name}: {reason}"
+    return f"it failed: {reason}"
+
+
+def _reason_in(output: str) -> str:
+    """Return the line of a process's output that says why it ended; C++ marks it ``what():``."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    marked = [line.split("what():", 1)[1].strip() for line in lines if "what():" in line]
+    return (marked or lines or ["it said nothing"])[-1][:300]
+
+
+# The process of a trial.
+
+
+def run_trial() -> NoReturn:
+    """Try device to device for one rank; ends the process."""
+    facts = json.loads(sys.argv[-1])
+    when_parent_ends(facts["parent"], lambda: os._exit(1))
+    try:
+        _carry(facts)
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+    # RPC is not shut down: a rank that is still busy with a channel must not delay the others.
+    os._exit(0)
+
+
+def _carry(facts: dict[str, Any]) -> None:
+    """Join a group of all ranks' trials, and carry tensors from rank 0 to each and back."""
+    peers = [Peer(**peer) for peer in facts["peers"]]
+    rank, seconds = facts["rank"], facts["seconds"]
+    device = torch.device(peers[rank].device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    worker = Worker(rank, device)
+    worker.results_stay = True
+    timeout = timedelta(seconds=seconds)
+    host, port = facts["address"]
+    store = dist.PrefixStore(
+        f"trial/{facts['name']}",
+        dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout),
+    )
+    maps = device_maps(rank, peers) if device.type == "cuda" else {}
+    join_rpc(worker, len(peers), store, maps, seconds, facts["several_nodes"])
+    if rank != 0:
+        store.wait(["carried"], timeout)
+        return
+    choice = Choice("cuda" if maps else "host", "")
+    transport = RpcTransport(worker, len(peers), store, choice, results_stay=True)
+    for other in transport.workers:
+        transport.send(other, Call(0, "__build__", args=(Reversed,)), seconds).result(seconds)
+        for size in _SIZES:
+            sent = torch.arange(size, dtype=torch.int32, device=device) + other
+            call = Call(0, "__forward__", "the trial", (sent,))
+            reply = transport.send(other, call, seconds).result(seconds)
+            if reply.failure is not None:
+                raise RuntimeError(f"rank {other}: {reply.failure.message}")
+            received = reply.value
+            if received.device != device or not torch.equal(received.cpu(), sent.cpu().flip(0)):
+                raise RuntimeError(f"a tensor from rank {other} has other values than were sent")
+    store.set("carried", "")
+
+
+class Reversed:
+    """Returns a tensor reversed, which shows that both ways carry its bytes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Reverse a tensor of one dimension."""
+        return x.flip(0)

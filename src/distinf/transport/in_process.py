@@ -1,4 +1,4 @@
-"""The carrier of a run with one process: a call is done when it has been made."""
+"""The transport of a run with one process: `send` returns when the call has been run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,7 @@ __all__ = ["InProcess"]
 
 
 class InProcess:
-    """Run every call in this process, before `send` returns.
-
-    Parameters
-    ----------
-    worker : Worker
-        Holds the models.
-    """
+    """Runs every call on a worker of this process, before `send` returns."""
 
     carrier = "in-process"
     reason = ""
@@ -36,10 +30,10 @@ class InProcess:
         return torch.empty(tuple(shape), dtype=dtype, device=device)
 
     def expect(self, nbytes: int) -> None:
-        """Nothing to prepare: one call runs at a time."""
+        """Do nothing: one call runs at a time."""
 
     def send(self, rank: int, call: Call, timeout: float | None) -> Future[Reply]:
-        """Run the call and wait for it; with a deadline on a thread that can be left behind."""
+        """Run the call; with a deadline on another thread, which a late call does not leave."""
         future: Future[Reply] = Future()
         if timeout is None:
             future.set_result(self._worker.run(call))
@@ -53,13 +47,13 @@ class InProcess:
         return future
 
     def ping(self, rank: int, timeout: float) -> Future[None]:
-        """Whoever asks lives."""
+        """Return a future that is done: the same process is always alive."""
         future: Future[None] = Future()
         future.set_result(None)
         return future
 
-    def lose(self, rank: int) -> None:
-        """Do nothing: this process is not lost while it can ask."""
+    def mark_lost(self, rank: int) -> None:
+        """Do nothing: this process cannot be lost to itself."""
 
     def close(self, error: bool = False) -> None:
-        """Nothing to part from."""
+        """Do nothing: there is no other rank to stop."""

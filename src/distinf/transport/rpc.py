@@ -1,39 +1,142 @@
-"""The carrier of a run with several processes: TensorPipe RPC of torch.distributed."""
+"""The transport of a run with several processes: TensorPipe RPC of torch.distributed.
+
+Messages are pickled, so whoever can reach a rank's port can run code there: the session binds them
+to loopback on one node.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed import rpc
 
-from distinf.departures import Departures
+from distinf.background import in_order
 from distinf.errors import CallTimeout, SessionError, WorkerLost
-from distinf.gpu import Cuda
-from distinf.streams import Copies, on_gpu
+from distinf.gpu import Cuda, copies_of, on_gpu
 from distinf.tensors import tensor_bytes
-from distinf.transport import group
-from distinf.transport.carrier import Choice
-from distinf.transport.contract import Call, Reply
-from distinf.transport.group import name_of
+from distinf.transport.contract import Call, Choice, Reply
 from distinf.transport.shared_memory import Answer, DriverMemory, Message, WorkerMemory
-from distinf.transport.slots import SMALL, Placed
+from distinf.transport.slots import SMALL, SlotReference
 from distinf.transport.worker import Worker
 
-__all__ = ["TensorPipe", "join", "serve"]
+__all__ = ["RpcTransport", "join_rpc", "serve"]
 
-# What TensorPipe says of a peer that is no longer there.
+_SCHEME = "distinf"
+_FOREVER = 0.0  # torch.distributed.rpc's value for no timeout
+_THREADS = 16
+_CLOSE_SECONDS = 5.0
+# Channels that carry host memory. The others load CUDA, and cuda_ipc ends the process where GPUs
+# cannot see each other (pytorch#95487), whether or not tensors are on them.
+_HOST_CHANNELS = ["cma", "mpt_uv", "basic"]
+# From device to device; not cuda_basic, which goes through host memory and is slower than we are.
+_DEVICE_CHANNELS = ["cuda_ipc", "basic"]
+_NETWORK_CHANNELS = ["cuda_ipc", "cuda_gdr", "basic"]
+# TensorPipe's words for a peer that no longer exists.
 _GONE = ("eof", "connection reset", "broken pipe", "connection refused", "econn", "epipe")
 
-_memory: WorkerMemory | None = None
+
+class _Group:
+    """The RPC group of a session in this process; calls of other ranks find it as `_group`."""
+
+    def __init__(self) -> None:
+        self.store: dist.Store | None = None  # while joining
+        self.memory: WorkerMemory | None = None
+        self._lock = threading.Lock()
+        self._stops: dict[int, torch.futures.Future[bool]] = {}
+        # How often this process has shut RPC down together with its peers, over all its sessions.
+        # Torch numbers these shutdowns in each process, out of our reach, and peers wait for one
+        # another under that number. So a driver at its second session cannot shut down together
+        # with ranks that it started for that session.
+        self._shutdowns = 0
+        self._shutdowns_of: dict[int, int] = {}
+
+    def serve(self, rank: int, store: dist.Store) -> None:
+        """Wait for the driver's stop, then leave the group."""
+        try:
+            together = rpc.rpc_sync(
+                _name_of(0), _until_stop, args=(rank, self._shutdowns), timeout=_FOREVER
+            )
+            store.set(_stopped_key(rank), "")
+        except RuntimeError as error:
+            self._leave(together=False)
+            raise SessionError(f"the driver (rank 0) is gone: {error}") from error
+        self._leave(together)
+
+    def until_stop(self, rank: int, shutdowns: int) -> torch.futures.Future[bool]:
+        """Return the future that says when a worker stops, and whether together with the others."""
+        with self._lock:
+            self._shutdowns_of[rank] = shutdowns
+            return self._stops.setdefault(rank, torch.futures.Future())
+
+    def stop_workers(
+        self, workers: Collection[int], lost: Collection[int], store: dist.Store, error: bool
+    ) -> None:
+        """Stop every worker, wait for those that live, then leave the group; on the driver."""
+        with self._lock:
+            same = all(self._shutdowns_of.get(rank, 0) == self._shutdowns for rank in workers)
+            together = same and not (error or lost)
+            for rank in workers:
+                stop = self._stops.setdefault(rank, torch.futures.Future())
+                if not stop.done():
+                    stop.set_result(together)
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        living = [_stopped_key(rank) for rank in workers if rank not in lost]
+        while living and not store.check(living) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._leave(together)
+        with self._lock:
+            self._stops.clear()
+            self._shutdowns_of.clear()
+
+    def _leave(self, together: bool) -> None:
+        """Shut RPC down: with the peers when all live, else without asking them."""
+        self._shutdowns += together
+        # A thread that is inside a model cannot be stopped; its process can.
+        guard = _end_process_after(_CLOSE_SECONDS, "")
+        try:
+            rpc.shutdown(graceful=together, timeout=_CLOSE_SECONDS / 2)
+        except RuntimeError:  # a peer ended in the meantime
+            rpc.shutdown(graceful=False)
+        finally:
+            self.memory = None
+        guard.cancel()
 
 
-def join(
+_group = _Group()
+
+
+def _name_of(rank: int) -> str:
+    return f"rank{rank}"
+
+
+def _stopped_key(rank: int) -> str:
+    return f"left/{rank}"
+
+
+def _rendezvous(url: str, **query: Any) -> Iterator[tuple[dist.Store, int, int]]:
+    rank, world_size = url.split("//")[1].split("?")[0].split("/")
+    assert _group.store is not None
+    yield _group.store, int(rank), int(world_size)
+    raise RuntimeError(f"{url}: a session is joined once")
+
+
+with contextlib.suppress(RuntimeError):  # registered already, by an earlier import
+    dist.register_rendezvous_handler(_SCHEME, _rendezvous)
+
+
+def join_rpc(
     worker: Worker,
     world_size: int,
     store: dist.Store,
@@ -41,71 +144,131 @@ def join(
     timeout: float,
     several_nodes: bool = False,
 ) -> None:
-    """Join the RPC group of a session, to run the calls that arrive; as :func:`group.join`.
+    """Join the RPC group of a session; every rank calls this at the same time.
 
-    Parameters
-    ----------
-    worker : Worker
-        Runs the calls.
+    ``store`` is used for this session alone. ``device_maps`` says for each peer which of its
+    devices takes the tensors of which of ours; if it is empty, tensors travel through host memory.
+    With ``several_nodes`` tensors travel from device to device between nodes, too. Raises
+    `SessionError` if the group is not formed in ``timeout`` seconds.
     """
-    global _memory
-    _memory = WorkerMemory(worker)
-    group.join(worker.rank, world_size, store, device_maps, timeout, several_nodes)
+    rank, channels = worker.rank, _HOST_CHANNELS
+    if device_maps:
+        channels = _NETWORK_CHANNELS if several_nodes else _DEVICE_CHANNELS
+    options = rpc.TensorPipeRpcBackendOptions(
+        num_worker_threads=max(_THREADS, 2 * world_size),
+        rpc_timeout=timeout,
+        init_method=f"{_SCHEME}://{rank}/{world_size}",
+        # The others poll a whole core while idle and need thousands of file descriptors.
+        _transports=["uv"],
+        _channels=channels,
+    )
+    for peer, devices in device_maps.items():
+        options.set_device_map(_name_of(peer), devices)
+    _forget_earlier_groups()
+    _group.store, _group.memory = store, WorkerMemory(worker)
+    # All ranks are here, but init_rpc itself would wait for days for one that ends now.
+    guard = _end_process_after(timeout, f"rank {rank}: no RPC group within {timeout:g} s")
+    try:
+        with warnings.catch_warnings():
+            # torch's own use of its deprecated Backend API in init_rpc.
+            warnings.filterwarnings("ignore", message="You are using a Backend")
+            rpc.init_rpc(
+                _name_of(rank), rank=rank, world_size=world_size, rpc_backend_options=options
+            )
+    except Exception as error:
+        raise SessionError(f"rank {rank} could not join the RPC group: {error}") from error
+    finally:
+        guard.cancel()
+        _group.store = None
+
+
+def _forget_earlier_groups() -> None:
+    """Reset torch's counts of RPC groups.
+
+    It numbers the groups that a process has joined, and their collectives, and ranks meet under
+    these numbers. A worker that was started for this session counts from zero, a driver at its
+    second session does not. The store is this session's alone, so equal numbers do no harm.
+    """
+    rpc._init_counter = 0
+    rpc.api._all_gather_sequence_id.clear()
+    rpc.api._all_gather_sequence_id_to_states.clear()
+
+
+def _end_process_after(seconds: float, message: str) -> threading.Timer:
+    def end() -> None:
+        if message:
+            print(f"distinf: {message}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    guard = threading.Timer(seconds, end)
+    guard.daemon = True
+    guard.start()
+    return guard
 
 
 def serve(rank: int, store: dist.Store) -> None:
-    """Serve calls until the driver says stop; as :func:`group.serve`."""
-    global _memory
-    try:
-        group.serve(rank, store)
-    finally:
-        _memory = None
+    """Serve calls until the driver stops this worker; raises `SessionError` if the driver is gone.
+
+    The wait is one call to the driver that it answers at the end, so the driver's death ends
+    it within milliseconds. ``store`` is the session's.
+    """
+    _group.serve(rank, store)
+
+
+# What other ranks call here.
+
+
+@rpc.functions.async_execution  # type: ignore[untyped-decorator]
+def _until_stop(rank: int, shutdowns: int) -> torch.futures.Future[bool]:
+    return _group.until_stop(rank, shutdowns)
 
 
 def _run(*wire: Any) -> tuple[Any, ...]:
-    assert _memory is not None
-    return _memory.run(Message.of(*wire)).wire()
+    assert _group.memory is not None
+    return tuple(_group.memory.run(Message(*wire)))
 
 
-def _probe(offer: Placed) -> Placed | None:
-    assert _memory is not None
-    return _memory.probe(offer)
+def _probe(offer: SlotReference) -> SlotReference | None:
+    assert _group.memory is not None
+    return _group.memory.probe(offer)
 
 
-def _ask(rank: int, offer: Placed) -> Placed | None:
-    answer: Placed | None = rpc.rpc_sync(
-        name_of(rank), _probe, args=(offer,), timeout=group.PART_SECONDS
-    )
-    return answer
-
-
-def _nothing(value: Any) -> Any:
-    return value
-
-
-def _touch(tensor: torch.Tensor) -> torch.Tensor:
+def _add_one(tensor: torch.Tensor) -> torch.Tensor:
     return tensor + 1
 
 
 def _alive() -> None:
-    """Answer on a thread of its own, whatever a model does meanwhile."""
+    """Answer on a thread of its own, whatever a model computes."""
 
 
-class TensorPipe:
+@dataclass
+class _Request:
+    """What was asked of a rank, and its answer."""
+
+    rank: int
+    what: str
+    timeout: float | None
+    answer: Future[Any] = field(default_factory=Future)
+
+    def fail(self, error: Exception) -> None:
+        """Complete the answer with the library's error for one of torch's."""
+        text, what = str(error) or type(error).__name__, f"{self.what} on rank {self.rank}"
+        found: Exception
+        if "timeout" in text.lower() or "timed out" in text.lower():
+            found = CallTimeout(f"{what}: no answer in {self.timeout:g} s")
+        elif any(word in text.lower() for word in _GONE):
+            found = WorkerLost(self.rank, f"its connection ended ({text.splitlines()[0]})")
+        else:
+            found = SessionError(f"{what} could not be carried: {text}")
+        self.answer.set_exception(found)
+
+
+class RpcTransport:
     """The driver's end: carries calls to the workers.
 
-    Parameters
-    ----------
-    worker : Worker
-        The driver's own, for its rank and device.
-    world_size : int
-        Number of ranks.
-    store : torch.distributed.Store
-        The session's store; a worker leaves its farewell there.
-    choice : Choice
-        How tensors travel, and why.
-    results_stay : bool, optional
-        Whether results come to the driver's device, by default False: to host memory.
+    ``worker`` is the driver's own; in ``store`` workers write that they have stopped; with
+    ``results_stay`` results come to the driver's device. Raises `SessionError` if no tensor travels
+    between two GPUs.
     """
 
     def __init__(
@@ -118,26 +281,23 @@ class TensorPipe:
     ) -> None:
         self.workers = tuple(range(1, world_size))
         # RPC takes names as well, and looks them up at every call.
-        self._infos = {rank: rpc.get_worker_info(name_of(rank)) for rank in self.workers}
+        self._infos = {rank: rpc.get_worker_info(_name_of(rank)) for rank in self.workers}
         self.reason = choice.why
         self._store = store
         self._device = worker.device
         self._on_device = choice.carrier == "cuda"
         self._memory = DriverMemory(len(self.workers))
-        self._copies: Copies | None = None
-        self._departures = Departures()
         self._results_stay = results_stay and worker.device.type == "cuda"
         self._lost: set[int] = set()
         self._closed = False
-        if worker.device.type == "cuda":
-            cuda = Cuda(worker.device)
-            self._copies = Copies(cuda)
-            self._home = cuda.current_stream()  # of the thread that opens the session
-        if self._on_device:
-            self._open_channels()
-        else:
-            for rank in self.workers:
-                self._memory.try_rank(rank, functools.partial(_ask, rank))
+        if self._results_stay:
+            # The stream of the thread that opens the session.
+            self._home = Cuda(worker.device).current_stream()
+        for rank in self.workers:
+            if self._on_device:
+                self._open_channel(rank)
+            else:
+                self._memory.try_rank(rank, functools.partial(self._ask_to_map, rank))
 
     @property
     def carrier(self) -> str:
@@ -159,145 +319,99 @@ class TensorPipe:
 
     def send(self, rank: int, call: Call, timeout: float | None) -> Future[Reply]:
         """Carry a call to a worker."""
-        answer: Future[Reply] = Future()
-        if rank in self._lost or self._closed:
-            answer.set_exception(WorkerLost(rank, "it left the session"))
-            return answer
-        wait = self._wait_for(call)
-        if wait is None:
-            self._send(answer, rank, call, (call.args, call.kwargs), timeout)
-        else:
-            self._departures.depart(
-                wait,
-                lambda tensors: self._send(answer, rank, call, tensors, timeout),
-                lambda error: answer.set_exception(self._translate(rank, call, error, timeout)),
-            )
-        return answer
-
-    def _wait_for(self, call: Call) -> Callable[[], Any] | None:
-        """Return what waits until a call's arguments can travel; None if they leave at once."""
+        request = _Request(rank, call.task or call.method, timeout)
         given = call.args, call.kwargs
+        wait, at_once = (lambda: given), True
         if on_gpu(given) is None:
             # Pickling takes ten times as long when a large copy has just filled the caches.
-            return (lambda: given) if tensor_bytes(given) >= SMALL else None
-        if self._on_device:
-            if call.ready is not None:  # this may not be the thread that selected
-                torch.cuda.current_stream(self._device).wait_event(call.ready)
-            return None
-        assert self._copies is not None
+            at_once = tensor_bytes(given) < SMALL
+        elif not self._on_device:
+            copies, at_once = copies_of(self._device), False
+            wait = copies.to_host(given, call.ready, self._memory.take_like).wait
+        elif call.ready is not None:  # this may not be the thread that selected
+            torch.cuda.current_stream(self._device).wait_event(call.ready)
+        if at_once:
+            self._send(request, call, wait)
+        else:
+            in_order(functools.partial(self._send, request, call, wait))
+        return request.answer
 
-        def allocate(tensor: torch.Tensor) -> torch.Tensor | None:
-            return self._memory.take(tensor.shape, tensor.dtype)
-
-        return self._copies.to_host(given, call.ready, allocate).wait
-
-    def _send(
-        self,
-        answer: Future[Reply],
-        rank: int,
-        call: Call,
-        tensors: tuple[Any, Any],
-        timeout: float | None,
-    ) -> None:
-        """Send a call whose tensors are where they travel from."""
-        if rank in self._lost or self._closed:  # meanwhile
-            answer.set_exception(WorkerLost(rank, "it left the session"))
-            return
-        message, unpack = self._memory.pack(
-            rank, Call(call.model, call.method, call.task, *tensors)
-        )
+    def _send(self, request: _Request, call: Call, wait: Callable[[], Any]) -> None:
+        """Send a call once its arguments are in the memory from which they travel."""
         try:
-            reply = rpc.rpc_async(
-                self._infos[rank],
-                _run,
-                args=message.wire(),
-                timeout=group.FOREVER if timeout is None else timeout,
-            )
-        except Exception as error:  # also whatever pickling an argument raised
-            self._memory.unsent(rank, message)
-            answer.set_exception(self._translate(rank, call, error, timeout))
-            return
+            given = wait()
+            if request.rank in self._lost or self._closed:
+                request.answer.set_exception(WorkerLost(request.rank, "it left the session"))
+                return
+            call = Call(call.model, call.method, call.task, *given)
+            message, unpack = self._memory.pack(request.rank, call)
+            try:
+                self._begin(
+                    request, _run, tuple(message), lambda wire: self._receive(unpack(Answer(*wire)))
+                )
+            except Exception:  # also whatever pickling an argument raised
+                self._memory.unsent(request.rank, message)
+                raise
+        except Exception as error:
+            request.fail(error)
 
-        def receive(wire: Any) -> Reply:
-            return self._receive(unpack(Answer.of(*wire)))
+    def _begin(
+        self,
+        request: _Request,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        receive: Callable[[Any], Any],
+    ) -> None:
+        """Call a function on a rank; the answer is what ``receive`` returns for its result."""
 
-        deliver = functools.partial(self._deliver, answer, rank, call, timeout, receive)
-        reply.add_done_callback(deliver)
+        def complete(result: torch.futures.Future[Any]) -> None:
+            try:
+                value = receive(result.wait())
+            except Exception as error:
+                request.fail(error)
+            else:
+                request.answer.set_result(value)
+
+        deadline = _FOREVER if request.timeout is None else request.timeout
+        result = rpc.rpc_async(self._infos[request.rank], function, args=args, timeout=deadline)
+        result.add_done_callback(complete)
 
     def _receive(self, reply: Reply) -> Reply:
         if not self._results_stay or reply.failure is not None:
             return reply
-        assert self._copies is not None
-        return dataclasses.replace(reply, value=self._copies.to_device(reply.value, self._home))
+        value = copies_of(self._device).to_device(reply.value, self._home)
+        return replace(reply, value=value)
 
-    def _open_channels(self) -> None:
-        """Let a tensor travel each way: when it first does, cuda_ipc waits for the whole GPU."""
-        for rank in self.workers:
-            there = torch.zeros(1, device=self._device)
-            try:
-                rpc.rpc_sync(self._infos[rank], _touch, args=(there,))
-            except RuntimeError as error:
-                raise SessionError(
-                    f"no tensor travels between the GPUs of rank 0 and rank {rank}: {error}. Use "
-                    "runtime.carrier=host"
-                ) from error
+    def _open_channel(self, rank: int) -> None:
+        """Carry a tensor each way: when cuda_ipc does so first, it waits for the whole GPU."""
+        try:
+            rpc.rpc_sync(self._infos[rank], _add_one, args=(torch.zeros(1, device=self._device),))
+        except RuntimeError as error:
+            raise SessionError(
+                f"no tensor travels between the GPUs of rank 0 and rank {rank}: {error}. Use "
+                "runtime.carrier=host"
+            ) from error
+
+    def _ask_to_map(self, rank: int, offer: SlotReference) -> SlotReference | None:
+        answer: SlotReference | None
+        answer = rpc.rpc_sync(self._infos[rank], _probe, args=(offer,), timeout=_CLOSE_SECONDS)
+        return answer
 
     def ping(self, rank: int, timeout: float) -> Future[None]:
         """Ask a worker for a sign of life."""
-        answer: Future[None] = Future()
-        call = Call(-1, "ping", "a sign of life")
+        request = _Request(rank, "a sign of life", timeout)
         try:
-            sign = rpc.rpc_async(self._infos[rank], _alive, timeout=timeout)
+            self._begin(request, _alive, (), lambda _: None)
         except Exception as error:
-            answer.set_exception(self._translate(rank, call, error, timeout))
-            return answer
-        deliver = functools.partial(self._deliver, answer, rank, call, timeout, _nothing)
-        sign.add_done_callback(deliver)
-        return answer
+            request.fail(error)
+        return request.answer
 
-    def lose(self, rank: int) -> None:
-        """Take note that a rank has ended, or hangs: nobody waits for it at the end."""
+    def mark_lost(self, rank: int) -> None:
+        """Mark a rank as lost; :meth:`close` does not wait for it."""
         self._lost.add(rank)
 
     def close(self, error: bool = False) -> None:
-        """Tell every worker to part, wait for those that live, then part.
-
-        Parameters
-        ----------
-        error : bool, optional
-            Whether the session ends by an error: a worker may then be inside a model.
-        """
-        global _memory
-        if self._closed:
-            return
-        self._closed = True
-        self._departures.close()
-        group.part(self.workers, self._lost, self._store, error)
-        _memory = None
-
-    def _deliver(
-        self,
-        answer: Future[Any],
-        rank: int,
-        call: Call,
-        timeout: float | None,
-        receive: Callable[[Any], Any],
-        reply: torch.futures.Future[Any],
-    ) -> None:
-        try:
-            value = receive(reply.wait())
-        except Exception as error:
-            answer.set_exception(self._translate(rank, call, error, timeout))
-        else:
-            answer.set_result(value)
-
-    def _translate(
-        self, rank: int, call: Call, error: Exception, timeout: float | None
-    ) -> Exception:
-        text = str(error) or type(error).__name__
-        what = f"{call.task or call.method} on rank {rank}"
-        if "timeout" in text.lower() or "timed out" in text.lower():
-            return CallTimeout(f"{what}: no answer in {timeout:g} s")
-        if any(word in text.lower() for word in _GONE):
-            return WorkerLost(rank, f"its connection ended ({text.splitlines()[0]})")
-        return SessionError(f"{what} could not be carried: {text}")
+        """Stop the workers, wait for those that live, then leave the group."""
+        if not self._closed:
+            self._closed = True
+            _group.stop_workers(self.workers, self._lost, self._store, error)

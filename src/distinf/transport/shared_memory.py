@@ -1,14 +1,14 @@
-"""Calls whose tensors lie in shared memory: the driver's end and a worker's.
+"""Calls whose tensors are in shared memory: the driver's end and a worker's.
 
 ::
 
     driver: empty() -> selection writes -> slot ----> private view -> model :worker
-    driver: result  <- view until forgotten <- slot <---- copied once <- result :worker
+    driver: result  <- view until deleted <- slot <---- copied once <- result :worker
 
-The driver's slot is free again once nobody has its tensor: the farm drops it when its task is
-done. If a call did not come back (its worker was lost, and may wake up again), or the model kept
-its input, the slot is given up instead of used again. A worker's slot is free again once the
-driver says, with a later call, that nobody there has the result.
+A slot of the driver is free again once no tensor refers to it: the farm deletes a task's tensors
+when the task is done. If a call did not come back (its worker was lost, and may continue later), or
+the model kept its input, the slot is closed instead of used again. A worker's slot is free again
+once the driver says, with a later call, that it has deleted the result.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import itertools
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,95 +27,62 @@ import torch
 from distinf.background import in_background
 from distinf.tensors import map_leaves, map_tensors
 from distinf.transport.contract import Call, Reply
-from distinf.transport.slots import SMALL, Mappings, Placed, PrivateView, Slot, Slots, view
+from distinf.transport.slots import SMALL, Mappings, PrivateView, Slot, SlotReference, Slots, view
 from distinf.transport.worker import Worker
 
 __all__ = ["Answer", "DriverMemory", "Message", "WorkerMemory"]
 
-# Results of one worker that the driver's user may have in the worker's slots; more are copied.
+# Results of one worker that the driver may keep in the worker's slots; further ones are copied.
 _LENT = 4
 _IN_FLIGHT = 2
 _PROBE = 16  # bytes
+_REPLY = tuple(field.name for field in dataclass_fields(Reply))
 
 
 class Message(NamedTuple):
-    """A call as it travels: with `Placed` for tensors in slots.
+    """A call as it travels: plain values, since half the time of a small call is pickling.
 
-    Parameters
-    ----------
-    call : Call
-        The call.
-    freed : tuple[int, ...]
-        The receiver's slots that nobody has any longer.
-    placed : bool
-        Whether any tensor lies in a slot.
+    ``fields`` are those of the call, with a `SlotReference` for each tensor in a slot; ``freed``
+    are the receiver's slots whose results the driver has deleted.
     """
 
-    call: Call
-    freed: tuple[int, ...] = ()
-    placed: bool = False
+    fields: tuple[Any, ...]
+    freed: tuple[int, ...]
+    in_slots: bool
 
-    def wire(self) -> tuple[Any, ...]:
-        """Return it as plain values: half the time of a small call is pickling."""
-        call = self.call
-        fields = call.model, call.method, call.task, call.args, call.kwargs
-        return fields, self.freed, self.placed
-
-    @classmethod
-    def of(cls, fields: tuple[Any, ...], freed: tuple[int, ...], placed: bool) -> Message:
-        """Make it from what :meth:`wire` returned."""
-        return cls(Call(*fields), freed, placed)
+    @property
+    def call(self) -> Call:
+        """The call."""
+        return Call(*self.fields)
 
 
 class Answer(NamedTuple):
-    """A reply as it travels: with `Placed` for tensors in slots.
+    """A reply as it travels; as `Message`. The model still reads the call's slots in ``kept``."""
 
-    Parameters
-    ----------
-    reply : Reply
-        The reply.
-    kept : tuple[int, ...]
-        Slots of the call that the model still looks at.
-    placed : bool
-        Whether any tensor lies in a slot.
-    """
+    fields: tuple[Any, ...]
+    kept: tuple[int, ...]
+    in_slots: bool
 
-    reply: Reply
-    kept: tuple[int, ...] = ()
-    placed: bool = False
-
-    def wire(self) -> tuple[Any, ...]:
-        """Return it as plain values."""
-        reply = self.reply
-        envelope = reply.value, reply.failure, reply.rank, reply.host, reply.started, reply.ended
-        return (*envelope, reply.nonfinite, reply.unusable), self.kept, self.placed
-
-    @classmethod
-    def of(cls, fields: tuple[Any, ...], kept: tuple[int, ...], placed: bool) -> Answer:
-        """Make it from what :meth:`wire` returned."""
-        return cls(Reply(*fields), kept, placed)
+    @property
+    def reply(self) -> Reply:
+        """The reply."""
+        return Reply(*self.fields)
 
 
 class DriverMemory:
-    """The driver's end.
-
-    Parameters
-    ----------
-    workers : int
-        How many there are.
-    """
+    """The driver's end; `ranks` are the workers that share memory with it."""
 
     def __init__(self, workers: int) -> None:
         self.ranks: set[int] = set()
         self._slots = Slots(_IN_FLIGHT * workers + 2)
         self._mappings = Mappings((_LENT + _IN_FLIGHT) * workers)
-        self._mine: dict[int, Slot] = {}
+        self._used: dict[int, Slot] = {}  # by the address of their memory
         self._calls = itertools.count()
         self._lent: defaultdict[int, set[int]] = defaultdict(set)
         self._freed: defaultdict[int, deque[int]] = defaultdict(deque)
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor | None:
-        """Return a slot's memory for a tensor that is large enough, if somebody shares it."""
+        """Return a slot's memory for a tensor that is large enough, if a worker shares it."""
         nbytes = torch.Size(shape).numel() * dtype.itemsize
         if not self.ranks or nbytes < SMALL:
             return None
@@ -123,58 +91,55 @@ class DriverMemory:
         except (OSError, RuntimeError):  # no descriptor left: it travels in the message
             return None
         address = slot.memory.data_ptr()
-        self._mine[address] = slot
+        self._used[address] = slot
         return view(slot.memory, dtype, shape, partial(self._forget, address))
 
+    def take_like(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Return a slot's memory for a copy of a tensor; as :meth:`take`."""
+        return self.take(tensor.shape, tensor.dtype)
+
     def expect(self, nbytes: int) -> None:
-        """Make slots of a size ready, in the background."""
+        """Create slots of a size, in the background."""
         if self.ranks and nbytes >= SMALL:
             in_background(partial(self._slots.warm, nbytes), "distinf-slots")
 
     def pack(self, rank: int, call: Call) -> tuple[Message, Callable[[Answer], Reply]]:
-        """Make a call ready to travel.
+        """Return the message of a call, and the function that turns its answer into a reply.
 
-        Returns
-        -------
-        tuple[Message, Callable[[Answer], Reply]]
-            What to send, and what makes a reply of its answer.
+        The function keeps the slots of the call's tensors, which the worker may not have opened.
         """
         number = next(self._calls)
-        used: dict[int, Slot] = {}
+        used: list[tuple[Slot, torch.Tensor]] = []
 
-        def pack_tensor(tensor: torch.Tensor) -> torch.Tensor | Placed:
+        def pack_tensor(tensor: torch.Tensor) -> torch.Tensor | SlotReference:
             slot = self._find(tensor) if rank in self.ranks else None
             if slot is None:
                 return tensor
             slot.readers.add(number)
-            used[slot.number] = slot
-            return slot.place(tensor)
+            used.append((slot, tensor))
+            return slot.reference(tensor)
 
-        if self._mine:
-            args, kwargs = map_tensors((call.args, call.kwargs), pack_tensor)
-            call = Call(call.model, call.method, call.task, args, kwargs)
-        message = Message(call, self._drain(rank), bool(used))
+        args, kwargs = call.args, call.kwargs
+        if self._used:
+            args, kwargs = map_tensors((args, kwargs), pack_tensor)
+        fields = call.model, call.method, call.task, args, kwargs
+        message = Message(fields, self._drain(rank), bool(used))
         return message, partial(self._unpack, rank, number, used)
 
     def unsent(self, rank: int, message: Message) -> None:
-        """Take note that a message could not be sent."""
+        """Send the message's freed slots with the next one, since it could not be sent."""
         self._freed[rank].extend(message.freed)
 
-    def try_rank(self, rank: int, ask: Callable[[Placed], Placed | None]) -> None:
+    def try_rank(self, rank: int, ask: Callable[[SlotReference], SlotReference | None]) -> None:
         """Find out whether a worker and this process can map each other's slots.
 
-        Parameters
-        ----------
-        rank : int
-            The worker.
-        ask : Callable[[Placed], Placed | None]
-            Calls `WorkerMemory.probe` there.
+        ``ask`` calls `WorkerMemory.probe` there.
         """
         try:
             slot = Slot(_PROBE)
             # Not torch's random numbers, which belong to the user.
             token = slot.memory.copy_(torch.tensor(list(os.urandom(_PROBE)), dtype=torch.uint8))
-            answer = ask(slot.place(token))
+            answer = ask(slot.reference(token))
             if answer is not None and torch.equal(self._mappings.get(answer)[:_PROBE], token):
                 self.ranks.add(rank)
                 self._freed[rank].append(answer.number)
@@ -184,51 +149,45 @@ class DriverMemory:
     def _find(self, tensor: torch.Tensor) -> Slot | None:
         if tensor.layout is not torch.strided or tensor.device.type != "cpu":
             return None
-        slot = self._mine.get(tensor.data_ptr())
+        slot = self._used.get(tensor.data_ptr())
         fits = slot is not None and tensor.is_contiguous() and tensor.nbytes <= slot.nbytes
         return slot if fits else None
 
     def _forget(self, address: int) -> None:
-        self._slots.give_back(self._mine.pop(address))
+        self._slots.give_back(self._used.pop(address))
 
-    def _unpack(self, rank: int, number: int, used: dict[int, Slot], answer: Answer) -> Reply:
-        for slot in used.values():
+    def _unpack(
+        self, rank: int, number: int, used: list[tuple[Slot, torch.Tensor]], answer: Answer
+    ) -> Reply:
+        for slot, _ in used:
             if slot.number not in answer.kept:
                 slot.readers.discard(number)
-        if not answer.placed:
-            return answer.reply
 
         def unpack(leaf: Any) -> Any:
-            return self._view(rank, leaf) if isinstance(leaf, Placed) else leaf
+            return self._view(rank, leaf) if isinstance(leaf, SlotReference) else leaf
 
-        return replace(answer.reply, value=map_leaves(answer.reply.value, unpack))
+        reply = answer.reply
+        return replace(reply, value=map_leaves(reply.value, unpack)) if answer.in_slots else reply
 
-    def _view(self, rank: int, placed: Placed) -> torch.Tensor:
-        memory = self._mappings.get(placed)
-        if len(self._lent[rank]) < _LENT:
-            self._lent[rank].add(placed.number)
-            # A result may be kept for longer than all else here.
-            done = partial(_release, self._lent[rank], self._freed[rank], placed.number)
-            return view(memory, placed.dtype, placed.shape, done)
-        result = memory[: placed.nbytes].clone().view(placed.dtype).reshape(placed.shape)
-        self._freed[rank].append(placed.number)
+    def _view(self, rank: int, reference: SlotReference) -> torch.Tensor:
+        memory = self._mappings.get(reference)
+        lent, freed = self._lent[rank], self._freed[rank]
+        if len(lent) < _LENT:
+            lent.add(reference.number)
+            # Bound to no object of the session, which a result may outlive.
+            done = partial(_release, lent, freed, reference.number)
+            return view(memory, reference.dtype, reference.shape, done)
+        result = _tensor_in(memory, reference).clone()
+        freed.append(reference.number)
         return result
 
     def _drain(self, rank: int) -> tuple[int, ...]:
         freed = self._freed[rank]
-        if not freed:
-            return ()
         return tuple(freed.popleft() for _ in range(len(freed)))
 
 
 class WorkerMemory:
-    """A worker's end.
-
-    Parameters
-    ----------
-    worker : Worker
-        Runs the calls.
-    """
+    """A worker's end."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -239,8 +198,8 @@ class WorkerMemory:
         on_cpu = worker.device.type == "cpu"
         self._mappings = None if on_cpu else Mappings(64, pin=True)
 
-    def probe(self, offer: Placed) -> Placed | None:
-        """Answer the driver's question whether slots can be mapped: with the same bytes."""
+    def probe(self, offer: SlotReference) -> SlotReference | None:
+        """Copy the bytes of the driver's slot to an own one, if slots can be mapped."""
         try:
             view = PrivateView(offer)
             slot = self._slots.take(_PROBE)
@@ -250,16 +209,18 @@ class WorkerMemory:
             return None
         self._shares = True
         self._lent[slot.number] = slot
-        return slot.place(slot.memory)
+        return slot.reference(slot.memory)
 
     def run(self, message: Message) -> Answer:
-        """Run a call whose tensors lie in the driver's slots, and put its result into own ones."""
+        """Run a call whose tensors are in the driver's slots, and copy its result to own ones."""
         for number in message.freed:
             self._slots.give_back(self._lent.pop(number))
         views: list[PrivateView] = []
         call = message.call
-        if message.placed:
-            call = _map_call(call, partial(self._open, views))
+        if message.in_slots:
+            args, kwargs = map_leaves((call.args, call.kwargs), partial(self._open, views))
+            call = replace(call, args=args, kwargs=kwargs)
+            del args, kwargs
         taken: dict[int, Slot] = {}
         reply = self._worker.run(call, partial(self._take, taken) if self._shares else None)
         del call
@@ -267,16 +228,16 @@ class WorkerMemory:
             for slot in taken.values():
                 self._slots.give_back(slot)
         elif taken:
-            reply = replace(reply, value=map_tensors(reply.value, partial(self._place, taken)))
+            reply = replace(reply, value=map_tensors(reply.value, partial(self._refer, taken)))
         kept = tuple(view.number for view in views if not view.close())
-        return Answer(reply, kept, reply.failure is None and bool(taken))
+        fields = tuple(getattr(reply, name) for name in _REPLY)
+        return Answer(fields, kept, reply.failure is None and bool(taken))
 
     def _open(self, views: list[PrivateView], leaf: Any) -> Any:
-        if not isinstance(leaf, Placed):
+        if not isinstance(leaf, SlotReference):
             return leaf
         if self._mappings is not None:
-            memory = self._mappings.get(leaf)
-            return memory[: leaf.nbytes].view(leaf.dtype).reshape(leaf.shape)
+            return _tensor_in(self._mappings.get(leaf), leaf)
         views.append(PrivateView(leaf))
         return views[-1].tensor
 
@@ -292,12 +253,12 @@ class WorkerMemory:
         taken[slot.memory.data_ptr()] = slot
         return slot.memory[: tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
 
-    def _place(self, taken: dict[int, Slot], tensor: torch.Tensor) -> torch.Tensor | Placed:
+    def _refer(self, taken: dict[int, Slot], tensor: torch.Tensor) -> torch.Tensor | SlotReference:
         slot = taken.get(tensor.data_ptr())
         if slot is None:
             return tensor
         self._lent[slot.number] = slot
-        return slot.place(tensor)
+        return slot.reference(tensor)
 
 
 def _release(lent: set[int], freed: deque[int], number: int) -> None:
@@ -305,7 +266,5 @@ def _release(lent: set[int], freed: deque[int], number: int) -> None:
     lent.discard(number)
 
 
-def _map_call(call: Call, change: Callable[[Any], Any]) -> Call:
-    """Change what is in a call's arguments."""
-    args, kwargs = map_leaves((call.args, call.kwargs), change)
-    return Call(call.model, call.method, call.task, args, kwargs)
+def _tensor_in(memory: torch.Tensor, reference: SlotReference) -> torch.Tensor:
+    return memory[: reference.nbytes].view(reference.dtype).reshape(reference.shape)

@@ -1,8 +1,8 @@
-"""Memory that another process of this node can map, so that a tensor need not travel.
+"""Slots: memory that another process of this node can map, so that a tensor need not travel.
 
-A slot is a memfd: it has no name in any file system and ends with the last process that holds
-it, however that ends. The other side opens it through ``/proc/PID/fd``, as the owner's user may.
-Slots are kept and used again, since the first touch of fresh memory costs several times the copy.
+A slot is a memfd: it has no name in any file system and ends with the last process that holds it,
+however that process ends. The other process opens it through ``/proc/PID/fd``, which the same user
+may. Slots are used again, since the first touch of fresh memory takes several times the copy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["SMALL", "Mappings", "Placed", "PrivateView", "Slot", "Slots", "view"]
+__all__ = ["SMALL", "Mappings", "PrivateView", "Slot", "SlotReference", "Slots", "view"]
 
 SMALL = 64 * 1024  # bytes; a smaller tensor travels in the message itself
 
@@ -29,19 +29,19 @@ _numbers = itertools.count()
 
 
 @dataclass(frozen=True)
-class Placed:
-    """Where a tensor lies; travels in its stead.
+class SlotReference:
+    """Travels instead of a tensor: the slot at whose beginning the tensor is.
 
     Parameters
     ----------
     pid, fd, inode : int
-        The slot: its owner, and the owner's descriptor. The inode tells whether it is still it.
+        The slot's owner, the owner's descriptor, and the inode that shows that it is the same slot.
     number : int
-        Of the slot, as its owner counts.
+        Number of the slot in its owner.
     capacity : int
         Bytes of the slot.
     dtype, shape : torch.dtype, tuple[int, ...]
-        Of the tensor, which begins where the slot does.
+        Of the tensor.
     """
 
     pid: int
@@ -63,7 +63,7 @@ class Placed:
         Raises
         ------
         OSError
-            If it is no longer there, or not to be reached from this process.
+            If it no longer exists, or this process may not open it.
         """
         descriptor = os.open(f"/proc/{self.pid}/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
         if os.fstat(descriptor).st_ino != self.inode:
@@ -75,11 +75,6 @@ class Placed:
 class Slot:
     """Memory of this process that others can map.
 
-    Parameters
-    ----------
-    nbytes : int
-        Its size.
-
     Raises
     ------
     OSError, RuntimeError
@@ -89,7 +84,7 @@ class Slot:
     def __init__(self, nbytes: int) -> None:
         self.number = next(_numbers)
         self.nbytes = nbytes
-        # Calls that may still look at what lies here; such a slot is not used again.
+        # Calls that may still read this memory; such a slot is not used again.
         self.readers: set[int] = set()
         self._fd = os.memfd_create("distinf")
         self._end = weakref.finalize(self, os.close, self._fd)
@@ -98,43 +93,30 @@ class Slot:
         self.memory = _map(self._fd, nbytes)
         _pin(self.memory)
 
-    def place(self, tensor: torch.Tensor) -> Placed:
-        """Tell where a tensor lies that begins where this slot does."""
-        return Placed(
-            os.getpid(),
-            self._fd,
-            self._inode,
-            self.number,
-            self.nbytes,
-            tensor.dtype,
-            tuple(tensor.shape),
-        )
+    def reference(self, tensor: torch.Tensor) -> SlotReference:
+        """Return what travels instead of a tensor at the beginning of this slot."""
+        owner = os.getpid(), self._fd, self._inode
+        return SlotReference(*owner, self.number, self.nbytes, tensor.dtype, tuple(tensor.shape))
 
     def close(self) -> None:
-        """Let the memory go, once nobody has it mapped; as forgetting the slot does."""
+        """Free the memory once no process has it mapped, as deleting the slot does."""
         self._end()
         del self.memory
 
 
 class Slots:
-    """The slots of this process.
-
-    Parameters
-    ----------
-    spare : int
-        How many may lie unused.
-    """
+    """The slots of this process, of which at most ``spare`` are kept unused."""
 
     def __init__(self, spare: int) -> None:
         self._spare = spare
         self._free: list[Slot] = []
-        # Filled by finalizers, which can run in the middle of anything: no lock there.
+        # Filled by finalizers, which can run inside any other function: they take no lock.
         self._back: deque[Slot] = deque()
         self._lock = threading.Lock()
-        self._made = 0
+        self._count = 0
 
     def take(self, nbytes: int) -> Slot:
-        """Return a slot with room for so many bytes; raises as `Slot`."""
+        """Return a slot of at least ``nbytes`` bytes; raises as `Slot`."""
         with self._lock:
             self._collect()
             fitting = [slot for slot in self._free if nbytes <= slot.nbytes <= 2 * nbytes]
@@ -142,24 +124,24 @@ class Slots:
                 slot = min(reversed(fitting), key=lambda slot: slot.nbytes)
                 self._free.remove(slot)
                 return slot
-            if self._free and self._made >= 2 * self._spare:
+            if self._free and self._count >= 2 * self._spare:
                 self._close(self._free.pop(0))
             slot = Slot(nbytes)
-            self._made += 1
+            self._count += 1
             return slot
 
     def give_back(self, slot: Slot) -> None:
-        """Take a slot back; it is used again unless somebody may still read it."""
+        """Take a slot back; it is used again unless a call may still read it."""
         self._back.append(slot)
 
     def warm(self, nbytes: int) -> None:
-        """Make as many slots of a size as may lie unused, and touch their memory."""
+        """Create as many slots of a size as are kept unused, and touch their memory."""
         while True:
             with self._lock:
-                if self._made >= self._spare:
+                if self._count >= self._spare:
                     return
                 slot = Slot(nbytes)
-                self._made += 1
+                self._count += 1
             slot.memory.zero_()
             self.give_back(slot)
 
@@ -175,18 +157,13 @@ class Slots:
 
     def _close(self, slot: Slot) -> None:
         slot.close()
-        self._made -= 1
+        self._count -= 1
 
 
 class Mappings:
-    """Slots of other processes, mapped here; those that were used last stay mapped.
+    """Slots of other processes, mapped here; the ``limit`` that were used last stay mapped.
 
-    Parameters
-    ----------
-    limit : int
-        How many stay mapped.
-    pin : bool, optional
-        Whether a GPU reads them, by default False.
+    With ``pin`` a GPU can read them without a copy in between.
     """
 
     def __init__(self, limit: int, pin: bool = False) -> None:
@@ -195,14 +172,14 @@ class Mappings:
         self._mapped: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, placed: Placed) -> torch.Tensor:
-        """Return a slot's whole memory, uint8; raises as `Placed.open`."""
-        key = placed.pid, placed.number
+    def get(self, reference: SlotReference) -> torch.Tensor:
+        """Return a slot's whole memory, uint8; raises as `SlotReference.open`."""
+        key = reference.pid, reference.number
         with self._lock:
             if key not in self._mapped:
-                descriptor = placed.open()
+                descriptor = reference.open()
                 try:
-                    self._mapped[key] = _map(descriptor, placed.capacity)
+                    self._mapped[key] = _map(descriptor, reference.capacity)
                 finally:
                     os.close(descriptor)
                 if self._pin:
@@ -216,37 +193,22 @@ class Mappings:
 class PrivateView:
     """A tensor in a slot of another process; what is written to it stays in this process.
 
-    Pages are copied when they are written to, and only then, so that the owner still has the
-    tensor as it was.
-
-    Parameters
-    ----------
-    placed : Placed
-        Where it lies.
-
-    Attributes
-    ----------
-    tensor : torch.Tensor
-        To be forgotten by whoever got it before :meth:`close`.
-
-    Raises
-    ------
-    OSError
-        As `Placed.open`.
+    Only pages that are written to are copied, so the owner's tensor does not change. Delete all
+    references to `tensor` before :meth:`close`. The constructor raises as `SlotReference.open`.
     """
 
-    def __init__(self, placed: Placed) -> None:
-        descriptor = placed.open()
+    def __init__(self, reference: SlotReference) -> None:
+        descriptor = reference.open()
         try:
-            self._map = mmap.mmap(descriptor, placed.nbytes, access=mmap.ACCESS_COPY)
+            self._map = mmap.mmap(descriptor, reference.nbytes, access=mmap.ACCESS_COPY)
         finally:
             os.close(descriptor)
         memory = torch.from_numpy(np.frombuffer(self._map, dtype=np.uint8))
-        self.tensor = memory.view(placed.dtype).reshape(placed.shape)
-        self.number = placed.number
+        self.tensor = memory.view(reference.dtype).reshape(reference.shape)
+        self.number = reference.number
 
     def close(self) -> bool:
-        """Unmap it; False if somebody still has the tensor, which then stays mapped."""
+        """Unmap it; False if the tensor is still referenced, which then stays mapped."""
         del self.tensor
         try:
             self._map.close()
@@ -256,25 +218,15 @@ class PrivateView:
 
 
 def view(
-    memory: torch.Tensor,
-    dtype: torch.dtype,
-    shape: Sequence[int],
-    done: Callable[[], object],
+    memory: torch.Tensor, dtype: torch.dtype, shape: Sequence[int], done: Callable[[], object]
 ) -> torch.Tensor:
-    """Return a tensor at the beginning of a slot's memory.
+    """Return a tensor at the beginning of a slot's memory, which is uint8.
 
-    Parameters
-    ----------
-    memory : torch.Tensor
-        The slot's, uint8.
-    dtype, shape : torch.dtype, Sequence[int]
-        Of the tensor.
-    done : Callable[[], object]
-        Called once nobody has the tensor or a view of it, from any thread at any time.
+    ``done`` is called, from any thread at any time, once no tensor refers to that memory.
     """
     array = memory.numpy()[: math.prod(shape) * dtype.itemsize]
     weakref.finalize(array, done).atexit = False
-    # A storage of its own, of the tensor's size: a view would take the whole slot along.
+    # A storage of its own, of the tensor's size: a message holds the whole storage of a view.
     return torch.from_numpy(array).view(dtype).reshape(tuple(shape))
 
 
@@ -284,7 +236,7 @@ def _map(descriptor: int, nbytes: int) -> torch.Tensor:
 
 
 def _pin(memory: torch.Tensor) -> None:
-    """Let a GPU read and write it without a copy in between; without one do nothing."""
+    """Let a GPU read and write it without a copy in between; do nothing without a GPU."""
     cuda: Any = torch.cuda
     if cuda.is_available() and cuda.is_initialized():
         address = memory.data_ptr()

@@ -23,7 +23,7 @@ class Where:
     def where(self):
         """Everything that a rank knows of itself."""
         manager = DistributedManager()
-        here = current_session().place
+        here = current_session().info
         return {
             "launcher": here.launcher,
             "rank": manager.rank,
@@ -41,11 +41,11 @@ def main() -> None:
     """Read the options from the command line: ``sessions=2 start_timeout=5``."""
     given = {key: value for key, _, value in (arg.partition("=") for arg in sys.argv[1:])}
     sessions = int(given.pop("sessions", 1))
-    alike = {"colour": os.environ.get("COLOUR", "red")}
+    settings = {"colour": os.environ.get("COLOUR", "red")}
     numbers = {k: int(v) if v.isdigit() else v for k, v in given.items()}
     runtime = Runtime(**{"start_timeout": 100.0, **numbers})
     for _ in range(sessions):
-        with session(runtime, alike=alike) as rank:
+        with session(runtime, must_match=settings) as rank:
             if rank == 0:
                 with DistributedInference(Where) as infer:
                     there = infer.call_func("where", rank="all")

@@ -11,11 +11,11 @@ from common import tell
 
 from distinf import DistributedInference, DistributedManager, Runtime, session
 from distinf.session.session import current_session
-from distinf.transport import tensorpipe
+from distinf.transport import rpc
 
 
 class BrokenLane:
-    """As `distinf.streams.Lane` of a GPU that an assertion has left unusable."""
+    """As `distinf.gpu.Lane` of a GPU that an assertion has left unusable."""
 
     def entered(self, ready):
         return nullcontext()
@@ -27,7 +27,7 @@ class BrokenLane:
 class Asserting:
     def forward(self, number):
         if DistributedManager().rank == 1:
-            tensorpipe._memory._worker._lane = BrokenLane()
+            rpc._group.memory._worker._lane = BrokenLane()
             raise RuntimeError("CUDA error: device-side assert triggered")
         return number
 

@@ -1,15 +1,14 @@
 """Order on a GPU: every byte is there before it is used, in whatever order its streams work."""
 
-import queue
 import threading
+from functools import partial
 
 import pytest
 import torch
 
-from distinf.departures import Departures
-from distinf.streams import Copies, Lane, mark, on_gpu
-from distinf.transport import Call
-from distinf.transport.worker import Worker
+from distinf.background import in_order
+from distinf.gpu import Copies, Lane, on_gpu, record_event, to_host
+from distinf.transport import Call, Worker
 from tests.simulated_gpu import SimulatedGpu
 
 SEEDS = range(20)
@@ -73,39 +72,37 @@ def test_memory_is_kept_until_it_has_left():
     ]
 
 
-def test_departures_keep_their_order_and_survive_errors():
+def test_copies_are_waited_for_in_order_and_errors_stop_none():
     gpu = SimulatedGpu(3)
-    copies, departures = Copies(gpu), Departures()
-    told = queue.Queue()
+    copies, order = Copies(gpu), []
 
-    def then(value):
+    def receive(copy):
+        value = copy.wait()
+        order.append(value[0].item())
         if value[0] == 2:
             raise ValueError("not this one")
-        told.put(value.tolist())
+        return value.tolist()
 
-    for _, selected in rollout(gpu, 4):
-        departures.depart(copies.to_host(selected).wait, then, told.put)
-    found = [told.get(timeout=30) for _ in range(4)]
-    departures.close()
-    assert isinstance(found.pop(1), ValueError)
-    assert found == [[1, 1], [3, 3], [4, 4]]
+    futures = [in_order(partial(receive, copies.to_host(x))) for _, x in rollout(gpu, 4)]
+    assert isinstance(futures.pop(1).exception(30), ValueError)
+    assert [future.result(30) for future in futures] == [[1, 1], [3, 3], [4, 4]]
+    assert order == [1, 2, 3, 4]
 
 
-def test_nobody_waits_for_what_departs_too_late():
-    departures, told = Departures(), []
-    departures.close()
-    departures.depart(lambda: 1, told.append, told.append)
-    assert [str(error) for error in told] == ["the session is closed"]
+def test_a_cancelled_copy_does_not_stop_the_next_one():
+    begun, may_end = threading.Event(), threading.Event()
+    first = in_order(lambda: begun.set() or may_end.wait(30))
+    assert begun.wait(30)
+    second, third = in_order(lambda: 2), in_order(lambda: 3)
+    assert second.cancel()
+    may_end.set()
+    assert (first.result(30), third.result(30)) == (True, 3)
 
 
 def test_an_error_of_the_gpu_reaches_who_waits():
     gpu = SimulatedGpu()
-    copies, departures = Copies(gpu), Departures()
-    told = queue.Queue()
     gpu.broken = RuntimeError("CUDA error: an illegal memory access was encountered")
-    departures.depart(copies.to_host(gpu.tensor(1.0)).wait, told.put, told.put)
-    assert told.get(timeout=30) is gpu.broken
-    departures.close()
+    assert in_order(Copies(gpu).to_host(gpu.tensor(1.0)).wait).exception(30) is gpu.broken
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -214,4 +211,6 @@ def test_other_errors_leave_the_worker_able(error):
 
 def test_tensors_of_the_host_need_no_event():
     assert on_gpu(({"a": torch.ones(1)},)) is None
-    assert mark(torch.ones(1)) is None
+    assert record_event(torch.ones(1)) is None
+    x = torch.ones(1)
+    assert to_host({"x": x}).result(0)["x"] is x

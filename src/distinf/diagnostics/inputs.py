@@ -1,0 +1,95 @@
+"""Where the variables of a link's input come from, planned from coordinates alone."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from distinf.coords import Coords, Selection, State, plan
+from distinf.errors import ConfigError
+
+__all__ = ["STATE", "Inputs", "plan_inputs"]
+
+STATE = ""  # the source that is the prognostic's state; others are names of links
+_STEP = ("ensemble", "time", "lead_time")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Which variables a link takes from which source, and the coords of its input."""
+
+    pieces: list[tuple[str, Selection]]
+    coords: Coords
+
+    def gather(self, made: Mapping[str, State]) -> State:
+        """Join a link's input from its sources, in memory that nothing else uses."""
+        own = made[self.pieces[0][0]][1]
+        given = OrderedDict((k, own[k] if k in _STEP else v) for k, v in self.coords.items())
+        cut = [selection(*made[source]) for source, selection in self.pieces]
+        if len(cut) == 1:
+            return cut[0][0], given
+        axis = list(given).index("variable")
+        names = [str(v) for _, c in cut for v in c["variable"]]
+        order = torch.tensor([names.index(str(v)) for v in given["variable"]])
+        joined = torch.cat([x for x, _ in cut], dim=axis)
+        return joined.index_select(axis, order.to(joined.device)), given
+
+
+def plan_inputs(
+    name: str, wanted: Coords, sources: Sequence[str], made: Mapping[str, Coords]
+) -> Inputs:
+    """Plan the input of a link: each variable comes from the first source that has it.
+
+    ``wanted`` is the model's ``input_coords()``; without variables it takes the first source as it
+    is. ``sources`` are the links behind which it runs, the nearest first, and `STATE`; ``made``
+    has their coords. Raises `ConfigError` if no source has a variable, or the sources differ in
+    other coordinates.
+    """
+    where = f"diagnostic.{name}"
+    asked = [str(v) for v in wanted.get("variable", ())]
+    if not asked:
+        cut = plan(made[sources[0]], {**wanted, "variable": np.empty(0)}, where)
+        return Inputs([(sources[0], cut)], cut.select_coords(made[sources[0]]))
+    taken: dict[str, list[str]] = {}
+    missing: list[str] = []
+    for variable in asked:
+        source = next((s for s in sources if variable in made[s]["variable"]), None)
+        if source is None:
+            missing.append(variable)
+        else:
+            taken.setdefault(source, []).append(variable)
+    if missing:
+        behind = f" nor does {' or '.join(sources[:-1])}, behind which it comes" * (
+            len(sources) > 1
+        )
+        raise ConfigError(
+            f"{where} needs the variables {', '.join(missing)}, which the prognostic "
+            f"does not produce{behind}; the prognostic produces "
+            f"{', '.join(map(str, made[STATE]['variable']))}. A diagnostic that makes them "
+            f"can come before it: {where}.after=its name"
+        )
+    pieces = [
+        (source, plan(made[source], {**wanted, "variable": np.array(names)}, where))
+        for source, names in taken.items()
+    ]
+    (source, cut), *others = pieces
+    coords = cut.select_coords(made[source])
+    for other, piece in others:
+        second = piece.select_coords(made[other])
+        differ = [
+            key
+            for key in {**coords, **second}
+            if key != "variable"
+            and not np.array_equal(coords.get(key, np.nan), second.get(key, np.nan))
+        ]
+        if differ:
+            raise ConfigError(
+                f"{where} takes variables from {source or 'the state'} and from "
+                f"{other or 'the state'}, which differ in {', '.join(differ)}"
+            )
+    coords["variable"] = np.array(asked)
+    return Inputs(pieces, coords)

@@ -1,0 +1,334 @@
+"""The session of rank 0, which hands out tasks, and that of a worker, which serves calls."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from distinf.errors import SessionError
+from distinf.farm import DriverWorks, Farm, Pulse
+from distinf.gpu import Cuda, Lane, to_host
+from distinf.options import Runtime
+from distinf.session import network, peers, process, rendezvous
+from distinf.session.launcher import RankInfo, lets_survivors_live
+from distinf.session.local_ranks import LocalRanks
+from distinf.transport import (
+    InProcess,
+    Peer,
+    RpcTransport,
+    Transport,
+    Worker,
+    choose_carrier,
+    device_maps,
+    join_rpc,
+    serve,
+)
+
+__all__ = ["DriverSession", "Session", "WorkerSession", "join", "refuse"]
+
+log = logging.getLogger("distinf")
+
+_REPLY_SECONDS = 2.0  # a process that ends directly after its reply may lose it
+# In which local ranks may end by themselves; the second after an error.
+_PATIENCE_SECONDS, _ERROR_PATIENCE_SECONDS = 5.0, 1.0
+
+
+class Session:
+    """A rank among the ranks that have met; `open_session` opens it.
+
+    Attributes
+    ----------
+    info : RankInfo
+        This rank: its number, the world size, the launcher.
+    runtime : Runtime
+        The options.
+    device : torch.device
+        Where this rank computes.
+    """
+
+    def __init__(
+        self, info: RankInfo, runtime: Runtime, device: torch.device, resources: ExitStack
+    ) -> None:
+        self.info = info
+        self.runtime = runtime
+        self.device = device
+        self._resources = resources
+
+    @property
+    def rank(self) -> int:
+        """Number of this rank."""
+        return self.info.rank
+
+    @property
+    def farm(self) -> Farm:
+        """The session's farm; only rank 0 has it, a worker raises `SessionError`."""
+        raise SessionError(f"rank {self.rank} is a worker: only rank 0 hands out tasks")
+
+    def to_host(self, tree: Any) -> Future[Any]:
+        """Copy tensors from this rank's device to host memory, while the device computes.
+
+        Parameters
+        ----------
+        tree : Any
+            Nested containers; their tensors must not be written to until the future is done, except
+            by what this thread launches on its current stream before.
+
+        Returns
+        -------
+        Future
+            The copy, complete. On the CPU it is the tensors themselves.
+        """
+        return to_host(tree)
+
+    def serve(self) -> None:
+        """Serve calls until rank 0 stops this worker; returns at once on rank 0."""
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Close: rank 0 stops the workers; a worker serves until it is stopped."""
+        self._resources.close()
+
+
+class WorkerSession(Session):
+    """A worker's session."""
+
+    def __init__(
+        self,
+        info: RankInfo,
+        runtime: Runtime,
+        device: torch.device,
+        resources: ExitStack,
+        store: dist.Store,
+    ) -> None:
+        super().__init__(info, runtime, device, resources)
+        self._store: dist.Store | None = store
+
+    def serve(self) -> None:
+        """Serve calls until rank 0 stops this worker; later calls return at once."""
+        store, self._store = self._store, None
+        if store is not None:
+            serve(self.rank, store)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Serve until stopped, then release what this rank holds."""
+        with self._resources:
+            self.serve()
+
+
+class DriverSession(Session):
+    """Rank 0's session: it hands out tasks and watches the workers.
+
+    ``ranks`` are all ranks, empty in a single process; ``local`` are the workers, if this process
+    started them.
+    """
+
+    def __init__(
+        self,
+        info: RankInfo,
+        runtime: Runtime,
+        worker: Worker,
+        transport: Transport,
+        resources: ExitStack,
+        ranks: list[Peer],
+        local: LocalRanks | None,
+    ) -> None:
+        super().__init__(info, runtime, worker.device, resources)
+        self._transport = transport
+        self._ranks = ranks
+        self._local = local
+        self._unresponsive: set[int] = set()
+        self._error: BaseException | None = None
+        several = info.world_size > 1
+        beside = DriverWorks(InProcess(worker), runtime.driver_works, runtime.call_timeout)
+        self._farm = Farm(
+            transport,
+            # A worker takes its next input while it computes; this process alone cannot.
+            depth=2 if several else 1,
+            max_attempts=runtime.max_attempts,
+            call_timeout=runtime.call_timeout,
+            skip_errors=runtime.on_error == "skip",
+            driver=beside if several else None,
+        )
+        # Closed in reverse order.
+        resources.callback(self._end_unresponsive)
+        resources.callback(self._stop_workers)
+        if local is not None:
+            local.watch(self._mark_lost)
+            resources.callback(local.expect_end)
+        if several:
+            pulse = Pulse(
+                transport,
+                lambda: tuple(rank for rank in self._farm.workers if rank != 0),
+                runtime.liveness_timeout,
+                self._mark_lost,
+            )
+            resources.callback(pulse.stop)
+
+    @property
+    def farm(self) -> Farm:
+        """The session's farm."""
+        return self._farm
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Stop the workers and release what this rank holds; ``error``: why the session ends."""
+        self._error = error
+        if self._local is not None:
+            self._local.patience = _PATIENCE_SECONDS if error is None else _ERROR_PATIENCE_SECONDS
+        self._resources.close()
+
+    def _stop_workers(self) -> None:
+        self._farm.fail(self._error or SessionError("the session is closed"))
+        self._transport.close(self._error is not None)
+
+    def _mark_lost(self, rank: int, reason: str) -> None:
+        """Give a lost rank's tasks to others, and kill its process.
+
+        A stopped process does not end by itself, and its launcher would wait for it.
+        """
+        self._farm.mark_lost(rank, reason)
+        if self._local is not None:
+            self._local.kill(rank)
+        elif lets_survivors_live(self.info, os.environ):
+            peers.end_if_here(self._ranks[rank])
+        else:
+            self._unresponsive.add(rank)
+
+    def _end_unresponsive(self) -> None:
+        """Kill lost ranks whose launcher ends all ranks when one is killed."""
+        for rank in self._unresponsive:
+            peers.end_if_here(self._ranks[rank])
+
+
+def refuse(info: RankInfo, deadline: float, error: BaseException) -> None:
+    """Tell the launcher's other ranks why rank 0 opens no session."""
+    with rendezvous.meeting(info, None, deadline) as (store, _):
+        peers.refuse(store, str(error), info.world_size)
+
+
+def join(
+    info: RankInfo,
+    runtime: Runtime,
+    deadline: float,
+    local: LocalRanks | None,
+    must_match: Mapping[str, Any] | None,
+    resources: ExitStack,
+) -> Session:
+    """Join the other ranks until the deadline, and return this rank's session.
+
+    ``local`` are the workers, if this process started them. What is opened goes to ``resources``,
+    which the caller closes on an error and the session at its end.
+    """
+    resources.callback(torch.set_num_threads, torch.get_num_threads())
+    torch.set_num_threads(runtime.threads)
+    process.keep_freed_memory()
+    device = process.choose_device(info)
+    if info.world_size == 1:
+        worker = Worker(0, device, runtime.nonfinite)
+        worker.results_stay = runtime.results == "device"
+        process.initialize_manager(info, device, None)
+        resources.callback(process.end_manager)
+        return DriverSession(info, runtime, worker, InProcess(worker), resources, [], None)
+    # The driver's diagnostics have a stream beside the one of its prognostic.
+    beside = info.rank == 0 and device.type == "cuda"
+    lane = Lane(Cuda(device), beside=True) if beside else None
+    worker = Worker(info.rank, device, runtime.nonfinite, lane)
+    group = find_peers(info, device, deadline, local, must_match)
+    bind_network(group, runtime.interface)
+    transport = join_group(group, worker, runtime, deadline)
+    resources.callback(process.end_manager)
+    if transport is None:
+        return WorkerSession(info, runtime, device, resources, group.store)
+    return DriverSession(info, runtime, worker, transport, resources, group.peers, local)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The ranks of a session that have met; their ``store`` is on ``host``."""
+
+    info: RankInfo
+    peers: list[Peer]
+    store: dist.Store
+    host: str
+
+
+def find_peers(
+    info: RankInfo,
+    device: torch.device,
+    deadline: float,
+    local: LocalRanks | None,
+    must_match: Mapping[str, Any] | None,
+) -> Group:
+    """Meet the other ranks, and check that they belong together."""
+    listener = local.listener if local is not None else None
+    with rendezvous.meeting(info, listener, deadline) as (store, host):
+        found = peers.gather(
+            store,
+            info,
+            device,
+            deadline,
+            master="" if info.rank == 0 else host,
+            must_match=must_match,
+            ended=local.ended if local is not None else dict,
+        )
+    if info.rank == 0 and (shared := peers.shared_gpus(found)):
+        log.warning(shared)
+    return Group(info, found, store, host)
+
+
+def bind_network(group: Group, interface: str | None) -> None:
+    """Choose the interface on which this rank listens: loopback where all are on one node."""
+    if group.info.on_one_node:
+        network.use_interface("lo")
+    elif interface is not None:
+        network.use_interface(interface)
+    elif "TP_SOCKET_IFNAME" not in os.environ:
+        at_driver = group.info.rank == 0
+        network.use_route(peers.route_to(group.peers, 0) if at_driver else group.host)
+
+
+def join_group(
+    group: Group, worker: Worker, runtime: Runtime, deadline: float
+) -> RpcTransport | None:
+    """Choose how tensors travel, join the RPC group; return rank 0's transport to the workers."""
+    info, store = group.info, group.store
+    choice = choose_carrier(
+        runtime.carrier, group.peers, info.rank, store, info.on_one_node, deadline
+    )
+    on_device = choice.carrier == "cuda"
+    maps = device_maps(info.rank, group.peers) if on_device else {}
+    stay = runtime.results == "device"
+    worker.results_stay = stay and (on_device or info.rank == 0)
+    if info.rank != 0:
+        worker.when_unusable = functools.partial(_leave_soon, info.rank)
+    left = max(10.0, deadline - time.monotonic())
+    process.initialize_manager(info, worker.device, store, left)
+    join_rpc(worker, info.world_size, store, maps, left, not info.on_one_node)
+    return RpcTransport(worker, info.world_size, store, choice, stay) if info.rank == 0 else None
+
+
+def _leave_soon(rank: int, reason: str) -> None:
+    """End this worker's process after its reply is sent: its GPU fails every further call.
+
+    The status is 0, since some launchers end all ranks when one fails; rank 0 reports the error.
+    """
+    print(
+        f"distinf: rank {rank} on {socket.gethostname()} leaves, its GPU can no longer be "
+        f"used: {reason}",
+        file=sys.stderr,
+        flush=True,
+    )
+    end = threading.Timer(_REPLY_SECONDS, os._exit, (0,))
+    end.daemon = True
+    end.start()

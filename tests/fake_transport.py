@@ -1,0 +1,69 @@
+"""A transport without processes: a test answers its calls."""
+
+from concurrent.futures import Future
+
+import torch
+
+from distinf.errors import WorkerLost
+from distinf.transport import Reply
+
+
+class FakeTransport:
+    """In place of the transports of `distinf.transport`, with their contract.
+
+    Parameters
+    ----------
+    workers : iterable of int
+        The ranks that take calls.
+    answer : callable, optional
+        Called with a rank and a call; returns the reply at once. By default a call stays in
+        `open` until the test takes it from there and completes its future.
+    """
+
+    carrier, reason = "fake", ""
+
+    def __init__(self, workers, answer=None):
+        self.workers = tuple(workers)
+        self.answer = answer
+        self.sent = []  # (rank, call), in order
+        self.open = {rank: [] for rank in self.workers}  # (call, its future), the oldest first
+        self.lost = set()
+        self.closed = False
+
+    def empty(self, shape, dtype, device):
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+
+    def expect(self, nbytes):
+        pass
+
+    def send(self, rank, call, timeout):
+        future = Future()
+        if rank in self.lost or self.closed:
+            future.set_exception(WorkerLost(rank, "it left the session"))
+            return future
+        self.sent.append((rank, call))
+        if self.answer is None:
+            self.open[rank].append((call, future))
+        else:
+            future.set_result(self.answer(rank, call))
+        return future
+
+    def ping(self, rank, timeout):
+        future = Future()
+        if rank in self.lost or self.closed:
+            future.set_exception(WorkerLost(rank, "it left the session"))
+        else:
+            future.set_result(None)
+        return future
+
+    def mark_lost(self, rank):
+        self.lost.add(rank)
+
+    def close(self, error=False):
+        self.closed = True
+
+
+def reply(rank, call, failure=None, unusable=False):
+    """The reply of a model that returns its first argument, or of one that failed."""
+    value = call.args[0] if call.args and failure is None else None
+    return Reply(value, failure, rank, "here", 0.0, 1.0, unusable=unusable)
