@@ -10,9 +10,9 @@ from .forecast import rollout as rollout
 from .inference import DistributedInference as DistributedInference
 from .inference import local_concurrent_pipeline as local_concurrent_pipeline
 from .options import Output as Output
+from .options import Runtime as Runtime
 from .physicsnemo_names import DistributedManager as DistributedManager
 from .report import Progress as Progress
 from .report import summarize as summarize
-from .runtime import Runtime as Runtime
 from .session import session as session
 from .store import ForecastStore as ForecastStore

@@ -1,26 +1,213 @@
-"""From a plain mapping to typed options, with one clear error for a misspelt key.
+"""From a plain mapping to typed options, with one clear error for a misspelt key or a wrong value.
 
-Without torch, so that a wrong config is answered at once.
+Without torch, so that a wrong config is answered at once. Each class of options declares what its
+values may be; pydantic checks that, and its first finding becomes one line: the key, its value and
+what would be right.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_type_hints
+
+from pydantic import ConfigDict, Field, PlainValidator, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic.fields import FieldInfo
 
 from distinf.errors import ConfigError
 
-__all__ = ["Output", "check_keys", "from_mapping"]
+__all__ = [
+    "Count",
+    "Output",
+    "Runtime",
+    "check_keys",
+    "current_target",
+    "current_targets",
+    "from_mapping",
+    "option_names",
+    "options_dataclass",
+    "valid_when",
+]
 
 T = TypeVar("T")
-_MODES = ("create", "overwrite", "resume")
-_WRITERS = ("driver", "workers")
+
+# The description of a type completes the sentence "key=value: ...".
+Count = Annotated[int, Field(ge=1, description="must be a whole number, at least 1")]
+_Seconds = Annotated[float, Field(gt=0, description="must be a number of seconds above 0")]
+_Names = Annotated[Sequence[str], Field(description="must be a list such as [t2m,msl]")]
 
 
-@dataclass(frozen=True)
+def valid_when(test: Callable[[Any], object], right: str) -> Any:
+    """Declare a value by a test of it: ``Annotated[T, *valid_when(...)]``; ``right`` as above."""
+
+    def check(value: Any) -> Any:
+        if not test(value):
+            raise ValueError
+        return value
+
+    return PlainValidator(check), Field(description=right)
+
+
+def options_dataclass(where: str) -> Any:
+    """Make a class of options; its constructor raises `ConfigError` with keys below ``where``."""
+
+    @dataclass_transform(frozen_default=True)
+    def declare(kind: type[T]) -> type[T]:
+        made: Any = checked_dataclass(frozen=True, config=ConfigDict(strict=True))(kind)
+        made._construct = made.__init__
+
+        def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+            _construct(self, where, *args, **kwargs)
+
+        made.__init__ = construct
+        return made  # type: ignore[no-any-return]
+
+    return declare
+
+
+def _construct(made: Any, where: str, *args: Any, **kwargs: Any) -> None:
+    try:
+        made._construct(*args, **kwargs)
+        return
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):
+        raise cause
+    name = str(first["loc"][0]) if first["loc"] else ""
+    if name not in kwargs:
+        raise TypeError(f"{type(made).__name__}: {name} {first['msg']}")
+    hint = get_type_hints(type(made), include_extras=True)[name]
+    value = kwargs[name]
+    if isinstance(value, str) and len(value.split()) != 1:
+        value = repr(value)
+    raise ConfigError(f"{where}.{name}={value}: {_right(hint)}")
+
+
+def option_names(kind: Any) -> list[str]:
+    """Return the keys of a class of options."""
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _right(hint: Any) -> str:
+    """Say what a value with this type hint may be."""
+    inner = list(_flat(hint))
+    null = type(None) in inner
+    for described in inner:
+        if isinstance(described, FieldInfo) and described.description:
+            return described.description + ", or null" * null
+    choices = [own for own in inner if isinstance(own, str)]
+    verb = "choose" if choices else "must be"
+    *first, last = [*(choices or ["true", "false"]), *(["null"] * null)]
+    return f"{verb} {', '.join(first)} or {last}"
+
+
+def _flat(hint: Any) -> Iterator[Any]:
+    yield hint
+    for inner in (*get_args(hint), *getattr(hint, "__metadata__", ())):
+        yield from _flat(inner)
+
+
+@options_dataclass("runtime")
+class Runtime:
+    """Options of a session; ``runtime.*`` of the config.
+
+    Parameters
+    ----------
+    nproc : int | None
+        Ranks to start on this machine when no launcher did; 1: everything in this process. By
+        default None: `session` starts none, and ``python main.py`` as many as GPUs, at least 2; 3
+        on a machine without.
+    carrier : str
+        How tensors travel: ``"cuda"`` (device to device), ``"host"`` (through host memory),
+        ``"auto"``, by default: the first where it has been seen to work at start, else the second.
+    results : str
+        Where results are given to the caller: ``"host"`` memory, by default, or the driver's
+        ``"device"``, for an application that goes on computing there.
+    threads : int
+        Compute threads of each rank on the CPU, by default 1. Set here because launchers
+        differ in it, and some operations' last bits depend on it.
+    seed : int
+        Of all random draws, by default 0; see `distinf.seeds.task_seed`.
+    batch : int
+        Dates and members that a recipe's prognostic steps together, by default 1.
+    start_timeout : float
+        Seconds within which all ranks must have found each other, by default 120.
+    call_timeout : float | None
+        Seconds that one attempt of a diagnostic call may take before its worker is given up,
+        by default 3600; None: as long as the worker's process lives.
+    max_attempts : int
+        Workers that may be lost while computing one and the same task before the run fails,
+        by default 3.
+    liveness_timeout : float
+        Seconds without any sign of life after which a worker is lost, by default 60.
+    on_error : str
+        What an error of a model does: ``"fail"``, by default, ends the run once what is in flight
+        has been written; ``"skip"`` leaves the task out and goes on.
+    nonfinite : str
+        What NaN or an infinite value in a result is: ``"allow"``, ``"warn"``, by default, or
+        ``"fail"``, an error of the model. A recipe's ``diagnostic.<name>.nonfinite`` comes before
+        it.
+    driver_works : str
+        Whether rank 0 runs diagnostics, too: ``"never"``, ``"fallback"``, by default, when no
+        worker is left; ``"idle"``, also while the prognostic waits for a free worker.
+    expect_ranks : int | None
+        How many ranks there must be, by default None: as many as the launcher started.
+    interface : str | None
+        Network interface on which ranks of several nodes talk, by default None: the one that
+        leads to rank 0. On one node they stay on loopback.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of its range.
+    """
+
+    nproc: Count | None = None
+    carrier: Literal["auto", "cuda", "host"] = "auto"
+    results: Literal["host", "device"] = "host"
+    threads: Count = 1
+    seed: Annotated[int, Field(ge=0, description="must be a whole number, at least 0")] = 0
+    batch: Count = 1
+    start_timeout: _Seconds = 120.0
+    call_timeout: _Seconds | None = 3600.0
+    max_attempts: Count = 3
+    liveness_timeout: _Seconds = 60.0
+    on_error: Literal["fail", "skip"] = "fail"
+    nonfinite: Literal["allow", "warn", "fail"] = "warn"
+    driver_works: Literal["never", "fallback", "idle"] = "fallback"
+    expect_ranks: Count | None = None
+    interface: str | None = None
+
+
+def _check_region(region: Any) -> Any:
+    if region is None:
+        return None
+    if not isinstance(region, Mapping) or not region:
+        raise ConfigError(f"output.region={region}: must be like {{lat: [30, 60], lon: [-10, 40]}}")
+    check_keys(region, ("lat", "lon"), "output.region")
+    for key, values in region.items():
+        numbers = isinstance(values, list | tuple) and all(
+            isinstance(v, int | float) and not isinstance(v, bool) for v in values
+        )
+        if not numbers or len(values) != 2:
+            raise ConfigError(f"output.region.{key}={values}: must be two numbers in degrees")
+    south, north = region.get("lat", (-90, 90))
+    if not -90 <= south <= north <= 90:
+        raise ConfigError(
+            f"output.region.lat={[south, north]}: must be the south and the north, within -90 to 90"
+        )
+    west, east = region.get("lon", (0, 360))
+    if not (-180 <= west <= 360 and -180 <= east <= 360) or east - west > 360:
+        raise ConfigError(
+            f"output.region.lon={[west, east]}: must be the west and the east, within -180 to 360"
+        )
+    return region
+
+
+@options_dataclass("output")
 class Output:
     """What is stored and how; ``output.*`` of the config.
 
@@ -64,69 +251,25 @@ class Output:
         If a value is out of its range.
     """
 
-    mode: str = "create"
-    writer: str = "driver"
-    writers: int = 2
-    prognostic_variables: Sequence[str] = ()
-    variables: Sequence[str] | None = None
-    region: Mapping[str, Sequence[float]] | None = None
-    every: int = 1
-    shards: int | None = None
-    netcdf: str | None = None
+    mode: Literal["create", "overwrite", "resume"] = "create"
+    writer: Literal["driver", "workers"] = "driver"
+    writers: Count = 2
+    prognostic_variables: _Names = ()
+    variables: _Names | None = None
+    region: Annotated[Mapping[str, Sequence[float]] | None, PlainValidator(_check_region)] = None
+    every: Count = 1
+    shards: Count | None = None
+    netcdf: Annotated[str | None, Field(description="name a file, such as forecast.nc")] = None
     check_space: bool = True
     verify: bool = False
-    restart_every: int | None = 10
+    restart_every: Count | None = 10
 
     def __post_init__(self) -> None:
-        if self.mode not in _MODES:
-            raise ConfigError(f"output.mode={self.mode}: choose one of {', '.join(_MODES)}")
-        if self.writer not in _WRITERS:
-            raise ConfigError(f"output.writer={self.writer}: choose one of {', '.join(_WRITERS)}")
         if self.writer == "workers" and self.shards is not None:
             raise ConfigError(
                 f"output.writer=workers and output.shards={self.shards}: the lead times of one "
                 "file are computed by several workers; leave one of the two out"
             )
-        for name in ("writers", "every", "shards", "restart_every"):
-            value = getattr(self, name)
-            if value is None and name in ("shards", "restart_every"):
-                continue
-            if type(value) is not int or value < 1:  # YAML's `true` is an int to Python
-                raise ConfigError(f"output.{name}={value}: must be a whole number, at least 1")
-        for name in ("check_space", "verify"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"output.{name}={getattr(self, name)}: choose true or false")
-        for name in ("prognostic_variables", "variables"):
-            value = getattr(self, name)
-            names = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
-            if not names and (name == "prognostic_variables" or value is not None):
-                raise ConfigError(f"output.{name}={value}: must be a list such as [t2m,msl]")
-        if self.netcdf is not None and not isinstance(self.netcdf, str):
-            raise ConfigError(f"output.netcdf={self.netcdf}: name a file, such as forecast.nc")
-        if self.region is not None:
-            _check_region(self.region)
-
-
-def _check_region(region: Any) -> None:
-    if not isinstance(region, Mapping) or not region:
-        raise ConfigError(f"output.region={region}: must be like {{lat: [30, 60], lon: [-10, 40]}}")
-    check_keys(region, ("lat", "lon"), "output.region")
-    for key, values in region.items():
-        numbers = isinstance(values, list | tuple) and all(
-            isinstance(v, int | float) and not isinstance(v, bool) for v in values
-        )
-        if not numbers or len(values) != 2:
-            raise ConfigError(f"output.region.{key}={values}: must be two numbers in degrees")
-    south, north = region.get("lat", (-90, 90))
-    if not -90 <= south <= north <= 90:
-        raise ConfigError(
-            f"output.region.lat={[south, north]}: must be the south and the north, within -90 to 90"
-        )
-    west, east = region.get("lon", (0, 360))
-    if not (-180 <= west <= 360 and -180 <= east <= 360) or east - west > 360:
-        raise ConfigError(
-            f"output.region.lon={[west, east]}: must be the west and the east, within -180 to 360"
-        )
 
 
 def check_keys(given: Iterable[str], valid: Iterable[str], where: str) -> None:
@@ -157,12 +300,12 @@ def check_keys(given: Iterable[str], valid: Iterable[str], where: str) -> None:
 
 
 def from_mapping(kind: type[T], given: Mapping[str, Any], where: str) -> T:
-    """Make a dataclass of options from a mapping.
+    """Make options, a class of `options_dataclass`, from a mapping.
 
     Parameters
     ----------
     kind : type
-        A dataclass.
+        The class.
     given : Mapping[str, Any]
         Its values.
     where : str
@@ -176,8 +319,44 @@ def from_mapping(kind: type[T], given: Mapping[str, Any], where: str) -> T:
     Raises
     ------
     ConfigError
-        If a key does not exist or a value is out of its range.
+        If a key does not exist or a value is wrong.
     """
-    fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    check_keys(given, fields, where)
-    return kind(**given)
+    check_keys(given, option_names(kind), where)
+    made = object.__new__(kind)
+    _construct(made, where, **given)
+    return made
+
+
+# Names that stand in older configs and stores, and what they are called now.
+_MOVED = {
+    f"distinf.fields.{name}": f"distinf.models.{name}"
+    for name in ("FileSource", "RandomFields", "persistence", "replay")
+}
+
+
+def current_target(name: str) -> str:
+    """Return today's name of a ``_target_``; of one that did not move, the name itself."""
+    return _MOVED.get(name, name)
+
+
+def current_targets(section: Any) -> tuple[Any, dict[str, str]]:
+    """Replace old names of targets in a config.
+
+    Returns
+    -------
+    tuple[Any, dict[str, str]]
+        The config, and from each old name that it has the one of today.
+    """
+    moved: dict[str, str] = {}
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: renamed(key, replaced(own)) for key, own in value.items()}
+        return [replaced(own) for own in value] if isinstance(value, list) else value
+
+    def renamed(key: str, value: Any) -> Any:
+        if key == "_target_" and isinstance(value, str) and value in _MOVED:
+            moved[value] = value = _MOVED[value]
+        return value
+
+    return replaced(section), moved

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from distinf.errors import ConfigError, DistinfError
 from distinf.loading.load import check_target
-from distinf.options import Output, check_keys, from_mapping
+from distinf.options import Output, Runtime, check_keys, from_mapping
 from distinf.parameters import parse_times
-from distinf.session.session import Runtime
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=12)
 
@@ -57,7 +56,7 @@ def test_from_mapping_sets_what_was_given():
 @pytest.mark.parametrize(
     ("kind", "given", "words"),
     [
-        (Output, {"mode": "owerwrite"}, ["output.mode=owerwrite", "create, overwrite, resume"]),
+        (Output, {"mode": "owerwrite"}, ["output.mode=owerwrite", "create, overwrite or resume"]),
         (Output, {"writers": 0}, ["output.writers=0", "at least 1"]),
         (Output, {"writers": "two"}, ["output.writers=two", "whole number"]),
         (Runtime, {"carrier": "ib"}, ["runtime.carrier=ib", "auto", "cuda", "host"]),

@@ -5,17 +5,22 @@ Pure, and without torch, so that a wrong chain is answered at once.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from distinf.errors import ConfigError
+from distinf.options import Count, from_mapping, option_names, options_dataclass
 
 __all__ = ["Placement", "assign", "chains", "split"]
 
 
-@dataclass(frozen=True)
+_Names = Annotated[Mapping[str, str], Field(description="must be like {tp: tp_afno}")]
+
+
+@options_dataclass("diagnostic")
 class Placement:
     """What a diagnostic's settings say beside its model's own.
 
@@ -43,12 +48,12 @@ class Placement:
         If a value cannot be.
     """
 
-    workers: int | None = None
-    after: str | None = None
-    rename: Mapping[str, str] = field(default_factory=dict)
-    precision: str | None = None
+    workers: Count | None = None
+    after: Annotated[str, Field(description="name one diagnostic")] | None = None
+    rename: _Names = field(default_factory=dict)
+    precision: Literal["float16", "bfloat16"] | None = None
     compile: bool | None = None
-    nonfinite: str | None = None
+    nonfinite: Literal["allow", "warn", "fail"] | None = None
 
 
 def split(settings: Mapping[str, Any], where: str) -> tuple[Placement, dict[str, Any]]:
@@ -66,26 +71,10 @@ def split(settings: Mapping[str, Any], where: str) -> tuple[Placement, dict[str,
     tuple[Placement, dict[str, Any]]
         Its placement, and what remains.
     """
-    names = [item.name for item in dataclasses.fields(Placement)]
+    names = option_names(Placement)
     own = {key: value for key, value in settings.items() if key in names and value is not None}
-    workers, after, rename = own.get("workers"), own.get("after"), own.get("rename")
-    if workers is not None and (type(workers) is not int or workers < 1):
-        raise ConfigError(f"{where}.workers={workers}: must be a whole number, at least 1, or null")
-    if after is not None and not isinstance(after, str):
-        raise ConfigError(f"{where}.after={after}: name one diagnostic")
-    if rename is not None and not (
-        isinstance(rename, Mapping) and all(isinstance(name, str) for name in rename.values())
-    ):
-        raise ConfigError(f"{where}.rename={rename}: must be like {{tp: tp_afno}}")
-    precision, compiled = own.get("precision"), own.get("compile")
-    if precision not in (None, "float16", "bfloat16"):
-        raise ConfigError(f"{where}.precision={precision}: choose float16, bfloat16 or null")
-    if compiled is not None and not isinstance(compiled, bool):
-        raise ConfigError(f"{where}.compile={compiled}: must be true, false or null")
-    nonfinite = own.get("nonfinite")
-    if nonfinite not in (None, "allow", "warn", "fail"):
-        raise ConfigError(f"{where}.nonfinite={nonfinite}: choose allow, warn, fail or null")
-    return Placement(**own), {k: v for k, v in settings.items() if k not in names}
+    rest = {key: value for key, value in settings.items() if key not in names}
+    return from_mapping(Placement, own, where), rest
 
 
 def chains(placements: Mapping[str, Placement]) -> list[list[str]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from distinf.runtime import Runtime
+from distinf.options import Runtime
 from distinf.session import launcher, manager, network, peers, rendezvous
 from distinf.transport import Worker, carrier, rpc, trial
 

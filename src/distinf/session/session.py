@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from distinf.errors import ConfigError, SessionError
-from distinf.runtime import Runtime
+from distinf.options import Runtime
 from distinf.session import launcher, network
 from distinf.session.heap import keep_freed_memory
 from distinf.session.local_ranks import OwnRanks, listen_on_loopback

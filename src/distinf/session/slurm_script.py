@@ -2,27 +2,63 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainValidator
 
 from distinf.errors import ConfigError
-from distinf.options import from_mapping
+from distinf.options import Count, from_mapping, option_names, options_dataclass, valid_when
 
 __all__ = ["SlurmJob", "batch_script", "read_job", "repeated", "submit"]
 
-_ACTIONS = ("print", "save", "submit", "none")
 # The forms that sbatch's manual lists for --time and --mem.
 _TIME = r"[0-9]+(:[0-9]+){0,2}|[0-9]+-[0-9]+(:[0-9]+){0,2}|(?i:unlimited|infinite)"
 _MEMORY = r"\d+[KMGT]?"
 
 
-@dataclass(frozen=True)
+def _written(form: str, right: str) -> Any:
+    return valid_when(lambda value: re.fullmatch(form, str(value)), right)
+
+
+_Word = Annotated[str, *_written(r"\S+", "must be one word")]
+
+
+def _check_time(time: Any) -> Any:
+    if isinstance(time, int | float) and not isinstance(time, bool):
+        raise ConfigError(f"slurm.time={time}: {_quoted(time)}")
+    if time is not None and not re.fullmatch(_TIME, str(time)):
+        raise ConfigError(f"slurm.time={time}: write it like 2:00:00")
+    return time
+
+
+def _quoted(number: float) -> str:
+    """Say how to write a time of which YAML may have made this number."""
+    minutes, seconds = divmod(int(number), 60)
+    clock = [f'"{minutes}:{seconds:02}"'] if minutes > 0 else []
+    if minutes >= 60:
+        clock.append(f'"{minutes // 60}:{minutes % 60:02}:{seconds:02}"')
+    meant = f"time: {' or '.join(clock)} for a clock time, " if clock else ""
+    return (
+        "YAML makes such a number of a clock time, too; quote what you mean: "
+        f'{meant}time: "{int(number)}" for minutes'
+    )
+
+
+def _check_environment(variables: Any) -> Any:
+    if not isinstance(variables or {}, Mapping):
+        raise ConfigError("slurm.environment must be a mapping, such as {NAME: value}")
+    for name in variables or ():
+        if not re.fullmatch(r"[A-Za-z_]\w*", str(name)):
+            raise ConfigError(f"slurm.environment.{name}: not the name of a variable")
+    return variables
+
+
+@options_dataclass("slurm")
 class SlurmJob:
     """What a run asks of Slurm; ``slurm.*`` of the config.
 
@@ -65,72 +101,30 @@ class SlurmJob:
         If a value is out of its range.
     """
 
-    action: str = "print"
-    script: str = "distinf.sbatch"
-    name: str = "distinf"
-    account: str | None = None
-    partition: str | None = None
-    time: str | None = None
-    nodes: int | None = None
-    ntasks_per_node: int | None = None
-    gpus_per_node: int | None = None
-    cpus_per_task: int | None = None
-    mem: str | int | None = None
+    action: Literal["print", "save", "submit", "none"] = "print"
+    script: _Word = "distinf.sbatch"
+    name: _Word = "distinf"
+    account: _Word | None = None
+    partition: _Word | None = None
+    time: Annotated[str | None, PlainValidator(_check_time)] = None
+    nodes: Count | None = None
+    ntasks_per_node: Count | None = None
+    gpus_per_node: Count | None = None
+    cpus_per_task: Count | None = None
+    mem: Annotated[str | int, *_written(_MEMORY, "write it like 200G")] | None = None
     exclusive: bool = False
     requeue: bool = False
-    environment: Mapping[str, Any] | None = None
-    lines_before: Sequence[str] = ()
-    container: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.action not in _ACTIONS:
-            raise ConfigError(f"slurm.action={self.action}: choose one of {', '.join(_ACTIONS)}")
-        for name in ("nodes", "ntasks_per_node", "gpus_per_node", "cpus_per_task"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise ConfigError(f"slurm.{name}={value}: must be a whole number, at least 1")
-        for name in ("exclusive", "requeue"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"slurm.{name}={getattr(self, name)}: must be true or false")
-        for name in ("script", "name", "account", "partition", "container"):
-            value = getattr(self, name)
-            if value is not None and not re.fullmatch(r"\S+", str(value)):
-                raise ConfigError(f"slurm.{name}={value!r}: must be one word")
-        if isinstance(self.time, int | float) and not isinstance(self.time, bool):
-            raise ConfigError(f"slurm.time={self.time}: {_quoted(self.time)}")
-        for name, form, like in (("time", _TIME, "2:00:00"), ("mem", _MEMORY, "200G")):
-            value = getattr(self, name)
-            if value is not None and not re.fullmatch(form, str(value)):
-                raise ConfigError(f"slurm.{name}={value}: write it like {like}")
-        if not isinstance(self.environment or {}, Mapping):
-            raise ConfigError("slurm.environment must be a mapping, such as {NAME: value}")
-        for name in self.environment or ():
-            if not re.fullmatch(r"[A-Za-z_]\w*", str(name)):
-                raise ConfigError(f"slurm.environment.{name}: not the name of a variable")
-        lines = self.lines_before
-        if isinstance(lines, str) or not all(isinstance(line, str) for line in lines):
-            raise ConfigError(f"slurm.lines_before={lines}: must be a list of shell lines")
+    environment: Annotated[Mapping[str, Any] | None, PlainValidator(_check_environment)] = None
+    lines_before: Annotated[Sequence[str], Field(description="must be a list of shell lines")] = ()
+    container: _Word | None = None
 
     @property
     def wanted(self) -> bool:
         """Whether a batch script was asked for: any key was set."""
-        keys = [name.name for name in dataclasses.fields(self) if name.name != "lines_before"]
+        keys = [name for name in option_names(self) if name != "lines_before"]
         default = SlurmJob()
         changed = any(getattr(self, key) != getattr(default, key) for key in keys)
         return self.action != "none" and (changed or bool(self.lines_before))
-
-
-def _quoted(number: float) -> str:
-    """Say how to write a time of which YAML may have made this number."""
-    minutes, seconds = divmod(int(number), 60)
-    clock = [f'"{minutes}:{seconds:02}"'] if minutes > 0 else []
-    if minutes >= 60:
-        clock.append(f'"{minutes // 60}:{minutes % 60:02}:{seconds:02}"')
-    meant = f"time: {' or '.join(clock)} for a clock time, " if clock else ""
-    return (
-        "YAML makes such a number of a clock time, too; quote what you mean: "
-        f'{meant}time: "{int(number)}" for minutes'
-    )
 
 
 def read_job(section: Mapping[str, Any], given: Sequence[str]) -> SlurmJob:
