@@ -35,10 +35,17 @@ from distinf.options import Output
 from distinf.parameters import check_valid_times, parse_ensemble, parse_times
 from distinf.report import Progress, summarize
 from distinf.session import current_session
-from distinf.store import ForecastStore, check_output, check_resume, to_netcdf
+from distinf.store import (
+    ForecastStore,
+    Provenance,
+    StoreLayout,
+    check_output,
+    check_resume,
+    to_netcdf,
+)
 from distinf.versions import versions
 from recipes.checks import check_models, check_places
-from recipes.farmed import attributes, check_stored, construct, state_plan
+from recipes.farmed import attributes, check_stored, construct, let_write, state_plan
 from recipes.models import make, take_restartable
 from recipes.place import netcdf_path, output_path
 
@@ -102,22 +109,24 @@ def diagnostic(cfg: DictConfig) -> None:
         store = stack.enter_context(
             ForecastStore(
                 output_path(cfg),
-                times,
-                lead_times(prognostic, nsteps)[:: output.every],
-                grids,
-                attributes(farmed, [str(v) for grid in grids.values() for v in grid["variable"]]),
+                StoreLayout(
+                    times,
+                    lead_times(prognostic, nsteps)[:: output.every],
+                    grids,
+                    attributes(
+                        farmed, [str(v) for grid in grids.values() for v in grid["variable"]]
+                    ),
+                    None if members is None else np.arange(members),
+                ),
                 output,
-                config=plain,
-                versions={**versions(), **read_code(plain)},
-                files=read_files(plain),
+                Provenance(plain, {**versions(), **read_code(plain)}, read_files(plain)),
                 events=farm.events,
                 pending=2 * (len(farm.workers) + output.writers) * len(grids),
-                ensemble=None if members is None else np.arange(members),
                 skip_errors=session.runtime.on_error == "skip",
             )
         )
         if output.writer == "workers" and 0 not in farm.workers:
-            store.let_write(farmed)
+            let_write(store, farmed)
         done, total = store.marks.counts
         log.info(
             "%d rank(s) by %s, carrier %s%s, %d of %d tasks to do",

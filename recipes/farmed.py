@@ -14,10 +14,10 @@ from distinf.diagnostics import Chain, Kept, Link, assign, chains, split
 from distinf.errors import ConfigError, TaskError
 from distinf.inference import DistributedInference
 from distinf.options import Output
-from distinf.store import check_clashes, vocabulary
+from distinf.store import ForecastStore, check_clashes, vocabulary
 from recipes.models import make
 
-__all__ = ["attributes", "check_stored", "construct", "state_plan"]
+__all__ = ["attributes", "check_stored", "construct", "let_write", "state_plan"]
 
 Coords = OrderedDict[str, np.ndarray]
 
@@ -77,6 +77,24 @@ def construct(
                 raise ConfigError(error.remote_message) from None
             raise
     return made
+
+
+def let_write(store: ForecastStore, farmed: Sequence[DistributedInference]) -> None:
+    """Let the workers write the results of these chains themselves.
+
+    Raises
+    ------
+    ConfigError
+        If a worker does not reach the store.
+    """
+    with store.writer_ticket() as ticket:
+        for infer, rank in [(each, rank) for each in farmed for rank in each.remote_ranks]:
+            try:
+                infer.call_func("write_to", ticket, rank, rank=rank)
+            except TaskError as error:
+                if error.kind == ConfigError.__name__:
+                    raise ConfigError(f"rank {error.rank}: {error.remote_message}") from None
+                raise
 
 
 def attributes(

@@ -189,11 +189,9 @@ class Chain:
                 told.update({new.get(v, v): a for v, a in model.variable_attributes().items()})
         return told
 
-    def write_to(
-        self, path: str, word: str, axes: Coords, diagnostics: Mapping[str, Coords], rank: int
-    ) -> None:
+    def write_to(self, *store: Any) -> None:
         """Write results into a store from here on; arguments as of `RemoteWriter`."""
-        self._writer = RemoteWriter(path, word, axes, diagnostics, rank)
+        self._writer = RemoteWriter(*store)
 
     def forward(self, x: torch.Tensor, coords: Coords) -> dict[str, Fields] | Watched | Later:
         """Run the links on a state [(ensemble=1,) time=1, lead_time=1, variable, ...].
