@@ -20,7 +20,7 @@ from distinf.options import Output
 from distinf.report.events import Event, Events, Totals
 from distinf.report.progress import Progress
 from distinf.session.session import current_session
-from distinf.store.forecast_store import ForecastStore
+from distinf.store import ForecastStore, StoreLayout
 
 __all__ = ["Measured", "Sleeping", "run", "warm_up"]
 
@@ -129,10 +129,7 @@ def run(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="distinf-benchmark-"))
         store = ForecastStore(
             Path(folder) / "x.zarr",
-            np.array([TIME]),
-            leads,
-            {"sleeping": grid(leads[:1], rows, COLUMNS)},
-            {},
+            StoreLayout(np.array([TIME]), leads, {"sleeping": grid(leads[:1], rows, COLUMNS)}),
             Output(writers=WRITERS),
             events=events,
             pending=2 * (len(infer.remote_ranks) + WRITERS),

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import zarr
 
-from distinf.store.durable import DurableStore
+from distinf.store.destination import DurableStore
 
 WORKERS = 4
 STEPS = 40

@@ -22,7 +22,7 @@ import zarr
 
 from benchmarks.measuring import parse, ratio, seconds, tell
 from distinf.options import Output
-from distinf.store.forecast_store import ForecastStore
+from distinf.store import ForecastStore, StoreLayout
 
 NLAT, NLON = 720, 1440
 
@@ -49,7 +49,9 @@ def ours(path: Path, x: torch.Tensor, steps: int, writers: int) -> float:
     coords = coords_of(x.shape[2])
     leads = np.arange(steps) * np.timedelta64(6, "h").astype("timedelta64[ns]")
     store = ForecastStore(
-        path, coords["time"], leads, {"d": coords}, {}, Output(writers=writers, check_space=False)
+        path,
+        StoreLayout(coords["time"], leads, {"d": coords}),
+        Output(writers=writers, check_space=False),
     )
 
     def write() -> None:

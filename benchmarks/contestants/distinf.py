@@ -7,7 +7,7 @@ import zarr
 from benchmarks import job
 from distinf import DistributedInference, session
 from distinf.session.session import current_session
-from distinf.store.forecast_store import ForecastStore
+from distinf.store import ForecastStore, StoreLayout
 
 
 def main() -> None:
@@ -28,10 +28,7 @@ def main() -> None:
             del warm, future
             with ForecastStore(
                 path,
-                job.TIME,
-                job.LEADS,
-                {"diagnostic": grid},
-                {},
+                StoreLayout(job.TIME, job.LEADS, {"diagnostic": grid}),
                 events=farm.events,
                 pending=2 * (len(farm.workers) + job.WRITERS),
             ) as store:

@@ -1,6 +1,6 @@
-"""Whether what a run writes lies where something lies that it must not destroy.
+"""Which paths and URLs contain others, and a folder that only this user can enter.
 
-Paths are compared as the file system knows them, whatever name they have; URLs by their parts.
+Paths are compared by the files that they name, URLs by their parts.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _LOCAL = ("file", "local")
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Location:
     """Where something lies."""
 
     root: str
     parts: tuple[str, ...]
     path: Path | None = None
 
-    def contains(self, other: _Place) -> bool:
-        """Whether the other place lies in this one, or is it."""
+    def contains(self, other: _Location) -> bool:
+        """Whether the other location is this one or lies in it."""
         if self.root == other.root and self.parts == other.parts[: len(self.parts)]:
             return True
         if self.path is None or other.path is None:
@@ -47,7 +47,7 @@ class _Place:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells a file from all others of this machine; None if it does not exist."""
+    """Identify a file among all others of this machine; None if it does not exist."""
     try:
         found = path.stat()
     except OSError:
@@ -55,11 +55,11 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _places(text: str) -> Iterator[_Place]:
+def _locations(text: str) -> Iterator[_Location]:
     """Where a path or URL points to; ``simplecache::s3://...`` to each of its parts."""
     if "://" not in text:
         path = Path(os.path.realpath(text))
-        yield _Place("file", path.parts, path)
+        yield _Location("file", path.parts, path)
         return
     for link in text.split("::"):
         scheme, _, rest = link.partition("://")
@@ -67,24 +67,18 @@ def _places(text: str) -> Iterator[_Place]:
             continue
         scheme = _SCHEMES.get(scheme.lower(), scheme.lower())
         if scheme in _LOCAL:
-            yield from _places(rest)  # as fsspec: file://a is a folder below the working one
+            yield from _locations(rest)  # as fsspec: file://a is a folder below the working one
             continue
         url = urlsplit(link)
         whole = posixpath.normpath(f"/{url.path}")
-        yield _Place(
+        yield _Location(
             f"{scheme}://{url.netloc.lower()}", tuple(part for part in whole.split("/") if part)
         )
 
 
 def lies_in(inner: str, outer: str) -> bool:
-    """Whether a path or URL is another one or lies in it.
-
-    Parameters
-    ----------
-    inner, outer : str
-        Paths or URLs; they need not exist.
-    """
-    return any(b.contains(a) for a in _places(inner) for b in _places(outer))
+    """Whether a path or URL is another one or lies in it; they need not exist."""
+    return any(b.contains(a) for a in _locations(inner) for b in _locations(outer))
 
 
 def check_overlap(
@@ -95,11 +89,11 @@ def check_overlap(
     Parameters
     ----------
     outputs : Mapping[str, str]
-        From the key to the path or URL that is written; they must not overlap each other either.
+        The path or URL of each config key that is written; they must not overlap each other.
     apart : Mapping[str, str]
-        What must neither contain an output nor lie in one, by its name.
+        By name, what must neither contain an output nor lie in one.
     around : Mapping[str, str]
-        Folders that may contain an output, but must not lie in one or be one, by their names.
+        By name, folders that may contain an output, but must not lie in one or be one.
 
     Raises
     ------
@@ -115,17 +109,14 @@ def check_overlap(
                 how = "lies in"
             else:
                 continue
-            told = name if other == path else f"{name} ({other})"
-            raise ConfigError(f"{key}={path} {how} {told}: choose another path")
+            named = name if other == path else f"{name} ({other})"
+            raise ConfigError(f"{key}={path} {how} {named}: choose another path")
 
 
 def private_folder(kind: type[DistinfError]) -> Path:
-    """Return the folder of this user, which nobody else can read or replace.
+    """Return this user's private folder.
 
-    Raises
-    ------
-    DistinfError
-        Of this kind, if it is somebody else's, or others may enter it.
+    Raises an error of this kind if it belongs to another user, or others may enter it.
     """
     folder = Path(tempfile.gettempdir()) / f"distinf-{os.getuid()}"
     with contextlib.suppress(FileExistsError):  # whatever it is

@@ -21,7 +21,7 @@ import torch
 
 from distinf.background import in_background
 from distinf.coords import Coords, Selection, State, plan_subset
-from distinf.diagnostics import Chain, Link, assign
+from distinf.diagnostics import Chain, Link, StoredSubset, assign
 from distinf.errors import ConfigError, TaskError, TasksSkipped, as_config_error
 from distinf.forecast import (
     RestartStates,
@@ -49,7 +49,15 @@ from distinf.parameters import check_valid_times
 from distinf.report import Progress, summarize
 from distinf.run import Run
 from distinf.session import current_session
-from distinf.store import ForecastStore, check_clashes, check_names, to_netcdf, vocabulary
+from distinf.store import (
+    ForecastStore,
+    Provenance,
+    StoreLayout,
+    check_clashes,
+    check_names,
+    to_netcdf,
+    vocabulary,
+)
 from distinf.versions import versions
 
 __all__ = [
@@ -407,21 +415,23 @@ def open_store(
         attributes.update(infer.variable_attributes())
     with ForecastStore(
         run.output_path,
-        run.times,
-        lead_times(forecast.prognostic, run.nsteps)[:: output.every],
-        grids,
-        attributes,
+        StoreLayout(
+            run.times,
+            lead_times(forecast.prognostic, run.nsteps)[:: output.every],
+            grids,
+            attributes,
+            None if run.members is None else np.arange(run.members),
+        ),
         output,
-        config=run.settings,
-        versions={**versions(), **read_code(run.settings)},
-        files=read_files(run.settings),
+        Provenance(
+            run.settings, {**versions(), **read_code(run.settings)}, read_files(run.settings)
+        ),
         events=farm.events,
         pending=2 * (len(farm.workers) + output.writers) * len(grids),
-        ensemble=None if run.members is None else np.arange(run.members),
         skip_errors=run.runtime.on_error == "skip",
     ) as store:
         if output.writer == "workers" and 0 not in farm.workers:
-            store.let_write(farmed)
+            _let_write(store, farmed)
         done, total = store.marks.counts
         log.info(
             "%d rank(s) by %s, carrier %s%s, %d of %d tasks to do",
@@ -437,6 +447,16 @@ def open_store(
         with Progress(farm.events, total, done, farm.busy):
             yield store
             store.close()
+
+
+def _let_write(store: ForecastStore, farmed: Sequence[DistributedInference]) -> None:
+    """Let the workers write the results of these chains themselves."""
+    with store.writer_ticket() as ticket:
+        for infer, rank in [(each, rank) for each in farmed for rank in each.remote_ranks]:
+            try:
+                infer.call_func("write_to", ticket, rank, rank=rank)
+            except TaskError as error:
+                raise as_config_error(error, f"rank {error.rank}: ") from None
 
 
 def print_report(run: Run, store: ForecastStore) -> None:

@@ -15,7 +15,7 @@ from distinf.forecast.prognostic import forecasts
 from distinf.forecast.restart import RestartStates, is_restartable
 from distinf.options import Output
 from distinf.seeds import generators
-from distinf.store.forecast_store import ForecastStore
+from distinf.store import ForecastStore, StoreLayout
 from tests.forecast.test_prognostic import GRID, STEP, TIMES, Days, Doubling
 
 NSTEPS = 12
@@ -26,7 +26,10 @@ STATE = OrderedDict(time=TIMES[:1], lead_time=LEADS[:1], variable=np.array(["a"]
 def open_store(path, mode="resume", **output):
     every = output.get("every", 1)
     return ForecastStore(
-        *(path, TIMES, LEADS[::every], {"same": STATE}, {}, Output(mode, **output)), pending=50
+        path,
+        StoreLayout(TIMES, LEADS[::every], {"same": STATE}),
+        Output(mode, **output),
+        pending=50,
     )
 
 

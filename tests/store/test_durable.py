@@ -8,7 +8,7 @@ import pytest
 import zarr
 from zarr.core.buffer import default_buffer_prototype
 
-from distinf.store import durable
+from distinf.store import destination
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def steps(monkeypatch):
 
 def test_a_new_file_and_all_its_new_folders_are_synced(tmp_path, steps):
     path = tmp_path / "c" / "0" / "5"
-    durable.put(path, b"values")
+    destination.write_durably(path, b"values")
     assert path.read_bytes() == b"values"
     synced = [what for kind, what in steps if kind == "sync"]
     assert synced == [path, path.parent, tmp_path / "c", tmp_path]
@@ -41,7 +41,7 @@ def test_a_new_file_and_all_its_new_folders_are_synced(tmp_path, steps):
 def test_what_is_replaced_is_there_until_the_new_is_on_disk(tmp_path, steps):
     path = tmp_path / "chunk"
     path.write_bytes(b"old")
-    durable.put(path, b"new")
+    destination.write_durably(path, b"new")
     assert path.read_bytes() == b"new"
     assert [kind for kind, _ in steps] == ["sync", "replace", "sync"]
     assert [what for kind, what in steps if kind == "sync"][1] == tmp_path
@@ -56,14 +56,14 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path, mon
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        durable.put(path, b"new")
+        destination.write_durably(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["chunk"]
 
 
 def test_zarr_writes_no_chunk_that_is_not_synced(tmp_path, steps):
     array = zarr.create_array(
-        durable.DurableStore(tmp_path / "x.zarr"), shape=(4,), chunks=(2,), dtype="float32"
+        destination.DurableStore(tmp_path / "x.zarr"), shape=(4,), chunks=(2,), dtype="float32"
     )
     array[:] = np.arange(4.0)
     synced = [what.name for kind, what in steps if kind == "sync" and what.is_file()]
@@ -72,6 +72,6 @@ def test_zarr_writes_no_chunk_that_is_not_synced(tmp_path, steps):
 
 def test_neither_does_it_without_asyncio(tmp_path, steps):
     value = default_buffer_prototype().buffer.from_bytes(b"values")
-    durable.DurableStore(tmp_path).set_sync("c/0", value)
+    destination.DurableStore(tmp_path).set_sync("c/0", value)
     assert (tmp_path / "c" / "0").read_bytes() == b"values"
     assert ("sync", tmp_path / "c" / "0") in steps

@@ -16,7 +16,7 @@ import zarr
 
 from distinf.errors import ConfigError, StoreError, TaskError
 from distinf.options import Output
-from distinf.store.forecast_store import ForecastStore
+from distinf.store import ForecastStore, Provenance, StoreLayout
 
 TIMES = np.array(["2023-06-01", "2023-06-02"], dtype="datetime64[ns]")
 LEADS = (np.arange(3) * np.timedelta64(6, "h")).astype("timedelta64[ns]")
@@ -46,9 +46,14 @@ DIAGNOSTICS = {"rain": grid("tp"), "wind": grid("gust", "calm")}
 
 
 def open_store(path, mode="create", diagnostics=DIAGNOSTICS, config=CONFIG, **kwargs):
-    return ForecastStore(
-        path, TIMES, LEADS, diagnostics, ATTRIBUTES, Output(mode), config, **kwargs
-    )
+    layout = StoreLayout(TIMES, LEADS, diagnostics, ATTRIBUTES, kwargs.pop("ensemble", None))
+    made_from = {key: kwargs.pop(key) for key in ("versions", "files") if key in kwargs}
+    return ForecastStore(path, layout, Output(mode), Provenance(config, **made_from), **kwargs)
+
+
+def is_complete(store, diagnostic, time, lead_time, member=None):
+    step = {"ensemble": [member], "time": [time], "lead_time": [lead_time]}
+    return store.marks.is_complete(diagnostic, step)
 
 
 def result(coords, i, j, value=None, error=None):
@@ -136,9 +141,9 @@ def test_counts_and_completeness(path):
         store.write("rain", result(DIAGNOSTICS["rain"], 0, 1))
         store.close()
         assert store.marks.counts == (1, 12)
-        assert store.is_complete("rain", TIMES[0], LEADS[1])
-        assert not store.is_complete("rain", TIMES[1], LEADS[1])
-        assert not store.is_complete("wind", TIMES[0], LEADS[1])
+        assert is_complete(store, "rain", TIMES[0], LEADS[1])
+        assert not is_complete(store, "rain", TIMES[1], LEADS[1])
+        assert not is_complete(store, "wind", TIMES[0], LEADS[1])
 
 
 def test_a_result_is_written_when_it_comes(path):
@@ -287,7 +292,7 @@ def test_a_write_that_fails_surfaces(path, go_on):
     store.write("rain", result(DIAGNOSTICS["rain"], 0, 0))
     with pytest.raises(StoreError, match=r"rain 2023-06-01T00:00 \+0 h could not .*zarr: .*tp"):
         go_on(store)
-    assert not store.is_complete("rain", TIMES[0], LEADS[0])
+    assert not is_complete(store, "rain", TIMES[0], LEADS[0])
     assert not (path / "rain_complete" / "c").exists()
 
 

@@ -16,11 +16,10 @@ import s3fs
 from moto.s3.models import s3_backends
 
 from distinf.errors import StoreError
-from distinf.store import holder
-from distinf.store.conditional import conditional_writes, holds_conditions
+from distinf.store import check_output, hold
 from distinf.store.destination import find_destination
-from distinf.store.forecast_store import check_output
-from distinf.store.hold import Hold
+from distinf.store.hold import ObjectHold
+from distinf.store.object_store import conditional_writes, holds_conditions
 from tests import s3_server
 from tests.store.test_forecast_store import DIAGNOSTICS, open_store, result
 
@@ -67,9 +66,9 @@ def until(condition):
 RACER = """
 import sys
 from distinf.errors import StoreError
-from distinf.store.objects import Objects
+from distinf.store.destination import find_destination
 for url in sys.stdin:
-    racer = Objects(url.strip())
+    racer = find_destination(url.strip())
     try:
         racer.hold()
         print("held", flush=True)
@@ -98,7 +97,7 @@ def test_of_two_processes_that_race_for_a_store_one_holds_it(url):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     racers = [subprocess.Popen([sys.executable, "-c", RACER], **pipes) for _ in range(2)]
     # Left by a process of this machine whose number another one has by now.
-    dead = {**holder.this_process(), "started": "1", "token": "dead"}
+    dead = {**hold.this_process(), "started": "1", "token": "dead"}
     try:
         for i in range(RACES):
             if i % 3 == 0:
@@ -123,8 +122,8 @@ def test_of_two_processes_that_race_for_a_store_one_holds_it(url):
     [
         {"beat": 0.0},  # a clock that is wrong
         {"host": socket.gethostname(), "pid": 2**22 + 1, "beat": 0.0},  # in another container
-        {**holder.this_process(), "pid": 2**22 + 1, "machine": "another boot"},
-        {**holder.this_process()},
+        {**hold.this_process(), "pid": 2**22 + 1, "machine": "another boot"},
+        {**hold.this_process()},
     ],
     ids=["clock", "container", "boot", "alive"],
 )
@@ -139,8 +138,8 @@ def test_a_fresh_hold_is_refused_whatever_its_owner_says(url, who):
     ("who", "age"),
     [
         ({"beat": 4e9}, 100.0),
-        ({**holder.this_process(), "pid": 2**22 + 1}, 0.0),
-        ({**holder.this_process(), "started": "1"}, 0.0),
+        ({**hold.this_process(), "pid": 2**22 + 1}, 0.0),
+        ({**hold.this_process(), "started": "1"}, 0.0),
     ],
     ids=["silent", "ended", "reused"],
 )
@@ -177,7 +176,7 @@ def test_a_beat_finds_that_the_hold_is_lost(url, monkeypatch):
     steal(url)
     until(lambda: place._held._lost)
     with pytest.raises(StoreError, match="lost its hold"):
-        place.is_there()
+        place.check_held()
     for writes in (lambda: place.put("x", b""), lambda: place.remove("x")):
         with pytest.raises(StoreError, match="lost its hold"):
             writes()
@@ -191,7 +190,7 @@ def test_a_hold_that_somebody_removed_is_lost(url, monkeypatch):
     place.hold()
     files().rm(url, recursive=True)
     with pytest.raises(StoreError, match="somebody removed"):
-        place.is_there()
+        place.check_held()
     place.release()
     assert not files().exists(url)
 
@@ -202,7 +201,7 @@ def test_a_hold_that_cannot_be_renewed_is_not_relied_on(url, monkeypatch):
     monkeypatch.setattr("distinf.store.hold._QUIET_SECONDS", -1.0)
     monkeypatch.setattr(s3fs.S3FileSystem, "call_s3", lambda *_, **__: 1 / 0)
     with pytest.raises(StoreError, match=r"could not be renewed for .* another run may take it"):
-        place.is_there()
+        place.check_held()
 
 
 def test_beats_hide_nothing_and_a_released_store_is_free(url, monkeypatch):
@@ -243,7 +242,7 @@ def test_an_answer_that_was_lost_on_its_way_loses_no_hold(monkeypatch):
         place = find_destination(f"{bucket}/f.zarr")
         place.hold()
         for _ in range(4):
-            assert place.is_there()
+            assert place.check_held()
         place.release()
         assert get_holder(f"{bucket}/f.zarr")["released"]
 
@@ -316,13 +315,13 @@ def test_a_folder_that_another_run_replaced_is_noticed(tmp_path):
 
 
 def test_this_process_is_not_taken_for_another_one():
-    me = holder.this_process()
-    assert not holder.has_ended(me)
-    assert holder.has_ended({**me, "started": "1"})
-    assert not holder.has_ended({**me, "machine": None})
-    assert not holder.has_ended({})
+    me = hold.this_process()
+    assert not hold.has_ended(me)
+    assert hold.has_ended({**me, "started": "1"})
+    assert not hold.has_ended({**me, "machine": None})
+    assert not hold.has_ended({})
     child = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True)
-    assert holder.has_ended({**me, "pid": int(child.stdout)})
+    assert hold.has_ended({**me, "pid": int(child.stdout)})
 
 
 def google():
@@ -360,14 +359,14 @@ def test_google_takes_conditions_too(monkeypatch):
         fs = gcsfs.GCSFileSystem(token="anon", endpoint_url=url, skip_instance_cache=True)
         store = conditional_writes(fs)
         assert holds_conditions(store, "gs://bucket/probe")
-        first = Hold("gs://bucket/f", "gs://bucket/f/hold", store)
+        first = ObjectHold("gs://bucket/f", "gs://bucket/f/hold", store)
         first.take()
         seen = store.read("gs://bucket/f/hold")
         assert -1 <= seen.age < 60
         with pytest.raises(StoreError, match="held by another run"):
-            Hold("gs://bucket/f", "gs://bucket/f/hold", store).take()
+            ObjectHold("gs://bucket/f", "gs://bucket/f/hold", store).take()
         first.release()
-        second = Hold("gs://bucket/f", "gs://bucket/f/hold", store)
+        second = ObjectHold("gs://bucket/f", "gs://bucket/f/hold", store)
         second.take()
         monkeypatch.setattr("distinf.store.hold._QUIET_SECONDS", -1.0)
         second.check()

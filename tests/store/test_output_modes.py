@@ -15,7 +15,7 @@ import zarr
 
 from distinf.errors import ConfigError, StoreError
 from distinf.options import Output
-from distinf.store.forecast_store import ForecastStore, check_output
+from distinf.store import ForecastStore, Provenance, StoreLayout, check_output
 from tests.store.test_forecast_store import (
     ATTRIBUTES,
     CONFIG,
@@ -24,6 +24,7 @@ from tests.store.test_forecast_store import (
     TIMES,
     curvilinear,
     grid,
+    is_complete,
     look,
     open_store,
     result,
@@ -105,8 +106,8 @@ def test_resume_keeps_what_is_complete(begun):
     before = snapshot(begun)
     with open_store(begun, "resume") as store:
         assert store.marks.counts == (1, 12)
-        assert store.is_complete("rain", TIMES[0], LEADS[1])
-        assert not store.is_complete("rain", TIMES[0], LEADS[0])
+        assert is_complete(store, "rain", TIMES[0], LEADS[1])
+        assert not is_complete(store, "rain", TIMES[0], LEADS[0])
         store.write("rain", result(DIAGNOSTICS["rain"], 0, 0, value=5.0))
     after = snapshot(begun)
     chunk = "tp/c/0/1/0/0"
@@ -120,7 +121,7 @@ def test_a_step_is_marked_after_its_data(begun):
     """A run killed between the two does the step again."""
     (begun / "rain_complete" / "c" / "0" / "1").unlink()
     with open_store(begun, "resume") as store:
-        assert not store.is_complete("rain", TIMES[0], LEADS[1])
+        assert not is_complete(store, "rain", TIMES[0], LEADS[1])
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,9 @@ def test_what_does_not_decide_the_bytes_may_change(begun):
 )
 def test_another_shape_cannot_resume(begun, times, leads, diagnostics, word):
     with pytest.raises(StoreError, match="cannot be resumed") as caught:
-        ForecastStore(begun, times, leads, diagnostics, {}, Output("resume"), CONFIG)
+        ForecastStore(
+            begun, StoreLayout(times, leads, diagnostics), Output("resume"), Provenance(CONFIG)
+        )
     assert word in str(caught.value)
 
 
@@ -286,7 +289,8 @@ def damage(path, how):
 def test_what_a_lost_node_left_is_found_and_computed_again(path, how, shards, caplog):
     def opened(mode, **output):
         options = Output(mode, shards=shards, **output)
-        return ForecastStore(path, TIMES, LEADS, DIAGNOSTICS, ATTRIBUTES, options, CONFIG)
+        layout = StoreLayout(TIMES, LEADS, DIAGNOSTICS, ATTRIBUTES)
+        return ForecastStore(path, layout, options, Provenance(CONFIG))
 
     with opened("create") as store:
         for j in range(3):
@@ -301,7 +305,7 @@ def test_what_a_lost_node_left_is_found_and_computed_again(path, how, shards, ca
         assert store.marks.counts[0] == (5 if shards is None else 4)
         assert "wind 2023-06-01T00:00 +0 h" in caplog.text
         for j in range(2):
-            if not store.is_complete("wind", TIMES[0], LEADS[j]):
+            if not is_complete(store, "wind", TIMES[0], LEADS[j]):
                 store.write("wind", result(DIAGNOSTICS["wind"], 0, j))
     ds = look(path)
     assert ds["calm"][0].notnull().all()

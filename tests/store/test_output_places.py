@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from distinf.errors import ConfigError, StoreError
 from distinf.options import Output
-from distinf.store.forecast_store import ForecastStore, check_output
+from distinf.store import ForecastStore, Provenance, StoreLayout, check_output
 from distinf.store.netcdf import check_netcdf, to_netcdf
 from tests import s3_server
+from tests.store.test_forecast_store import is_complete
 
 TIMES = np.array(["2023-06-01", "2023-06-02"], "M8[ns]")
 LEADS = (np.arange(5) * np.timedelta64(6, "h")).astype("m8[ns]")
@@ -50,9 +51,8 @@ def result(i, j, member=None, name="tp"):
 
 def open_store(path, ensemble=None, config=None, **output):
     diagnostics = {"rain": grid("tp", member=None if ensemble is None else 0)}
-    return ForecastStore(
-        path, TIMES, LEADS, diagnostics, {}, Output(**output), config or {}, ensemble=ensemble
-    )
+    layout = StoreLayout(TIMES, LEADS, diagnostics, ensemble=ensemble)
+    return ForecastStore(path, layout, Output(**output), Provenance(config or {}))
 
 
 def values(path):
@@ -72,8 +72,8 @@ def test_an_ensemble_has_a_first_dimension(tmp_path):
         for j in (0, 1, 3, 4):
             store.write("rain", result(1, j, member=2))
     with open_store(path, MEMBERS, mode="resume") as store:
-        assert store.is_complete("rain", TIMES[1], LEADS[2], 2)
-        assert not store.is_complete("rain", TIMES[1], LEADS[2], 1)
+        assert is_complete(store, "rain", TIMES[1], LEADS[2], 2)
+        assert not is_complete(store, "rain", TIMES[1], LEADS[2], 1)
         assert store.marks.incomplete(TIMES[1:], MEMBERS[2:]) is None
         assert store.marks.incomplete(TIMES[1:], MEMBERS[1:])[1] == 4
         assert store.marks.lacking(grid(member=1)) == ["rain"]
@@ -128,14 +128,15 @@ def test_a_shard_that_was_begun_is_completed(tmp_path, written):
 @pytest.mark.parametrize(("shards", "more"), [(None, {}), (3, {}), (9, {"shards": 2})])
 def test_more_steps_extend_a_store(tmp_path, shards, more):
     path = tmp_path / "f.zarr"
-    axes = {"rain": grid("tp")}
-    first = Output("create", shards=shards)
+    rain = {"rain": grid("tp")}
+    short, long = StoreLayout(TIMES, LEADS[:2], rain), StoreLayout(TIMES, LEADS, rain)
+    first, resume = Output("create", shards=shards), Output("resume", **more)
     config = {"parameters": {"nsteps": 1, "time": "t"}}
-    with ForecastStore(path, TIMES, LEADS[:2], axes, {}, first, config) as store:
+    with ForecastStore(path, short, first, Provenance(config)) as store:
         store.write("rain", result(0, 0))
         store.write("rain", result(0, 1))
     config = {"parameters": {"nsteps": 4, "time": "t"}}
-    with ForecastStore(path, TIMES, LEADS, axes, {}, Output("resume", **more), config) as store:
+    with ForecastStore(path, long, resume, Provenance(config)) as store:
         assert store.marks.counts == (2, 10)
         assert store.marks.incomplete(TIMES[:1], None)[1] == 4
         for j in (3, 2, 4):
@@ -147,7 +148,7 @@ def test_more_steps_extend_a_store(tmp_path, shards, more):
     assert values(path)[1][0].all()
     config = {"parameters": {"nsteps": 1, "time": "t"}}
     with pytest.raises(StoreError, match=r"parameters\.nsteps: the store has 4, this run 1"):
-        ForecastStore(path, TIMES, LEADS[:2], axes, {}, Output("resume"), config)
+        ForecastStore(path, short, Output("resume"), Provenance(config))
 
 
 def test_a_run_that_does_not_fit_is_refused_before_anything_is_replaced(tmp_path, monkeypatch):
@@ -157,7 +158,7 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_replaced(tmp_path
     before = files(path)
     small = os.statvfs_result((1, 1, 0, 0, 0, 0, 0, 0, 0, 255))
     monkeypatch.setattr("os.statvfs", lambda _: small)
-    monkeypatch.setattr("distinf.store.forecast_store.step_bytes", lambda *_: 10**9)
+    monkeypatch.setattr(StoreLayout, "nbytes", 10**10)
     with pytest.raises(StoreError, match=r"up to 10\.0 GB .* 0\.0 GB are free.*output\.region"):
         open_store(path, mode="overwrite")
     assert files(path) == before
@@ -165,10 +166,9 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_replaced(tmp_path
 
 
 def test_a_clash_of_names_says_how_to_rename(tmp_path):
+    layout = StoreLayout(TIMES, LEADS, {"rain": grid("tp"), "snow": grid("tp")})
     with pytest.raises(ConfigError, match=r"diagnostic\.snow\.rename=\{tp: tp_snow\}"):
-        ForecastStore(
-            tmp_path / "f.zarr", TIMES, LEADS, {"rain": grid("tp"), "snow": grid("tp")}, {}
-        )
+        ForecastStore(tmp_path / "f.zarr", layout)
 
 
 def test_netcdf_holds_what_the_store_holds(tmp_path):
@@ -299,8 +299,8 @@ def test_what_is_no_store_in_a_bucket_is_never_touched(bucket):
 
 HOLD = """
 import sys, time
-from distinf.store.objects import Objects
-held = Objects(sys.argv[1]); held.hold(); print("held", flush=True); time.sleep(600)
+from distinf.store.destination import find_destination
+held = find_destination(sys.argv[1]); held.hold(); print("held", flush=True); time.sleep(600)
 """
 
 

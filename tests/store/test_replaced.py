@@ -11,9 +11,9 @@ import s3fs
 import xarray as xr
 
 from distinf.errors import StoreError
-from distinf.store.folder import Folder
-from distinf.store.forecast_store import check_output
-from distinf.store.holder import CONTENTS, CREATING
+from distinf.store import check_output
+from distinf.store.contents import CONTENTS, CREATING
+from distinf.store.destination import Folder
 from tests import s3_server
 from tests.store.test_forecast_store import DIAGNOSTICS, curvilinear, grid, look, open_store, result
 

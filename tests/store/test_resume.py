@@ -14,7 +14,7 @@ import zarr
 from distinf.errors import StoreError
 from distinf.loading.sources import read_code, read_files
 from distinf.options import Output
-from distinf.store.forecast_store import ForecastStore, check_resume
+from distinf.store import ForecastStore, Provenance, StoreLayout, check_resume
 from distinf.store.provenance import differences
 from tests.store.test_forecast_store import (
     ATTRIBUTES,
@@ -22,6 +22,7 @@ from tests.store.test_forecast_store import (
     TIMES,
     curvilinear,
     grid,
+    is_complete,
     look,
     result,
 )
@@ -42,9 +43,9 @@ def leads(nsteps):
 def run(path, mode="resume", diagnostics=BOTH, nsteps=2, shards=None, verify=False, **options):
     own = config(nsteps, **options.pop("sections", {}))
     output = Output(mode, shards=shards, verify=verify)
-    return ForecastStore(
-        path, TIMES, leads(nsteps), diagnostics, ATTRIBUTES, output, own, **options
-    )
+    made_from = {key: options.pop(key) for key in ("versions", "files") if key in options}
+    layout = StoreLayout(TIMES, leads(nsteps), diagnostics, ATTRIBUTES)
+    return ForecastStore(path, layout, output, Provenance(own, **made_from), **options)
 
 
 def fill(store, diagnostics=BOTH, nsteps=2):
@@ -52,7 +53,7 @@ def fill(store, diagnostics=BOTH, nsteps=2):
         for i in range(len(TIMES)):
             for j in range(nsteps + 1):
                 step = leads(nsteps)[j : j + 1]
-                if not store.is_complete(name, TIMES[i], step[0]):
+                if not is_complete(store, name, TIMES[i], step[0]):
                     future = result(coords, i, 0, value=10.0 * i + j)
                     future.result()[1]["lead_time"] = step
                     store.write(name, future)

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from distinf.errors import ConfigError, StoreError
 from distinf.options import Output
-from distinf.store.forecast_store import ForecastStore
-from tests.store.test_forecast_store import look
+from distinf.store import ForecastStore, Provenance, StoreLayout
+from tests.store.test_forecast_store import is_complete, look
 from tests.store.test_output_modes import snapshot
 
 TIMES = [np.datetime64(day, "ns") for day in ("2023-06-01", "2023-06-02")]
@@ -110,7 +110,8 @@ def opened(path, run, mode):
         "diagnostic": {name: {"precision": str(run["dtype"])} for name in run["diagnostics"]},
     }
     output = Output(mode, shards=run["shards"], every=run["every"])
-    return ForecastStore(path, times, leads, grids, {}, output, config, ensemble=members)
+    layout = StoreLayout(times, leads, grids, ensemble=members)
+    return ForecastStore(path, layout, output, Provenance(config))
 
 
 def value(run, name, member, time, lead):
@@ -143,7 +144,7 @@ def fill(store, run, share=1.0):
         for name in run["diagnostics"]
     ]
     for name, member, time, lead in todo[: round(share * len(todo))]:
-        if not store.is_complete(name, time, lead, member):
+        if not is_complete(store, name, time, lead, member):
             future = Future()
             future.set_result(value(run, name, member, time, lead))
             store.write(name, future)

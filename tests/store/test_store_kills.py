@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distinf.store.holder import CREATING
+from distinf.store.contents import CREATING
 from tests.store.test_forecast_store import grid, look
 from tests.store.test_resume import fill, leads, run
 

@@ -1,12 +1,14 @@
 """Workers that write: the same bytes, marked by the driver, in the driver's store only."""
 
+import dataclasses
 from concurrent.futures import Future
 
 import pytest
+from recipes.farmed import let_write
 
 from distinf.errors import ConfigError, StoreError, TaskError
 from distinf.session.session import session
-from distinf.store.worker_writer import RemoteWriter, meeting_place
+from distinf.store import RemoteWriter
 from tests.store.test_forecast_store import DIAGNOSTICS, open_store, result
 
 
@@ -39,7 +41,7 @@ def chunks(path):
 def test_the_bytes_are_those_that_the_driver_writes(tmp_path):
     rank = Rank()
     with open_store(tmp_path / "w.zarr") as store, open_store(tmp_path / "d.zarr") as other:
-        store.let_write([rank])
+        let_write(store, [rank])
         for step in ((0, 1), (1, 0)):
             other.write("wind", result(DIAGNOSTICS["wind"], *step))
             store.write("wind", written(rank, "wind", *step))
@@ -50,7 +52,7 @@ def test_the_bytes_are_those_that_the_driver_writes(tmp_path):
 def test_a_step_is_complete_once_the_driver_has_marked_it(tmp_path):
     rank = Rank()
     with open_store(tmp_path / "w.zarr") as store:
-        store.let_write([rank])
+        let_write(store, [rank])
         future = written(rank, "rain", 0, 0)
         assert store.marks.counts[0] == 0
         store.write("rain", future)
@@ -62,7 +64,7 @@ def test_what_is_complete_is_not_written_again(tmp_path):
         store.write("rain", result(DIAGNOSTICS["rain"], 0, 0))
     rank = Rank()
     with open_store(tmp_path / "w.zarr", "resume") as store:
-        store.let_write([rank])
+        let_write(store, [rank])
         assert written(rank, "rain", 0, 0).result() == {}
         assert list(written(rank, "rain", 0, 1).result()) == ["rain"]
 
@@ -73,10 +75,10 @@ def test_a_rank_that_does_not_see_the_store_says_so(tmp_path, there):
     where = tmp_path / ("other.zarr" if there == "another store" else "none.zarr")
     with (
         open_store(tmp_path / "w.zarr") as store,
-        meeting_place(store.destination) as word,
+        store.writer_ticket() as ticket,
         pytest.raises(ConfigError, match=r"output\.writer=workers: .* does not reach .*\.zarr"),
     ):
-        RemoteWriter(str(where), word, {}, DIAGNOSTICS, 1)
+        RemoteWriter(dataclasses.replace(ticket, path=str(where)), 1)
 
 
 def test_a_write_that_fails_ends_the_run_even_if_errors_are_skipped(tmp_path):

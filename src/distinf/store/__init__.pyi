@@ -1,12 +1,14 @@
-from .destination import Destination as Destination
+from .chunks import Marks as Marks
+from .contents import RESTART as RESTART
+from .contents import Destination as Destination
 from .forecast_store import ForecastStore as ForecastStore
 from .forecast_store import check_output as check_output
 from .forecast_store import check_resume as check_resume
-from .holder import RESTART as RESTART
-from .marks import Marks as Marks
 from .netcdf import check_netcdf as check_netcdf
 from .netcdf import to_netcdf as to_netcdf
 from .netcdf import unfinished as unfinished
+from .provenance import Provenance as Provenance
+from .schema import StoreLayout as StoreLayout
 from .schema import check_clashes as check_clashes
 from .schema import check_names as check_names
 from .schema import vocabulary as vocabulary

@@ -1,39 +1,87 @@
-"""Who may write to a store in an object store: one run, as long as it gives signs of life."""
+"""Who may write to a store: one run at a time.
+
+In a folder the operating system's lock decides, in an object store an object that its holder
+renews. Both name the process that holds the store.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import socket
 import threading
 import time
 import uuid
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
 
 from distinf.errors import StoreError
-from distinf.store.conditional import Changed, Conditional, Seen
-from distinf.store.holder import has_ended, held_by, this_process
 
-__all__ = ["Hold"]
+__all__ = [
+    "HOLDER",
+    "LOCK",
+    "OWN",
+    "Changed",
+    "Conditional",
+    "ObjectHold",
+    "Seen",
+    "has_ended",
+    "held_by",
+    "this_process",
+]
 
-# A holder says this often that it lives, and is given up after silence. It writes nothing more
-# without having said so for a shorter time, so that what is on its way arrives before that.
+# Names of distinf's own files in a store: what all begin with, the lock, and who holds it.
+OWN = ".distinf."
+LOCK = OWN + "lock"
+HOLDER = LOCK + ".json"
+
+# A holder renews its object this often, and loses the store after a silence. It writes nothing
+# more after a shorter silence, so that what it has sent arrives before that.
 _BEAT_SECONDS = 20.0
 _QUIET_SECONDS = 60.0
 _SILENCE_SECONDS = 90.0
 _TAKE_SECONDS = 30.0
 
+_TICKS = os.sysconf("SC_CLK_TCK")
+_SAME_TICKS = 2 * _TICKS  # psutil knows the time of boot to a second
 
-class Hold:
-    """An object that says who holds a store; every write of it is conditional on the last one.
 
-    Parameters
-    ----------
-    url : str
-        The store, for messages.
-    path : str
-        The object.
-    store : Conditional
-        Where it lies.
-    """
+class Changed(Exception):
+    """The object is not as the writer saw it."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An object as it was read."""
+
+    data: bytes
+    version: str
+    age: float
+    """Seconds since it was written, by the store's own clock."""
+
+
+class Conditional(Protocol):
+    """A store that writes under a condition, checking it and writing in one step."""
+
+    def put(self, path: str, data: bytes, version: str | None) -> str:
+        """Replace an object of this version (None: create it); return the new version.
+
+        Raises `Changed`, and writes nothing, if it has another version.
+        """
+        ...
+
+    def read(self, path: str) -> Seen | None:
+        """Read an object; None if there is none."""
+        ...
+
+
+class ObjectHold:
+    """An object that says who holds a store; every write of it is conditional on the last one."""
 
     def __init__(self, url: str, path: str, store: Conditional) -> None:
         self._url, self._path, self._store = url, path, store
@@ -41,17 +89,11 @@ class Hold:
         self._turn = threading.Lock()
         self._end = threading.Event()
         self._version: str | None = None
-        self._fresh = 0.0  # when the last beat that arrived was sent
+        self._renewed = 0.0  # when the last renewal that arrived was sent
         self._lost = ""
 
     def take(self) -> None:
-        """Take it, and keep it fresh until `release`.
-
-        Raises
-        ------
-        StoreError
-            If another run has it.
-        """
+        """Take it, and renew it until `release`; raise `StoreError` if another run has it."""
         deadline = time.monotonic() + _TAKE_SECONDS
         version: str | None = None
         while True:
@@ -70,12 +112,12 @@ class Hold:
             if sent > deadline:
                 raise held_by(self._url, who)
             version = seen.version if seen else None
-        self._fresh = sent
-        threading.Thread(target=self._keep_fresh, name="distinf-hold", daemon=True).start()
+        self._renewed = sent
+        threading.Thread(target=self._keep_renewing, name="distinf-hold", daemon=True).start()
 
     def check(self) -> None:
         """Raise `StoreError` if another run may hold the store by now."""
-        if time.monotonic() - self._fresh > _QUIET_SECONDS:
+        if time.monotonic() - self._renewed > _QUIET_SECONDS:
             try:
                 self._renew(_QUIET_SECONDS)
             except Exception as error:
@@ -87,14 +129,14 @@ class Hold:
             raise StoreError(self._lost)
 
     def release(self) -> None:
-        """Let other runs in; a hold that another run has taken stays."""
+        """Let other runs in; what another run has taken stays with it."""
         self._end.set()
         with self._turn:
             if self._version is not None and not self._lost:
                 self._write(released=True)
                 self._version = None
 
-    def _keep_fresh(self) -> None:
+    def _keep_renewing(self) -> None:
         while not self._end.wait(_BEAT_SECONDS):
             try:
                 self._renew()
@@ -104,16 +146,16 @@ class Hold:
                 return
 
     def _renew(self, older: float = 0.0) -> None:
-        """Say that this run lives, if it has not done so for some seconds."""
+        """Renew the object, if the last time was more than some seconds ago."""
         with self._turn:
             sent = time.monotonic()
-            if self._end.is_set() or self._lost or sent - self._fresh < older:
+            if self._end.is_set() or self._lost or sent - self._renewed < older:
                 return
             if self._write():
-                self._fresh = sent
+                self._renewed = sent
 
     def _write(self, **more: Any) -> bool:
-        """Replace one's own object; note it and return False if it is another's."""
+        """Replace this run's object; note it and return False if another run has it."""
         data = self._data(**more)
         while True:
             try:
@@ -150,3 +192,58 @@ def _who(seen: Seen | None) -> dict[str, Any]:
 
 def _is_dead(who: dict[str, Any], age: float) -> bool:
     return age > _SILENCE_SECONDS or has_ended(who)
+
+
+def this_process() -> dict[str, Any]:
+    """Describe this process, for another run that finds the store held."""
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    who = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+    return {**who, "machine": _machine(), "started": _started(os.getpid())}
+
+
+def has_ended(who: Mapping[str, Any]) -> bool:
+    """Whether that process ran on this machine and certainly ended.
+
+    Names of hosts repeat among containers, and numbers of processes in time: a boot, a namespace
+    of processes and the time since boot at which a process started do not.
+    """
+    machine, started, pid = who.get("machine"), who.get("started"), who.get("pid")
+    if not machine or not started or not isinstance(pid, int) or machine != _machine():
+        return False
+    if not psutil.pid_exists(pid):
+        return True
+    now = _started(pid)
+    return now is not None and abs(int(now) - int(started)) > _SAME_TICKS
+
+
+def held_by(
+    what: str, who: Mapping[str, Any], age: float | None = None, silence: float | None = None
+) -> StoreError:
+    """Build the error that names who holds a store, and when its hold ends if it is dead."""
+    words = (
+        f"{what} is held by another run: host {who.get('host', '?')}, process "
+        f"{who.get('pid', '?')}, since {who.get('since', '?')}"
+    )
+    if age is not None:
+        words += f", last sign of life {max(age, 0):.0f} s ago"
+    if age is not None and silence is not None:
+        words += f"; if that run is dead, try again {max(silence - age, 0) + 1:.0f} s later"
+    return StoreError(words)
+
+
+def _machine() -> str | None:
+    """Identify this boot of this machine and its namespace of processes, on Linux."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux
+        return None
+
+
+def _started(pid: int) -> str | None:
+    """Return the tick since boot at which a process started; clocks that are set do not move it."""
+    try:
+        seconds = psutil.Process(pid).create_time() - psutil.boot_time()
+    except psutil.Error:
+        return None
+    return str(round(seconds * _TICKS))

@@ -19,7 +19,7 @@ log = logging.getLogger("distinf")
 # Global attributes: of which store the file is a copy, and which steps that lacked.
 _STORE = "distinf_store"
 _MISSING = "missing_steps"
-_NAMED = 1000  # steps that the attribute names; the marks in the file tell all
+_NAMED = 1000  # steps that the attribute names; the marks in the file are complete
 
 
 def unfinished(path: str) -> str:
@@ -62,9 +62,9 @@ def check_netcdf(path: str, store: str, mode: str) -> None:
             "another path, or remove it"
         )
     if mode == "resume" and not (lies_in(origin, _named(store)) and lies_in(store, origin)):
-        told = f"of {origin}" if origin else "of a store that it does not name"
+        source = f"of {origin}" if origin else "of a store that it does not name"
         raise StoreError(
-            f"{what} and is a copy {told}, so output.mode=resume of {store} does not touch it; "
+            f"{what} and is a copy {source}, so output.mode=resume of {store} does not touch it; "
             "choose another path, or remove it"
         )
 
@@ -82,7 +82,7 @@ def to_netcdf(store: str, path: str, mode: str = "create") -> None:
     path : str
         The file; it appears when it is whole.
     mode : str, optional
-        ``output.mode``: which file it may take the place of (see `check_netcdf`), by default
+        ``output.mode``: which file it may replace (see `check_netcdf`), by default
         ``"create"``: none.
 
     Raises
@@ -92,10 +92,10 @@ def to_netcdf(store: str, path: str, mode: str = "create") -> None:
     """
     import xarray as xr
 
-    part = unfinished(path)
+    partial = unfinished(path)
     try:
         check_netcdf(path, store, mode)
-    except StoreError as error:  # it came while the run went on
+    except StoreError as error:  # the file appeared during the run
         raise StoreError(f"{error}; the store {store} is kept") from None
     try:
         with xr.open_zarr(store, chunks={}) as dataset:
@@ -113,10 +113,10 @@ def to_netcdf(store: str, path: str, mode: str = "create") -> None:
                 more = len(missing) - len(named)
                 named += [f"and {more} more"] if more else []
                 dataset.attrs[_MISSING] = ", ".join(named)
-            dataset.to_netcdf(part, engine="netcdf4", encoding=packed)
-        os.replace(part, path)
+            dataset.to_netcdf(partial, engine="netcdf4", encoding=packed)
+        os.replace(partial, path)
     except Exception as error:
-        Path(part).unlink(missing_ok=True)
+        Path(partial).unlink(missing_ok=True)
         raise StoreError(
             f"output.netcdf={path} could not be written: {type(error).__name__}: {error}; "
             f"the store {store} is kept"
@@ -135,7 +135,7 @@ def _named(store: str) -> str:
 
 
 def _origin(file: Path) -> str | None:
-    """Store that a file is a copy of, empty if it does not tell; None if distinf made no such."""
+    """Store that a file is a copy of, empty if it names none; None if distinf did not make it."""
     import netCDF4
 
     try:
@@ -143,7 +143,7 @@ def _origin(file: Path) -> str | None:
             names = set(there.ncattrs())
             if _STORE in names:
                 return str(there.getncattr(_STORE))
-            # Earlier files have what the store tells, and marks.
+            # Earlier versions copied the config and the marks only.
             marked = any(name.endswith("_complete") for name in there.variables)
             return "" if "config" in names and marked else None
     except (OSError, RuntimeError):
@@ -152,7 +152,7 @@ def _origin(file: Path) -> str | None:
 
 def _missing(dataset: Any) -> Iterator[str]:
     """Words for each step that a diagnostic lacks."""
-    from distinf.store.marks import step_words
+    from distinf.coords import step_words
 
     for name, array in dataset.data_vars.items():
         if array.dtype != bool or not name.endswith("_complete"):

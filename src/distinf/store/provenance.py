@@ -1,7 +1,7 @@
 """What the values in a store come from: the config, the versions and the files that were read.
 
 A store keeps this record from its creation on. A resumed run compares its own with it: what
-decides the values must be the same, what may change the last bits is said in one line.
+decides the values must be the same; what may change the last bits is logged in one line.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+
+from distinf.options import current_targets
 
 __all__ = ["Provenance", "differences"]
 
@@ -58,18 +60,7 @@ class Provenance:
         }
 
     def problems(self, written: Mapping[str, Any]) -> list[str]:
-        """Why a run cannot continue a store.
-
-        Parameters
-        ----------
-        written : Mapping[str, Any]
-            Attributes of the store.
-
-        Returns
-        -------
-        list[str]
-            Each difference in one line; empty if the values would be the same.
-        """
+        """Why a run cannot continue a store with these attributes; a line for each difference."""
         config = written.get("config")
         if not isinstance(config, str):
             return ["it was not made by distinf"]
@@ -79,7 +70,7 @@ class Provenance:
                 f"{key}: the store has {was}, this run {mine}"
                 for key, was, mine in differences(json.loads(config), now)
             ),
-            *(said for said, decides in self._files(written) if decides),
+            *(line for line, decides in self._files(written) if decides),
         ]
 
     def warnings(self, written: Mapping[str, Any]) -> list[str]:
@@ -91,17 +82,17 @@ class Provenance:
                 for name, mine in self.versions.items()
                 if name in was and was[name] != mine
             ),
-            *(said for said, decides in self._files(written) if not decides),
+            *(line for line, decides in self._files(written) if not decides),
         ]
 
     def resumed(self, written: Mapping[str, Any]) -> dict[str, str]:
-        """Attributes of a store that change when this run continues it; argument as above."""
+        """Attributes that change when this run continues a store with these attributes."""
         news: dict[str, str] = {}
         if changed := self.warnings(written):
             history = str(written.get("history", ""))
-            said = f"resumed by distinf: {'; '.join(changed)}"
-            if not history.endswith(said):
-                news["history"] = f"{history}\n{_now()} {said}"
+            entry = f"resumed by distinf: {'; '.join(changed)}"
+            if not history.endswith(entry):
+                news["history"] = f"{history}\n{_now()} {entry}"
         if _nsteps(json.loads(written["config"])) != _nsteps(self.config):
             news["config"] = json.dumps(self.config, default=str)
         return news
@@ -124,8 +115,8 @@ class Provenance:
                     if any(then.get(k) != now.get(k) for k in ("many", "sample")):
                         yield f"files in the folder {name} ({key}) have changed", False
                     elif then.get("newest", now.get("newest")) != now.get("newest"):
-                        said = "were written again, with the same names and sizes"
-                        yield f"files in the folder {name} ({key}) {said}", False
+                        how = "were written again, with the same names and sizes"
+                        yield f"files in the folder {name} ({key}) {how}", False
                 elif then["size"] != now["size"]:
                     sizes = f"{then['size']} bytes then, {now['size']} now"
                     yield f"{what} is not the one that the store was made from: {sizes}", True
@@ -135,23 +126,23 @@ class Provenance:
                     yield f"{what} was written again, with the same size and samples", False
 
 
-def differences(
-    was: Mapping[str, Any], now: Mapping[str, Any], where: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-    """Keys of two configs that decide the values and differ.
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Compare the settings of a store's and of this run's config that decide the values.
 
-    Parameters
-    ----------
-    was, now : Mapping[str, Any]
-        Of the store, and of this run.
-    where : str, optional
-        Prefix of their keys, by default none.
+    Targets that have moved are the same.
 
     Yields
     ------
     tuple[str, Any, Any]
         The key and both values; None where there is none.
     """
+    was, now = current_targets(was)[0], current_targets(now)[0]
+    yield from _differences(was, now)
+
+
+def _differences(
+    was: Mapping[str, Any], now: Mapping[str, Any], where: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
     for key in sorted({*was, *now}):
         path = f"{where}{key}"
         if path not in _DECIDING and any(re.fullmatch(free, path) for free in _FREE):
@@ -163,7 +154,7 @@ def differences(
         if path == "parameters.nsteps" and isinstance(a, int) and isinstance(b, int) and b > a:
             continue  # more steps change none of the first ones
         if isinstance(a or {}, dict) and isinstance(b or {}, dict) and (a or b):
-            yield from differences(a or {}, b or {}, f"{path}.")
+            yield from _differences(a or {}, b or {}, f"{path}.")
         elif json.dumps(a, default=str) != json.dumps(b, default=str):
             yield path, a, b
 

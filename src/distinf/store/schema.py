@@ -1,9 +1,9 @@
-"""The forecast store's schema: which arrays and coordinates a store holds, and one that grows.
+"""The forecast store's schema: which arrays and coordinates a store holds, and how it grows.
 
-`plan_schema` tells what a run needs from its coordinates alone. A new store is created from it,
-and an existing one is compared with it before anything is touched. The store's root metadata is
-replaced in one write at the end of each change, with the metadata of all arrays inside it
-(consolidated): until then whoever opens the store sees what was there before.
+`plan_schema` plans what a run needs from its coordinates alone. A new store is created from the
+plan, an existing one is compared with it before anything is changed. Each change ends with one
+write of the root metadata, which holds the metadata of all arrays (consolidated): until then a
+reader sees the store as it was.
 """
 
 from __future__ import annotations
@@ -25,21 +25,20 @@ from zarr.codecs import ZstdCodec
 
 from distinf.coords import Coords
 from distinf.errors import ConfigError
-from distinf.store.destination import Destination
+from distinf.store.contents import Destination
 
 __all__ = [
-    "ArraySchema",
     "Schema",
+    "StoreLayout",
     "check_clashes",
     "check_names",
     "create",
+    "grow",
     "leads_in_file",
-    "mark",
+    "marks_array",
     "mismatches",
     "plan_schema",
-    "settle",
     "shape",
-    "step_bytes",
     "vocabulary",
 ]
 
@@ -56,76 +55,71 @@ _COORD_ATTRIBUTES = {
 _CODEC = ZstdCodec(level=0, checksum=True)
 
 
-@dataclass(frozen=True)
-class ArraySchema:
-    """One array of a store.
+@dataclass(frozen=True, eq=False)
+class StoreLayout:
+    """Which results a store holds.
 
     Parameters
     ----------
-    diagnostic : str
-        Whose result or completeness mark it is.
-    dims : tuple[str, ...]
-        Names of its dimensions.
-    shape, chunks : tuple[int, ...]
-        Its size, and that of a chunk.
-    shards : tuple[int, ...] | None
-        Size of a file, if it holds several chunks.
-    dtype : str
-        ``"float32"``, or ``"bool"`` of a mark.
-    attributes : Mapping[str, str]
-        Of the array; they decide no values, so that they are not compared.
+    times : np.ndarray
+        Initial times, datetime64[ns].
+    lead_times : np.ndarray
+        Lead times, timedelta64[ns].
+    diagnostics : Mapping[str, Coords]
+        For each diagnostic its output coords, ``variable`` and grid among them.
+    attributes : Mapping[str, Mapping[str, str]], optional
+        ``units`` and ``long_name`` of variables, by default none.
+    ensemble : np.ndarray | None, optional
+        Numbers of the members, by default None: no dimension ``ensemble``.
     """
 
+    times: np.ndarray
+    lead_times: np.ndarray
+    diagnostics: Mapping[str, Coords]
+    attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    ensemble: np.ndarray | None = None
+
+    @property
+    def axes(self) -> Coords:
+        """The leading dimensions: (ensemble,) time, lead_time."""
+        members = {} if self.ensemble is None else {"ensemble": self.ensemble}
+        return OrderedDict(**members, time=self.times, lead_time=self.lead_times)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all results, not compressed."""
+        steps = int(np.prod([len(values) for values in self.axes.values()]))
+        grids = [shape(coords)[len(self.axes) :] for coords in self.diagnostics.values()]
+        return 4 * steps * sum(int(np.prod(grid)) for grid in grids)
+
+
+@dataclass(frozen=True)
+class ArraySchema:
+    """One array of a store; its attributes do not affect the values and are not compared."""
+
     diagnostic: str
+    """Whose results or marks it holds."""
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None
+    """Size of a file, if it holds several chunks."""
     dtype: str
+    """``"float32"``, or ``"bool"`` of marks."""
     attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Schema:
-    """What a store holds.
-
-    Parameters
-    ----------
-    coords : xr.Dataset
-        Its coordinates, without data.
-    arrays : Mapping[str, ArraySchema]
-        Its arrays, by name.
-    """
+    """What a store holds: its coordinates, without data, and its arrays by name."""
 
     coords: xr.Dataset
     arrays: Mapping[str, ArraySchema]
 
 
-def plan_schema(
-    axes: Coords,
-    diagnostics: Mapping[str, Coords],
-    leads: int = 1,
-    attributes: Mapping[str, Mapping[str, str]] | None = None,
-) -> Schema:
-    """Plan which arrays a store of these results holds.
-
-    Parameters
-    ----------
-    axes : Coords
-        The leading dimensions: (ensemble,) time, lead_time.
-    diagnostics : Mapping[str, Coords]
-        For each diagnostic its output coords, ``variable`` and grid among them.
-    leads : int, optional
-        Lead times in one file, by default 1: one chunk, one file.
-    attributes : Mapping[str, Mapping[str, str]] | None, optional
-        ``units`` and ``long_name`` of variables, by default none.
-
-    Returns
-    -------
-    Schema
-        The plan.
-    """
-    attributes = attributes or {}
+def plan_schema(layout: StoreLayout, leads: int = 1) -> Schema:
+    """Plan the arrays of a store, with so many lead times in one file (1: one chunk, one file)."""
+    axes, diagnostics = layout.axes, layout.diagnostics
     coords = xr.Dataset(
         coords={key: (key, values, _COORD_ATTRIBUTES[key]) for key, values in axes.items()}
     )
@@ -147,10 +141,10 @@ def plan_schema(
                 (*ones, *grid_shape),
                 (*file, *grid_shape) if leads > 1 else None,
                 "float32",
-                {"diagnostic": name, **attributes.get(variable, {})},
+                {"diagnostic": name, **layout.attributes.get(variable, {})},
             )
         about = {"long_name": f"whether this step of {name} is complete"}
-        arrays[mark(name)] = ArraySchema(name, (*axes,), leading, file, None, "bool", about)
+        arrays[marks_array(name)] = ArraySchema(name, (*axes,), leading, file, None, "bool", about)
     return Schema(coords, arrays)
 
 
@@ -176,17 +170,7 @@ def _add_grid(coords: xr.Dataset, name: str, grid: Coords) -> tuple[xr.Dataset, 
 
 
 def create(destination: Destination, schema: Schema, attributes: Mapping[str, Any]) -> None:
-    """Create a store's metadata in an empty place, with nothing complete.
-
-    Parameters
-    ----------
-    destination : Destination
-        The place.
-    schema : Schema
-        What it shall hold.
-    attributes : Mapping[str, Any]
-        Of the store.
-    """
+    """Create a store's metadata at an empty destination, with nothing complete."""
     store = destination.open()
     encoding = {
         "time": {"units": "seconds since 1970-01-01", "dtype": "int64"},
@@ -196,48 +180,35 @@ def create(destination: Destination, schema: Schema, attributes: Mapping[str, An
         schema.coords.to_zarr(store, mode="a", zarr_format=3, consolidated=False, encoding=encoding)
         group = zarr.open_group(store, mode="r+", use_consolidated=False)
         for name, array in schema.arrays.items():
-            group.create_array(
-                name,
-                shape=array.shape,
-                chunks=array.chunks,
-                shards=array.shards,
-                dtype=array.dtype,
-                compressors=_CODEC,
-                fill_value=False if array.dtype == "bool" else np.nan,
-                dimension_names=array.dims,
-                attributes=dict(array.attributes),
-            )
+            _create_array(group, name, array)
     _commit(destination, schema, attributes)
 
 
-def settle(destination: Destination, schema: Schema, attributes: Mapping[str, Any]) -> None:
-    """Give a store that holds the same, or fewer lead times, the size of a schema.
+def _create_array(group: zarr.Group, name: str, array: ArraySchema) -> None:
+    group.create_array(
+        name,
+        shape=array.shape,
+        chunks=array.chunks,
+        shards=array.shards,
+        dtype=array.dtype,
+        compressors=_CODEC,
+        fill_value=False if array.dtype == "bool" else np.nan,
+        dimension_names=array.dims,
+        attributes=dict(array.attributes),
+    )
 
-    What was there stays. A run that is killed meanwhile leaves the store as it was to whoever
-    opens it, and the next run settles it again.
 
-    Parameters
-    ----------
-    destination : Destination
-        The store, without :func:`mismatches`.
-    schema : Schema
-        What it shall hold.
-    attributes : Mapping[str, Any]
-        Attributes of the store that change.
+def grow(destination: Destination, schema: Schema, attributes: Mapping[str, Any]) -> None:
+    """Resize a store without `mismatches` to the lead times of a schema; change its attributes.
+
+    Results stay. If a run is killed in between, readers see the store as it was, and the next run
+    resizes it again.
     """
     store = destination.open()
     with _quiet():
         group = zarr.open_group(store, mode="r+", use_consolidated=False)
         there = zarr.open_group(store, mode="r")
-    lead_axis = next(iter(schema.arrays.values())).dims.index("lead_time")
-    for name in [name for name, array in schema.arrays.items() if array.dtype == "bool"]:
-        own = [
-            v for v, a in schema.arrays.items() if a.diagnostic == schema.arrays[name].diagnostic
-        ]
-        short = min(there[v].shape[lead_axis] for v in own)
-        if short < there[name].shape[lead_axis]:  # earlier versions could leave such a store
-            where = (*[slice(None)] * lead_axis, slice(short, None))
-            group[name][where] = False
+    _unmark_missing(group, there, schema)
     for name, array in schema.arrays.items():
         if group[name].shape != array.shape:
             group[name].resize(array.shape)
@@ -253,8 +224,19 @@ def settle(destination: Destination, schema: Schema, attributes: Mapping[str, An
         _commit(destination, schema, attributes)
 
 
+def _unmark_missing(group: zarr.Group, there: zarr.Group, schema: Schema) -> None:
+    """Unmark lead times that the arrays of a diagnostic lack: earlier versions could leave such."""
+    lead_axis = next(iter(schema.arrays.values())).dims.index("lead_time")
+    for name, marks in schema.arrays.items():
+        if marks.dtype == "bool":
+            own = [v for v, array in schema.arrays.items() if array.diagnostic == marks.diagnostic]
+            short = min(there[v].shape[lead_axis] for v in own)
+            if short < there[name].shape[lead_axis]:
+                group[name][(*[slice(None)] * lead_axis, slice(short, None))] = False
+
+
 def _commit(destination: Destination, schema: Schema, attributes: Mapping[str, Any]) -> None:
-    """Replace the root metadata, and with it what a reader sees, in one write."""
+    """Replace the root metadata, which readers see, in one write."""
     root = json.loads(destination.get("zarr.json"))
     members = (root.get("consolidated_metadata") or {}).get("metadata") or {}
     names = dict.fromkeys([*members, *map(str, schema.coords.coords), *schema.arrays])
@@ -270,25 +252,14 @@ def _commit(destination: Destination, schema: Schema, attributes: Mapping[str, A
 def leads_in_file(store: Store, diagnostics: Mapping[str, Coords]) -> int:
     """Lead times in one file of an existing store; 1 if it has no such diagnostics."""
     there = zarr.open_group(store, mode="r")
-    names = [mark(name) for name in diagnostics if mark(name) in there]
+    names = [name for name in map(marks_array, diagnostics) if name in there]
     return int(there[names[0]].chunks[-1]) if names else 1
 
 
 def mismatches(store: Store, schema: Schema) -> list[str]:
-    """Compare all that a store holds with what it shall hold.
+    """Compare what a store holds with what a run needs, which may have more lead times.
 
-    Parameters
-    ----------
-    store : zarr.abc.store.Store
-        An existing store.
-    schema : Schema
-        What a run needs; it may have more lead times.
-
-    Returns
-    -------
-    list[str]
-        What differs, each in one line that says what is there and what is needed; empty if the
-        run can continue the store.
+    Returns a line for each difference; none if the run can continue the store.
     """
     there = zarr.open_group(store, mode="r")
     with _quiet():
@@ -296,7 +267,7 @@ def mismatches(store: Store, schema: Schema) -> list[str]:
     results = {
         name
         for name, array in arrays.items()
-        if "diagnostic" in array.attrs or name.endswith(mark(""))
+        if "diagnostic" in array.attrs or name.endswith(marks_array(""))
     }
     problems = []
     with _quiet(), xr.open_zarr(store, drop_variables=[*arrays.keys() & results]) as stored:
@@ -306,8 +277,8 @@ def mismatches(store: Store, schema: Schema) -> list[str]:
             if has is not None and key == "lead_time":
                 mine = mine[: len(has)]
             if has is None or not _same(has, mine):
-                said = "nothing" if has is None else _words(has)
-                problems.append(f"{key}: the store has {said}, this run {_words(wanted.values)}")
+                found = "nothing" if has is None else _words(has)
+                problems.append(f"{key}: the store has {found}, this run {_words(wanted.values)}")
     only_there, only_here = results - set(schema.arrays), set(schema.arrays) - results
     if only_there or only_here:
         differ = [
@@ -327,7 +298,7 @@ def mismatches(store: Store, schema: Schema) -> list[str]:
 
 
 def _layout(array: zarr.Array, wanted: ArraySchema) -> Iterator[tuple[str, Any, Any]]:
-    """Compare the layout of an array, but for lead times that it lacks."""
+    """Compare the layout of an array, except lead times that it lacks."""
     dims = tuple(array.metadata.dimension_names or ())
     pairs: list[tuple[str, Any, Any]] = [
         ("dimensions", dims, wanted.dims),
@@ -356,17 +327,17 @@ def _words(values: np.ndarray) -> str:
     """Describe a coordinate in one line."""
     flat = values.ravel()
     if np.issubdtype(values.dtype, np.timedelta64):
-        said = [f"{v / np.timedelta64(1, 'h'):g} h" for v in flat]
+        words = [f"{v / np.timedelta64(1, 'h'):g} h" for v in flat]
     elif np.issubdtype(values.dtype, np.datetime64):
-        said = [str(np.datetime_as_string(v, "m")) for v in flat]
+        words = [str(np.datetime_as_string(v, "m")) for v in flat]
     elif values.dtype.kind == "f":
-        said = [f"{v:.9g}" for v in flat]
+        words = [f"{v:.9g}" for v in flat]
     else:
-        said = [str(v) for v in flat]
-    if len(said) <= 4:
-        return ", ".join(said) or "none"
+        words = [str(v) for v in flat]
+    if len(words) <= 4:
+        return ", ".join(words) or "none"
     size = " x ".join(map(str, values.shape))
-    return f"{size} values: {said[0]}, {said[1]}, ..., {said[-1]}"
+    return f"{size} values: {words[0]}, {words[1]}, ..., {words[-1]}"
 
 
 def vocabulary(variable: str) -> dict[str, str]:
@@ -377,13 +348,13 @@ def vocabulary(variable: str) -> dict[str, str]:
     return {"long_name": described[1], "units": described[2]} if described else {}
 
 
-def mark(diagnostic: str) -> str:
+def marks_array(diagnostic: str) -> str:
     """Name of the array that says which steps of a diagnostic are complete."""
     return f"{diagnostic}_complete"
 
 
 def shape(coords: Coords) -> tuple[int, ...]:
-    """Shape of a tensor with these coords; an n-dimensional grid stands n times."""
+    """Shape of a tensor with these coords; an n-dimensional grid appears n times in them."""
     return tuple(v.shape[i] if v.ndim > 1 else len(v) for i, v in _axes(coords))
 
 
@@ -395,25 +366,25 @@ def _axes(coords: Coords) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def check_names(renames: Mapping[str, Mapping[str, str]]) -> None:
-    """Refuse names that the store keeps for itself, as far as the config tells.
+    """Refuse names of diagnostics, and new names of their variables, that the store uses itself.
 
-    Parameters
-    ----------
-    renames : Mapping[str, Mapping[str, str]]
-        New names of the variables of each diagnostic.
+    Raises `ConfigError`.
     """
     for name, rename in renames.items():
-        if why := _kept(name):
+        if why := _reserved(name):
             raise ConfigError(f"diagnostic.{name}: {why}; give the diagnostic another name")
         for old, new in rename.items():
-            if why := _kept(new):
+            if why := _reserved(new):
                 raise ConfigError(
                     f"diagnostic.{name}.rename={{{old}: {new}}}: {why}; choose another name"
                 )
 
 
 def check_clashes(diagnostics: Mapping[str, Coords]) -> None:
-    """Refuse diagnostics that make the same variable, or one that the store keeps for itself."""
+    """Refuse diagnostics with the same variable, or with a name that the store uses itself.
+
+    Raises `ConfigError`.
+    """
     from earth2studio.utils.coords import convert_multidim_to_singledim
 
     coordinates: set[str] = set()
@@ -423,10 +394,10 @@ def check_clashes(diagnostics: Mapping[str, Coords]) -> None:
         coordinates.update(found for key in (*flat, *own) for found in (key, f"{key}_{name}"))
     seen: dict[str, str] = {}
     for name, coords in diagnostics.items():
-        if why := _kept(name, coordinates):
+        if why := _reserved(name, coordinates):
             raise ConfigError(f"diagnostic.{name}: {why}; give the diagnostic another name")
         for variable in map(str, coords["variable"]):
-            if why := _kept(variable, coordinates):
+            if why := _reserved(variable, coordinates):
                 raise ConfigError(
                     f"{name} makes the variable {variable}: {why}; give it another name by "
                     f"diagnostic.{name}.rename"
@@ -439,20 +410,15 @@ def check_clashes(diagnostics: Mapping[str, Coords]) -> None:
             seen[variable] = name
 
 
-def _kept(name: str, coordinates: Collection[str] = ()) -> str:
-    """Why a name is the store's own; empty if it is not."""
+def _reserved(name: str, coordinates: Collection[str] = ()) -> str:
+    """Why the store uses a name itself, or cannot use it; empty if it is free."""
     if name in _COORD_ATTRIBUTES or name == "variable" or name in coordinates:
         return f"{name} is a coordinate of the store"
-    if name.endswith(mark("")):
-        return f"names that end in {mark('')} tell which steps of a diagnostic are complete"
+    if name.endswith(marks_array("")):
+        return f"names that end in {marks_array('')} say which steps of a diagnostic are complete"
     if not name or "/" in name or name.startswith((".", "__")) or name == "zarr.json":
         return f"{name!r} cannot be the name of an array in a Zarr store"
     return ""
-
-
-def step_bytes(coords: Coords, leading: int) -> int:
-    """Bytes of one result with these coords, the first ``leading`` dimensions being of one each."""
-    return 4 * int(np.prod(shape(coords)[leading:]))
 
 
 @contextmanager

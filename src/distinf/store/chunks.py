@@ -1,4 +1,8 @@
-"""Results into the store's files: one for each variable and step, or for several lead times."""
+"""Results as chunks of the store, and the marks that say which steps are complete.
+
+A step is marked after its chunks are durable. With ``output.shards`` a file holds several lead
+times; it is written once the store has, or lacks, no other result of it.
+"""
 
 from __future__ import annotations
 
@@ -9,68 +13,168 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import zarr
 
-from distinf.coords import Coords
+from distinf.coords import Coords, step_words
 from distinf.errors import StoreError
 from distinf.report import Event, Events
-from distinf.store.destination import Destination
-from distinf.store.marks import Marks, step_words
-from distinf.store.schema import shape
+from distinf.store.contents import Destination
+from distinf.store.schema import StoreLayout, marks_array, shape
 
-__all__ = ["Files", "Written"]
+__all__ = ["Chunks", "Marks", "Written"]
 
 _THREADS = 8  # variables that are written at once: most of the time is waiting for the disk
 
-# A file of a diagnostic: its name, where it is in the leading dimensions, its first lead time.
+# A file of a diagnostic: its name, index in the dimensions before lead_time, first lead time.
 File = tuple[str, tuple[int, ...], int]
 
 
-@dataclass(frozen=True)
-class Written:
-    """A step whose data lies in the store; travels instead of it.
-
-    Parameters
-    ----------
-    place : tuple[int, ...]
-        Index in the leading dimensions.
-    rank : int
-        Who wrote it.
-    start, end : float
-        When it was written, seconds since the epoch.
-    nbytes : int
-        Bytes of its values.
-    """
-
-    place: tuple[int, ...]
-    rank: int
-    start: float
-    end: float
-    nbytes: int
-
-
-class Files:
-    """Write results, and mark a step complete once its data is on disk.
+class Marks:
+    """Which steps of a store's diagnostics are complete, before this run and since.
 
     Parameters
     ----------
     group : zarr.Group
         The store.
-    axes : Coords
-        Its leading dimensions.
-    diagnostics : Mapping[str, Coords]
-        For each diagnostic its output coords.
+    layout : StoreLayout
+        What it holds.
+    path : str
+        Of the store, for messages.
+    """
+
+    def __init__(self, group: zarr.Group, layout: StoreLayout, path: str) -> None:
+        self._axes, self._path = layout.axes, path
+        self._arrays = {name: group[marks_array(name)] for name in layout.diagnostics}
+        self._done = {name: _read(array) for name, array in self._arrays.items()}
+        self.leads: int = next(iter(self._arrays.values())).chunks[-1]
+        """Lead times in one file."""
+
+    def where(self, diagnostic: str, coords: Mapping[str, Any]) -> tuple[int, ...]:
+        """Index of the first step of these coords in the leading dimensions.
+
+        Raises `StoreError` if the store has no such step.
+        """
+        found = []
+        for key, values in self._axes.items():
+            index = np.flatnonzero(values == coords[key][0])
+            if index.size != 1:
+                raise StoreError(
+                    f"{diagnostic}{step_words(coords)}: {self._path} has no {key} {coords[key][0]}"
+                )
+            found.append(int(index[0]))
+        return tuple(found)
+
+    def is_complete(self, diagnostic: str, coords: Mapping[str, Any]) -> bool:
+        """Whether this step of a diagnostic is in the store."""
+        return bool(self._done[diagnostic][self.where(diagnostic, coords)])
+
+    def lacking(self, coords: Mapping[str, Any]) -> list[str]:
+        """Diagnostics whose result for a state with these coords is to be stored, and is not."""
+        if coords["lead_time"][-1] not in self._axes["lead_time"]:
+            return []
+        where = {**coords, "lead_time": coords["lead_time"][-1:]}
+        return [name for name in self._done if not self.is_complete(name, where)]
+
+    def incomplete(self, times: np.ndarray, members: np.ndarray | None) -> tuple[int, int] | None:
+        """First and last index of the lead times that any of these forecasts lacks, or None."""
+        done = np.logical_and.reduce(list(self._done.values()))
+        axes = [times] if members is None else [members, times]
+        names = [name for name in self._axes if name != "lead_time"]
+        where = [np.isin(self._axes[name], own) for name, own in zip(names, axes, strict=True)]
+        lacking = np.flatnonzero(~done[np.ix_(*where)].reshape(-1, done.shape[-1]).all(axis=0))
+        return (int(lacking[0]), int(lacking[-1])) if len(lacking) else None
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many tasks are complete, and how many there are."""
+        return sum(int(m.sum()) for m in self._done.values()), sum(
+            m.size for m in self._done.values()
+        )
+
+    def file(self, first: int) -> slice:
+        """Lead times of the file that begins at ``first``."""
+        return slice(first, min(first + self.leads, len(self._axes["lead_time"])))
+
+    def lacking_in_file(self, diagnostic: str, where: tuple[int, ...], first: int) -> int:
+        """How many lead times of a file are not in the store."""
+        done = self._done[diagnostic][where][self.file(first)]
+        return int(done.size - done.sum())
+
+    def set(
+        self,
+        diagnostic: str,
+        where: tuple[int, ...],
+        first: int,
+        leads: Iterable[int],
+        complete: bool = True,
+    ) -> None:
+        """Mark lead times of one file, in the store first."""
+        whole = self.file(first)
+        done = self._done[diagnostic][where][whole].copy()
+        done[[lead - first for lead in leads]] = complete
+        self._arrays[diagnostic][(*where, whole)] = done
+        self._done[diagnostic][where][whole] = done
+
+    def marked_files(self) -> list[tuple[str, tuple[int, ...], int, list[int]]]:
+        """Every file with complete steps: its diagnostic, index, first and complete leads."""
+        found = []
+        for name, done in self._done.items():
+            for where in np.ndindex(*done.shape[:-1]):
+                for first in range(0, done.shape[-1], self.leads):
+                    leads = np.flatnonzero(done[where][self.file(first)])
+                    if len(leads):
+                        found.append((name, where, first, [first + int(i) for i in leads]))
+        return found
+
+
+def _read(marks: zarr.Array) -> np.ndarray:
+    """Read all marks; those of a torn chunk are not set."""
+    try:
+        return np.asarray(marks[:])
+    except Exception:
+        done = np.zeros(marks.shape, bool)
+        for where in np.ndindex(*marks.shape[:-1]):
+            for first in range(0, marks.shape[-1], marks.chunks[-1]):
+                file = (*where, slice(first, first + marks.chunks[-1]))
+                try:
+                    done[file] = marks[file]
+                except Exception:  # what cannot be read is computed again
+                    marks[file] = False
+        return done
+
+
+@dataclass(frozen=True)
+class Written:
+    """A step that a rank has written; the driver gets it in place of the values."""
+
+    index: tuple[int, ...]
+    """In the leading dimensions."""
+    rank: int
+    start: float
+    end: float
+    """When it was written, seconds since the epoch."""
+    nbytes: int
+
+
+class Chunks:
+    """Write results, and mark a step complete once its data is durable.
+
+    Parameters
+    ----------
+    group : zarr.Group
+        The store.
+    layout : StoreLayout
+        What it holds.
     marks : Marks
-        Its completeness marks.
+        Its marks.
     destination : Destination
         Where it lies.
-    path : str
-        The same, for messages.
-    events : Events | None
-        Where writes are recorded.
+    events : Events | None, optional
+        Where writes are recorded, by default nowhere.
     rank : int, optional
         Of this process, by default 0: the driver.
     """
@@ -78,24 +182,22 @@ class Files:
     def __init__(
         self,
         group: zarr.Group,
-        axes: Coords,
-        diagnostics: Mapping[str, Coords],
+        layout: StoreLayout,
         marks: Marks,
         destination: Destination,
-        path: str,
-        events: Events | None,
+        events: Events | None = None,
         rank: int = 0,
     ) -> None:
         self._rank = rank
-        self._axes, self._diagnostics = axes, diagnostics
+        self._axes, self._diagnostics = layout.axes, layout.diagnostics
         # Also for a result that is NaN everywhere, so that a file that is missing shows.
         whole = {"write_empty_chunks": True}
         self._arrays = {
             str(name): group[str(name)].with_config(whole)
-            for coords in diagnostics.values()
+            for coords in layout.diagnostics.values()
             for name in coords["variable"]
         }
-        self._marks, self._destination, self._path = marks, destination, path
+        self._marks, self._destination = marks, destination
         self._events = events
         self._waiting: dict[File, dict[int, list[np.ndarray]]] = {}
         self._turn = threading.Lock()
@@ -104,10 +206,7 @@ class Files:
     def add(self, diagnostic: str, x: torch.Tensor, coords: Coords) -> None:
         """Take a result [(ensemble=1,) time=1, lead_time=1, ...]; write its file if it is whole.
 
-        Raises
-        ------
-        StoreError
-            If it does not fit, or cannot be written.
+        Raises `StoreError` if it does not fit, or cannot be written.
         """
         file, lead, rows = self._rows(diagnostic, x, coords)
         with self._turn:
@@ -120,13 +219,7 @@ class Files:
             self._put(file, waiting)
 
     def write(self, diagnostic: str, x: torch.Tensor, coords: Coords) -> Written:
-        """Write the files of a result, which another process will mark; of one lead time each.
-
-        Raises
-        ------
-        StoreError
-            If it does not fit, or cannot be written.
-        """
+        """Write the chunks of a result, which the driver marks; raise `StoreError` as `add`."""
         (_, where, _), lead, rows = self._rows(diagnostic, x, coords)
         start = clock.time()
         with self._naming(diagnostic, where, lead):
@@ -135,14 +228,8 @@ class Files:
         return Written((*where, lead), self._rank, start, clock.time(), nbytes)
 
     def mark(self, diagnostic: str, written: Written) -> None:
-        """Mark a step complete whose data another rank has written.
-
-        Raises
-        ------
-        StoreError
-            If the store cannot be written to.
-        """
-        *where, lead = written.place
+        """Mark a step complete whose chunks another rank has written."""
+        *where, lead = written.index
         with self._naming(diagnostic, tuple(where), lead):
             self._mark((diagnostic, tuple(where), lead), [lead])
         self._record(diagnostic, [lead], written)
@@ -150,10 +237,7 @@ class Files:
     def finish(self) -> None:
         """Write what waits for other lead times of its file; nothing can be added afterwards.
 
-        Raises
-        ------
-        StoreError
-            The first that cannot be written; the others are written.
+        Raises the first `StoreError` after it has tried to write all.
         """
         first: StoreError | None = None
         waiting, self._waiting = self._waiting, {}
@@ -167,13 +251,7 @@ class Files:
             raise first
 
     def verify(self) -> list[str]:
-        """Read back every complete step; those that are not whole are no longer complete.
-
-        Returns
-        -------
-        list[str]
-            These steps, in words.
-        """
+        """Read back every complete step; unmark and return those that are damaged, in words."""
         torn: list[str] = []
         for diagnostic, where, first, leads in self._marks.marked_files():
             if not all(
@@ -189,7 +267,7 @@ class Files:
             return False
         try:
             self._arrays[name][(*where, self._marks.file(first))]
-        except Exception:  # its checksum, or whatever a damaged file makes a codec say
+        except Exception:  # its checksum, or any other error of a codec
             return False
         return self._marks.leads == 1 or self._are_in_shard(
             self._file_name(name, where, first), [lead - first for lead in leads]
@@ -214,7 +292,7 @@ class Files:
     def _rows(
         self, diagnostic: str, x: torch.Tensor, coords: Coords
     ) -> tuple[File, int, list[np.ndarray]]:
-        """Take a result apart into its variables."""
+        """Split a result into its variables."""
         expected = self._diagnostics[diagnostic]
         leading = len(self._axes)
         sizes = (*(1,) * leading, *shape(expected)[leading:])
@@ -255,8 +333,7 @@ class Files:
 
     def _mark(self, file: File, leads: Iterable[int]) -> None:
         self._marks.set(*file, leads)
-        if not self._destination.is_there():
-            raise StoreError("somebody removed or replaced it during the run")
+        self._destination.check_held()
 
     def _record(self, diagnostic: str, leads: Sequence[int], written: Written) -> None:
         if self._events is None:
@@ -264,7 +341,7 @@ class Files:
         seconds = (written.end - written.start) / len(leads)
         for i, lead in enumerate(leads):
             begun = written.start + i * seconds
-            label = f"{diagnostic}{self._words(written.place[:-1], lead)}"
+            label = f"{diagnostic}{self._words(written.index[:-1], lead)}"
             nbytes = written.nbytes // len(leads)
             self._events.record(Event("write", label, written.rank, begun, begun + seconds, nbytes))
 
@@ -276,7 +353,7 @@ class Files:
         except Exception as error:
             raise StoreError(
                 f"{diagnostic}{self._words(where, lead)} could not be written to "
-                f"{self._path}: {type(error).__name__}: {error}"
+                f"{self._destination.name}: {type(error).__name__}: {error}"
             ) from error
 
     def _put_variable(
