@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import application
+from testing import application
 
 GUIDE = (application.ROOT / "docs" / "custom_applications.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^Save as `(.+?)`:\n\n```python\n(.*?)^```", GUIDE, re.M | re.S))

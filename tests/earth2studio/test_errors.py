@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import application
+from testing import application
 from tests.earth2studio.conftest import NO_PROXY, Run
 
 pytestmark = pytest.mark.timeout(500)

@@ -16,7 +16,7 @@ from distinf.diagnostics.placement import Placement, split
 from distinf.errors import ConfigError
 from distinf.loading.load import check_target, load_data, load_model
 from recipes.models import take_restartable
-from tests import application
+from testing import application
 
 CFG = application.ROOT / "cfg"
 MANDATORY = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import application
+from testing import application
 
 pytestmark = pytest.mark.timeout(300)
 PROPOSAL = str(Path(__file__).parent / "proposal.py")

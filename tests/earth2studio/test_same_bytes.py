@@ -14,7 +14,7 @@ import xarray as xr
 
 from distinf.forecast.prognostic import rollout
 from distinf.forecast.restart import is_restartable
-from tests import packages
+from testing import packages
 from tests.earth2studio.conftest import TIME, Run
 
 pytestmark = pytest.mark.timeout(600)
@@ -84,7 +84,7 @@ def test_fcn_and_four_diagnostics(
         "diagnostic=[climatenet,corrdiff,wind_speed]",
         f"diagnostic.climatenet.package={made['climatenet']}",
         f"diagnostic.corrdiff.package={made['corrdiff']}",
-        "+diagnostic.precipitation._target_=tests.packages.small_precipitation",
+        "+diagnostic.precipitation._target_=testing.packages.small_precipitation",
         "data=file",
         f"data.path={made['fields']}",
         "parameters.nsteps=1",

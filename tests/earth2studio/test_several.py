@@ -16,7 +16,7 @@ import torch
 import xarray as xr
 
 from distinf.seeds import seeded, task_seed
-from tests import packages
+from testing import packages
 from tests.earth2studio.conftest import TIME, Run
 
 pytestmark = pytest.mark.timeout(600)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests import application
+from testing import application
 
 
 def test_random_faults_lose_nothing_and_leave_nothing(tmp_path: Path) -> None:

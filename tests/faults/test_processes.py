@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 import time
 
 import numpy as np
 import pytest
 
-from tests import application
+from testing import application
 from tests.faults.conftest import STEPS, Faults
 
 pytestmark = pytest.mark.timeout(400)
@@ -67,10 +66,10 @@ def test_a_killed_driver_leaves_nobody_and_is_resumed(
 @pytest.mark.parametrize("launcher", ["torchrun", "mpirun"])
 def test_a_killed_launcher_leaves_nobody(launcher: str, faults: Faults) -> None:
     words = faults.words("18: sleep")
-    command = application.torchrun_main(2, *words)
     if launcher == "mpirun":
-        own = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2", sys.executable]
-        command = [*own, *application.python_main(*words)[1:]]
+        command = faults.mpirun(["-np", "2"], words)
+    else:
+        command = application.torchrun_main(2, *words)
     process = faults.start(command)
     faults.wait_for_a_step(process)
     process.kill()
@@ -82,8 +81,7 @@ def test_a_killed_launcher_leaves_nobody(launcher: str, faults: Faults) -> None:
 
 def test_a_stopped_worker_does_not_hold_up_its_launcher(faults: Faults) -> None:
     words = faults.words("12: once stop", "runtime.liveness_timeout=5")
-    own = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--enable-recovery", "-np", "3"]
-    command = [*own, sys.executable, *application.python_main(*words)[1:]]
+    command = faults.mpirun(["--enable-recovery", "-np", "3"], words)
     done = application.finish(faults.start(command), 90)
     assert "has given no sign of life for 5 s" in done.out + done.err
     assert faults.complete() == ALL

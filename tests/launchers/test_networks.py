@@ -5,7 +5,7 @@ import uuid
 
 import pytest
 
-from tests.launchers.conftest import places, ranks, told
+from tests.launchers.conftest import places, ranks, skip_without, told
 
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
 RANK = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_STEP_ID": "0"}
@@ -21,6 +21,7 @@ def ip(*words):
 @pytest.fixture(scope="module")
 def machines():
     """Names of two namespaces; the interface of each is ``cable0`` and ``cable1``."""
+    skip_without("ip")
     mark = uuid.uuid4().hex[:6]
     names = [f"distinf-{mark}-{i}" for i in (0, 1)]
     made = []

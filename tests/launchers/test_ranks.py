@@ -4,7 +4,7 @@ import os
 import sys
 import tempfile
 
-from tests.launchers.cluster import NODES
+from testing.slurm import NODES
 from tests.launchers.conftest import MPIRUN, free_port, places, ranks, shell, told
 
 BOTH_HERE = [(0, 2, 0, 2), (1, 2, 1, 2)]

@@ -4,7 +4,7 @@ import shlex
 import subprocess
 import sys
 
-from tests.application import environment, python_main
+from testing.application import environment, python_main
 from tests.launchers.conftest import MPIRUN, STORE, TINY, chunks, ended, main_py, shell
 
 DOCS = "srun", "--nodes=1", "--ntasks-per-node=2"

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from tests.application import Outcome, finish, python_main, start
-from tests.launchers.cluster import NODES
+from testing.application import Outcome, finish, python_main, start
+from testing.slurm import NODES
 from tests.launchers.conftest import DEADLINE, MPIRUN, free_port, main_py, ranks, shell
 from tests.ranks.conftest import leaving_nothing
 

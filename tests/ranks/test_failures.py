@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests import application
+from testing import application
 from tests.ranks.conftest import DEADLINE, leaving_nothing
 
 pytestmark = pytest.mark.timeout(900)

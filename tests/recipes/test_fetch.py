@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.application import python_main, run
+from testing.application import python_main, run
 
 
 def test_fetch_loads_everything_and_runs_nothing(tmp_path: Path) -> None:

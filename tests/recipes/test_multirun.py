@@ -16,7 +16,7 @@ from omegaconf import DictConfig, open_dict
 
 from distinf.errors import ConfigError
 from recipes.place import check_own, netcdf_path, output_path, own_path, repeated_places
-from tests.application import ROOT, SMALL, python_main, run, torchrun_main
+from testing.application import ROOT, SMALL, python_main, run, torchrun_main
 
 pytestmark = pytest.mark.timeout(500)
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import xarray as xr
 
-from tests.application import SMALL, Outcome, finish, python_main, run, start, torchrun_main
+from testing.application import SMALL, Outcome, finish, python_main, run, start, torchrun_main
 
 LAUNCHES = {
     "nproc-1": python_main("runtime.nproc=1", *SMALL),

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import torch
 from common import VARIABLES, outcome_of, state, tell, wait_for
-from processes import listening, marked
 
 from distinf import DistributedInference, DistributedManager, local_concurrent_pipeline, session
 from distinf.session.session import current_session
+from testing.processes import listening, marked
 
 
 class Scale:
