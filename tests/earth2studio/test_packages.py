@@ -30,6 +30,7 @@ def load_at_once(folder: str, barrier: Any, outcomes: Any) -> None:
         outcomes.put(repr(error))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_ranks_load_one_zipped_package(
     made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,7 @@ from distinf.forecast.restart import is_restartable
 from testing import packages
 from tests.earth2studio.conftest import TIME, Run
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 Fields = dict[str, np.ndarray]
 

@@ -19,7 +19,7 @@ from distinf.seeds import seeded, task_seed
 from testing import packages
 from tests.earth2studio.conftest import TIME, Run
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 TIMES = np.array([TIME, "2023-06-02T00:00:00"], "M8[ns]")
 VARIABLES = ["t850", "q850", "u850", "v850", "t2m", "msl"]

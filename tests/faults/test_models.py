@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults.conftest import Faults
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 
 
 def test_an_error_ends_the_run_and_keeps_what_was_in_flight(faults: Faults) -> None:

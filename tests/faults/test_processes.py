@@ -13,7 +13,7 @@ import pytest
 from testing import application
 from tests.faults.conftest import STEPS, Faults
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 ALL = list(range(STEPS + 1))
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from tests.launchers.conftest import places, ranks, skip_without, told
 
+pytestmark = pytest.mark.slow
+
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
 RANK = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_STEP_ID": "0"}
 RANK |= {"SLURM_STEP_NUM_NODES": "2", "SLURM_LOCALID": "0", "SLURM_JOB_ID": uuid.uuid4().hex}

@@ -4,8 +4,12 @@ import os
 import sys
 import tempfile
 
+import pytest
+
 from testing.slurm import NODES
 from tests.launchers.conftest import MPIRUN, free_port, places, ranks, shell, told
+
+pytestmark = pytest.mark.slow
 
 BOTH_HERE = [(0, 2, 0, 2), (1, 2, 1, 2)]
 ONE_EACH = [(0, 2, 0, 1), (1, 2, 0, 1)]

@@ -4,6 +4,8 @@ import shlex
 import subprocess
 import sys
 
+import pytest
+
 from testing.application import environment, python_main
 from tests.launchers.conftest import MPIRUN, STORE, TINY, chunks, ended, main_py, shell
 
@@ -22,11 +24,13 @@ def test_mpirun(launch, alone, tmp_path):
     check(launch([*MPIRUN, "-np", "2", *main_py(*TINY)]), tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_srun_on_two_nodes(launch, alone, slurm, tmp_path):
     command = ["srun", "--nodes=2", "--ntasks=2", *main_py(*TINY, "runtime.expect_ranks=2")]
     check(launch(command, **slurm), tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_mpirun_in_every_task_of_srun(launch, alone, slurm, tmp_path):
     """The form in Earth2Studio's documentation: one run of two ranks, not two runs."""
     script = tmp_path / "script"
@@ -39,11 +43,13 @@ def test_mpirun_in_every_task_of_srun(launch, alone, slurm, tmp_path):
         assert word in line
 
 
+@pytest.mark.slow
 def test_plain_python_in_a_batch_script_of_one_task(sbatch, alone, tmp_path):
     script = shell(main_py(*TINY, "runtime.expect_ranks=3"))  # its own ranks: here is no GPU
     check(sbatch(script, "--ntasks=1"), tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_the_printed_batch_script(sbatch, alone, tmp_path):
     options = ["slurm.nodes=1", "slurm.ntasks_per_node=2", "slurm.name=printed"]
     options += ["slurm.requeue=true", "slurm.environment={COLOUR: 'light red'}"]
@@ -67,6 +73,7 @@ def test_the_printed_batch_script(sbatch, alone, tmp_path):
     check(outcome, tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_hydra_s_submitit_launcher(launch, alone, slurm, tmp_path):
     options = ["--multirun", "hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2"]
     outcome = launch(python_main(*options, *TINY), **slurm)
@@ -75,6 +82,7 @@ def test_hydra_s_submitit_launcher(launch, alone, slurm, tmp_path):
     assert chunks(store) == alone
 
 
+@pytest.mark.slow
 def test_submitted_at_once(slurm, launch):
     """What it runs is tested above; here the job ends before that."""
     options = ["slurm.nodes=2", "slurm.action=submit", "slurm.lines_before=[exit 0]"]

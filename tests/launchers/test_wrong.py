@@ -9,6 +9,8 @@ from testing.slurm import NODES
 from tests.launchers.conftest import DEADLINE, MPIRUN, free_port, main_py, ranks, shell
 from tests.ranks.conftest import leaving_nothing
 
+pytestmark = pytest.mark.slow
+
 SOON = "start_timeout=15"  # the imports included
 TWO_NODES = ["srun", "--nodes=2", "--ntasks=2", "--label"]
 

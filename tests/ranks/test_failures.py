@@ -109,6 +109,7 @@ def test_a_session_closes_after_errors_and_losses(app):
     assert "Traceback" not in app.err
 
 
+@pytest.mark.slow
 def test_an_application_whose_workers_all_died_ends_with_the_reason(run):
     done = run("all_lost.py")
     assert done.status == 1
@@ -118,6 +119,7 @@ def test_an_application_whose_workers_all_died_ends_with_the_reason(run):
     assert done.err.count("Traceback (most recent call last)") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torchrun", [0, 3])
 def test_when_the_driver_is_killed_no_process_stays(command, tmp_path, torchrun):
     args = () if torchrun else (3,)

@@ -5,10 +5,10 @@ import itertools
 import pytest
 
 pytestmark = pytest.mark.timeout(900)
-ALIKE = ("alone", "own", "torchrun")
+SLOW = [pytest.param(how, marks=pytest.mark.slow) for how in ("alone", "torchrun")]
 
 
-@pytest.fixture(scope="module", params=ALIKE)
+@pytest.fixture(scope="module", params=["own", *SLOW])
 def app(request, run):
     """The application's run; `nworkers` tells how many workers it had."""
     if request.param == "alone":

@@ -3,6 +3,7 @@
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torchrun", [0, 3])
 def test_it_leaves_and_the_others_go_on(run, torchrun):
     found = run("unusable.py", torchrun=torchrun)

@@ -7,6 +7,7 @@ import signal
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,6 +23,13 @@ LAUNCHES = {
     "nproc-5": python_main("runtime.nproc=5", "output.writer=workers", *SMALL),
     "torchrun": torchrun_main(3, "--config-name=shallow_water", *SMALL),
 }
+QUICK = ("nproc-1", "nproc-3")
+
+
+def launches(*names: str) -> list[Any]:
+    """Names of launches as parameters, most of them slow."""
+    slow = pytest.mark.slow
+    return [name if name in QUICK else pytest.param(name, marks=slow) for name in names]
 
 
 class Runs:
@@ -49,7 +57,7 @@ def store(folder: Path) -> xr.Dataset:
         return xr.open_zarr(folder / "shallow_water.zarr")
 
 
-@pytest.mark.parametrize("name", list(LAUNCHES))
+@pytest.mark.parametrize("name", launches(*LAUNCHES))
 def test_every_launch_ends_well(runs: Runs, name: str) -> None:
     folder, outcome = runs[name]
     assert outcome.status == 0, outcome.err
@@ -65,7 +73,7 @@ def test_every_launch_ends_well(runs: Runs, name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("name", [name for name in LAUNCHES if name != "nproc-1"])
+@pytest.mark.parametrize("name", launches(*(name for name in LAUNCHES if name != "nproc-1")))
 def test_bytes_do_not_depend_on_the_ranks(runs: Runs, name: str) -> None:
     alone, farmed = store(runs["nproc-1"][0]), store(runs[name][0])
     assert set(alone.variables) == set(farmed.variables)
@@ -99,7 +107,10 @@ def test_store_tells_what_it_holds(runs: Runs) -> None:
     assert "torch" in json.loads(ds.attrs["versions"])
 
 
-@pytest.mark.parametrize(("name", "writers"), [("nproc-3", {0}), ("nproc-5", {1, 2, 3, 4})])
+@pytest.mark.parametrize(
+    ("name", "writers"),
+    [("nproc-3", {0}), pytest.param("nproc-5", {1, 2, 3, 4}, marks=pytest.mark.slow)],
+)
 def test_who_writes(runs: Runs, name: str, writers: set[int]) -> None:
     (log,) = runs[name][0].glob("outputs/*/*/events.jsonl")
     events = [json.loads(line) for line in log.read_text().splitlines()]
@@ -165,6 +176,7 @@ def test_wrong_input_is_one_clear_error(tmp_path: Path, override: str, words: li
     assert not list(tmp_path.glob("shallow_water.*"))
 
 
+@pytest.mark.slow
 def test_wrong_input_is_told_once_under_torchrun(tmp_path: Path) -> None:
     began = time.monotonic()
     outcome = run(torchrun_main(3, "+runtime.nporc=2"), tmp_path, deadline=150)

@@ -94,6 +94,7 @@ def ask(processes, line):
     return [process.stdout.readline().strip() for process in processes]
 
 
+@pytest.mark.slow
 def test_of_two_processes_that_race_for_a_store_one_holds_it(url):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     racers = [subprocess.Popen([sys.executable, "-c", RACER], **pipes) for _ in range(2)]
@@ -205,6 +206,7 @@ def test_a_hold_that_cannot_be_renewed_is_not_relied_on(url, monkeypatch):
         place.is_there()
 
 
+@pytest.mark.slow
 def test_beats_hide_nothing_and_a_released_store_is_free(url, monkeypatch):
     monkeypatch.setattr("distinf.store.hold._BEAT_SECONDS", 0.01)
     for mode in ("create", "resume", "overwrite"):
