@@ -1,4 +1,4 @@
-"""What cannot work ends at once, with one error that says what to do, for all ranks together."""
+"""Wrong settings end the run at once, with one error for all ranks that says what to do."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def forecast(made: dict[str, Path]) -> Fields:
     return plain_loop(prognostic, diagnostics, DataArrayFile(str(made["fields"])), nsteps=1)
 
 
-@pytest.mark.parametrize("nproc", [1, 2, 4])
+@pytest.mark.parametrize("nproc", [1, 3])
 def test_fcn_and_four_diagnostics(
     nproc: int, made: dict[str, Path], forecast: Fields, run: Run, tmp_path: Path
 ) -> None:

@@ -84,7 +84,7 @@ def faults(tmp_path: Path) -> Iterator[Faults]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
-    """What a run without faults gives."""
+    """The values of a run without faults."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with leaving_nothing() as environment:
         run = Faults(folder, environment)

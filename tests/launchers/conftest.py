@@ -45,7 +45,7 @@ def shell(*commands: list[str]) -> str:
     return "\n".join(["#!/bin/bash", *map(shlex.join, commands)]) + "\n"
 
 
-def told(outcome: Outcome) -> list[list[dict[str, Any]]]:
+def reported(outcome: Outcome) -> list[list[dict[str, Any]]]:
     """What the ranks of each session print about themselves."""
     assert outcome.status == 0, f"{outcome.out}\n{outcome.err}"
     return [json.loads(line) for line in outcome.out.splitlines() if line.startswith("[{")]

@@ -5,7 +5,7 @@ import uuid
 
 import pytest
 
-from tests.launchers.conftest import places, ranks, skip_without, told
+from tests.launchers.conftest import places, ranks, reported, skip_without
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,7 @@ def test_ranks_talk_over_the_interface_that_leads_to_the_driver(launch, machines
         slurm = {"SLURM_PROCID": i, "SLURM_NODEID": i, "SLURM_STEP_NODELIST": ",".join(ADDRESSES)}
         variables.append(RANK | slurm if how == "slurm" else GIVEN | {"RANK": i})
     first, second = launch(*(on(machines[i], variables[i]) for i in (0, 1)))
-    (session,) = told(first)
+    (session,) = reported(first)
     assert second.status == 0, second.err
     assert places(session) == [(0, 2, 0, 1), (1, 2, 0, 1)]
     assert [rank["interface"] for rank in session] == ["cable0", "cable1"]

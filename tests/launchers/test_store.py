@@ -1,4 +1,4 @@
-"""Whoever starts main.py, there is one store, with the bytes that one process makes."""
+"""Under each launcher there is one store, with the same bytes as from one process."""
 
 import shlex
 import subprocess
@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from testing.application import environment, python_main
+from testing.programs import missing
 from tests.launchers.conftest import MPIRUN, STORE, TINY, chunks, ended, main_py, shell
 
 DOCS = "srun", "--nodes=1", "--ntasks-per-node=2"
@@ -20,6 +21,7 @@ def check(outcome, folder, alone):
     assert chunks(folder / STORE) == alone
 
 
+@pytest.mark.skipif(bool(missing("mpirun")), reason=missing("mpirun"))  # before `alone` runs
 def test_mpirun(launch, alone, tmp_path):
     check(launch([*MPIRUN, "-np", "2", *main_py(*TINY)]), tmp_path, alone)
 
@@ -78,7 +80,7 @@ def test_hydra_s_submitit_launcher(launch, alone, slurm, tmp_path):
     options = ["--multirun", "hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2"]
     outcome = launch(python_main(*options, *TINY), **slurm)
     assert outcome.status == 0, f"{outcome.out}\n{outcome.err}"
-    (store,) = tmp_path.glob(f"multirun/*/*/0/{STORE}")  # each job of a sweep has its folder
+    (store,) = tmp_path.glob(f"multirun/*/*/0/{STORE}")  # each job of a sweep has its own folder
     assert chunks(store) == alone
 
 

@@ -33,7 +33,7 @@ def only(task):
 
 @pytest.fixture(scope="module")
 def waited(slurm, tmp_path_factory):
-    """Launches in which somebody is missing, side by side because most of it is waiting."""
+    """Launches in which a rank is missing, side by side because they mostly wait."""
     folder = tmp_path_factory.mktemp("waited")
     world = [f"MASTER_PORT={free_port()}", "MASTER_ADDR=localhost", "RANK=0", "WORLD_SIZE=2"]
     driver = ["env", *world, *ranks(SOON)]
@@ -135,8 +135,8 @@ def test_variables_that_contradict_one_another(launch, given, words):
     assert all(word in outcome.err for word in words)
 
 
-def test_a_variable_that_no_rank_can_read_is_told_once(launch):
-    """By whom is known although the launch is not."""
+def test_a_variable_that_no_rank_can_read_is_reported_once(launch):
+    """RANK alone decides who prints the error, since the launch is not understood."""
     began = time.monotonic()
     world = ["WORLD_SIZE=3", "MASTER_ADDR=localhost", "MASTER_PORT=1", "LOCAL_WORLD_SIZE=three"]
     outcomes = launch(*(["env", *world, f"RANK={rank}", *python_main()] for rank in range(3)))

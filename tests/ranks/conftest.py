@@ -27,15 +27,15 @@ class Run(application.Outcome):
     """How an application ended, and what it printed."""
 
     @property
-    def told(self) -> dict[str, Any]:
+    def reported(self) -> dict[str, Any]:
         """The ``[name, value]`` lines of stdout."""
         lines = [json.loads(line) for line in self.out.splitlines() if line.startswith("[")]
-        assert len({name for name, _ in lines}) == len(lines), "told twice"
+        assert len({name for name, _ in lines}) == len(lines), "reported twice"
         return dict(lines)
 
     def __getitem__(self, name: str) -> Any:
-        assert name in self.told, f"{name} is missing\n{self.out}\n{self.err}"
-        return self.told[name]
+        assert name in self.reported, f"{name} is missing\n{self.out}\n{self.err}"
+        return self.reported[name]
 
 
 @contextmanager

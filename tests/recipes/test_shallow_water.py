@@ -23,13 +23,13 @@ LAUNCHES = {
     "nproc-5": python_main("runtime.nproc=5", "output.writer=workers", *SMALL),
     "torchrun": torchrun_main(3, "--config-name=shallow_water", *SMALL),
 }
-QUICK = ("nproc-1", "nproc-3")
+QUICK = ("nproc-1",)
+SLOW = pytest.mark.slow
 
 
 def launches(*names: str) -> list[Any]:
     """Names of launches as parameters, most of them slow."""
-    slow = pytest.mark.slow
-    return [name if name in QUICK else pytest.param(name, marks=slow) for name in names]
+    return [name if name in QUICK else pytest.param(name, marks=SLOW) for name in names]
 
 
 class Runs:
@@ -86,6 +86,7 @@ def test_bytes_do_not_depend_on_the_ranks(runs: Runs, name: str) -> None:
             assert path.read_bytes() == other.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_store_tells_what_it_holds(runs: Runs) -> None:
     ds = store(runs["nproc-3"][0])
     assert dict(ds.sizes) == {"time": 1, "lead_time": 6, "lat": 64, "lon": 128}
@@ -107,9 +108,10 @@ def test_store_tells_what_it_holds(runs: Runs) -> None:
     assert "torch" in json.loads(ds.attrs["versions"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "writers"),
-    [("nproc-3", {0}), pytest.param("nproc-5", {1, 2, 3, 4}, marks=pytest.mark.slow)],
+    [("nproc-3", {0}), ("nproc-5", {1, 2, 3, 4})],
 )
 def test_who_writes(runs: Runs, name: str, writers: set[int]) -> None:
     (log,) = runs[name][0].glob("outputs/*/*/events.jsonl")
@@ -119,6 +121,7 @@ def test_who_writes(runs: Runs, name: str, writers: set[int]) -> None:
     assert {event["rank"] for event in written} <= writers
 
 
+@pytest.mark.slow
 def test_it_is_a_pipeline(runs: Runs) -> None:
     (log,) = runs["nproc-3"][0].glob("outputs/*/*/events.jsonl")
     events = [json.loads(line) for line in log.read_text().splitlines()]
@@ -146,17 +149,32 @@ def test_it_is_a_pipeline(runs: Runs) -> None:
         ("parameters.nsteps=0", ["parameters.nsteps=0", "at least 1"]),
         ("output.mode=append", ["output.mode=append", "create", "overwrite", "resume"]),
         ("runtime.carrier=pigeon", ["runtime.carrier=pigeon", "auto", "cuda", "host"]),
-        ("diagnostic.wind_decomposition.levels=[500]", ["u500", "v500", "u850"]),
+        pytest.param(
+            "diagnostic.wind_decomposition.levels=[500]", ["u500", "v500", "u850"], marks=SLOW
+        ),
         ("parameters.output_path=there.zarr", ["there.zarr", "overwrite", "resume", "path"]),
         ("parameters.ensemble=0", ["parameters.ensemble=0", "at least 1"]),
         ("diagnostic.wind_decomposition.after=rain", ["after=rain", "wind_decomposition"]),
-        (
+        pytest.param(
             "+diagnostic.again=${diagnostic.wind_decomposition}",
             ["vo850", "diagnostic.again.rename"],
+            marks=SLOW,
         ),
-        ("output.region={lat:[80,80.1]}", ["output.region", "no point", "wind_decomposition"]),
-        ("output.variables=[vo500]", ["output.variables=['vo500']", "no diagnostic makes vo500"]),
-        ("output.prognostic_variables=[t2m]", ["output.prognostic_variables", "t2m", "u850"]),
+        pytest.param(
+            "output.region={lat:[80,80.1]}",
+            ["output.region", "no point", "wind_decomposition"],
+            marks=SLOW,
+        ),
+        pytest.param(
+            "output.variables=[vo500]",
+            ["output.variables=['vo500']", "no diagnostic makes vo500"],
+            marks=SLOW,
+        ),
+        pytest.param(
+            "output.prognostic_variables=[t2m]",
+            ["output.prognostic_variables", "t2m", "u850"],
+            marks=SLOW,
+        ),
         ("diagnostic.wind_decomposition.workers=5", ["workers=5", "start 6 ranks"]),
         ("parameters.output_path=s3://nobody/x.zarr", ["s3://nobody/x.zarr", "AWS_ACCESS_KEY_ID"]),
     ],
