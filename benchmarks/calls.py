@@ -10,7 +10,8 @@ import itertools
 import torch
 from torch.distributed import rpc
 
-from benchmarks import job, measuring
+from benchmarks import workload
+from benchmarks.common import Repeats, in_flight, parser
 from distinf import DistributedInference, session
 from distinf.session.session import current_session
 
@@ -27,7 +28,7 @@ def nothing(x: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    given = measuring.parse(__doc__, workers=1)
+    given = parser(__doc__, workers=1, repeats=5).parse_args()
     with session(nproc=given.workers + 1) as rank:
         if rank == 0:
             measure(given)
@@ -35,10 +36,11 @@ def main() -> None:
 
 def measure(given) -> None:
     x = torch.rand(1024)
-    limit = job.IN_FLIGHT * given.workers
+    limit = workload.IN_FLIGHT * given.workers
     # In the session's own group, so with the same transport options.
     names = itertools.cycle([f"rank{rank}" for rank in range(1, given.workers + 1)])
-    figures: dict[str, list[float]] = {"rpc_async": [], "distinf": []}
+    carrier = current_session().farm.transport.carrier
+    repeats = Repeats(f"calls, {given.workers} worker(s), {carrier}", "calls/s")
     with DistributedInference(Nothing) as infer:
 
         def ours(done):
@@ -48,13 +50,10 @@ def measure(given) -> None:
             rpc.rpc_async(next(names), nothing, args=(x,)).add_done_callback(done)
 
         for repeat in range(given.repeats + 1):
-            for name, send in (("rpc_async", bare), ("distinf", ours)):
-                spent = measuring.in_flight(COUNT, limit, send)
-                if repeat > 0:  # the first warms up
-                    figures[name].append(COUNT / spent)
-    carrier = current_session().farm.transport.carrier
-    measuring.tell(f"calls, {given.workers} worker(s), {carrier}", figures, "1/s", given.json)
-    measuring.ratio("distinf over rpc_async", figures["distinf"], figures["rpc_async"], ">= 0.8")
+            repeats.add(repeat, rpc_async=COUNT / in_flight(COUNT, limit, bare))
+            repeats.add(repeat, distinf=COUNT / in_flight(COUNT, limit, ours))
+    repeats.compare("distinf", "rpc_async", "at least 0.8")
+    repeats.show(given.json)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,10 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from tests import application
-from tests.launchers.cluster import cluster
-from tests.ranks.apps.processes import marked
+from testing import application
+from testing.processes import marked
+from testing.programs import SLURM, missing
+from testing.slurm import cluster
 
 STEPS = 23
 LAUNCHES = ("own", "torchrun", "mpirun", "srun")
@@ -93,7 +94,7 @@ class Run:
             *(f"parameters.nsteps={STEPS}", "parameters.output_path=out.zarr"),
             *("~diagnostic.wind_decomposition", "output.mode=resume", "output.verify=true"),
             *("output.restart_every=3", self.draw.choice(WRITING)),
-            "+diagnostic.faulty._target_=tests.faults.models.Faulty",
+            "+diagnostic.faulty._target_=testing.faulty.Faulty",
             f"+diagnostic.faulty.faults={{{faults}}}",
             f"+diagnostic.faulty.folder={self.folder}",
             "+diagnostic.faulty.seconds=0.1",
@@ -279,7 +280,7 @@ def undisturbed() -> np.ndarray:
 @contextlib.contextmanager
 def slurm(wanted: bool) -> Iterator[dict[str, str]]:
     """A Slurm of this machine, if it is wanted and there."""
-    if wanted and shutil.which("srun"):
+    if wanted and not missing(*SLURM):
         with cluster() as environment:
             yield environment
     else:

@@ -23,7 +23,7 @@ TIME = "2023-06-01T00:00:00"
 _MAKE = """
 import sys
 from pathlib import Path
-from tests import packages
+from testing import packages
 home = Path(sys.argv[1])
 packages.fcn(home / "fcn")
 packages.climatenet(home / "climatenet")

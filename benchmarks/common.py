@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, tables, fresh processes; without torch."""
+"""What all benchmarks share: options, timing, tables, fresh processes; without torch."""
 
 from __future__ import annotations
 
@@ -7,23 +7,39 @@ import json
 import math
 import os
 import platform
+import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ROOT", "fresh", "machine", "parser", "save", "table", "tell"]
+__all__ = [
+    "ROOT",
+    "Repeats",
+    "answer",
+    "in_flight",
+    "machine",
+    "parser",
+    "run_fresh",
+    "save",
+    "seconds",
+    "table",
+]
 
 ROOT = Path(__file__).parent.parent
 _CHILD = "BENCHMARK "
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser with the options that every benchmark has."""
+def parser(description: str | None, **numbers: int) -> argparse.ArgumentParser:
+    """Return a parser with the options that every benchmark has, and these whole numbers."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    for name, value in numbers.items():
+        made.add_argument(f"--{name}", type=int, default=value, help="a whole number")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     made.add_argument("--child", help=argparse.SUPPRESS)
     return made
@@ -60,13 +76,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def fresh(module: str, task: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+def run_fresh(module: str, task: Mapping[str, Any], timeout: float) -> dict[str, Any]:
     """Run a part of a benchmark in a process of its own.
 
     Parameters
     ----------
     module : str
-        The benchmark, which gets ``--child`` and the task as JSON, and ends with :func:`tell`.
+        The benchmark, which gets ``--child`` and the task as JSON, and ends with :func:`answer`.
     task : Mapping[str, Any]
         What to do.
     timeout : float
@@ -79,13 +95,71 @@ def fresh(module: str, task: Mapping[str, Any], timeout: float) -> dict[str, Any
     lines = [line for line in done.stdout.splitlines() if line.startswith(_CHILD)]
     if done.returncode or not lines:
         raise SystemExit(f"{module} {task} ended with status {done.returncode}:\n{done.stderr}")
-    told: dict[str, Any] = json.loads(lines[-1].removeprefix(_CHILD))
-    return told
+    found: dict[str, Any] = json.loads(lines[-1].removeprefix(_CHILD))
+    return found
 
 
-def tell(figures: Mapping[str, Any]) -> None:
-    """Hand figures to the process that called :func:`fresh`."""
+def answer(figures: Mapping[str, Any]) -> None:
+    """Hand figures to the process that called :func:`run_fresh`."""
     print(_CHILD + json.dumps(figures), flush=True)
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Return how long a call takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def in_flight(count: int, limit: int, send: Callable[[Callable[..., None]], None]) -> float:
+    """Return the seconds that ``count`` calls take, with at most ``limit`` of them open at once.
+
+    ``send`` begins one call and arranges that the given function is called when it is done.
+    """
+    room = threading.Semaphore(limit)
+    start = time.perf_counter()
+    for _ in range(count):
+        room.acquire()
+        send(lambda *_: room.release())
+    for _ in range(limit):
+        room.acquire()
+    return time.perf_counter() - start
+
+
+class Repeats:
+    """Figures of one measurement that is repeated; the first repeat warms up and is dropped."""
+
+    def __init__(self, title: str, unit: str) -> None:
+        self.title, self.unit = title, unit
+        self.figures: dict[str, list[float]] = {}
+        self._ratios: dict[str, float] = {}
+        self._lines: list[str] = []
+
+    def add(self, repeat: int, **figures: float) -> None:
+        """Keep the figures of a repeat, by name."""
+        for name, value in figures.items() if repeat > 0 else ():
+            self.figures.setdefault(name, []).append(value)
+
+    def compare(self, ours: str, other: str, wanted: str) -> None:
+        """Take the median over the repeats of the ratio of two figures."""
+        pairs = zip(self.figures[ours], self.figures[other], strict=True)
+        ratio = statistics.median(a / b for a, b in pairs)
+        self._ratios[f"{ours} / {other}"] = ratio
+        self._lines.append(f"{ours} / {other}: {ratio:.3f} (wanted: {wanted})")
+
+    def show(self, path: Path | None) -> None:
+        """Print medians, ranges and ratios, and save all figures."""
+        rows = [
+            {
+                self.title: name,
+                f"median {self.unit}": statistics.median(values),
+                "least": min(values),
+                "most": max(values),
+            }
+            for name, values in self.figures.items()
+        ]
+        print(table(rows), *self._lines, sep="\n")
+        save(path, {"title": self.title, "unit": self.unit, **self.figures, **self._ratios})
 
 
 def _finite(value: Any) -> Any:

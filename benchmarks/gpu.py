@@ -242,7 +242,7 @@ def row(measure: str, what: str, nproc: int, carrier: str, options: Row) -> Row:
 def prepare(args: argparse.Namespace, folder: Path) -> None:
     """Make the packages that the models are loaded from."""
     sys.path.insert(0, str(ROOT))
-    from tests import packages
+    from testing import packages
 
     if "real" in args.only and args.rehearse:
         packages.fcn(folder / "fcn")

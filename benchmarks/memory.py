@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import fresh, parser, save, table, tell
+from benchmarks.common import answer, parser, run_fresh, save, table
 
 NBYTES, ROWS, TARGET = 65_536, 16, 0.05
 
@@ -53,11 +53,11 @@ def main() -> None:
     made.add_argument("--workers", type=int, default=1)
     args = made.parse_args()
     if args.child:
-        tell(measure(**json.loads(args.child)))
+        answer(measure(**json.loads(args.child)))
         return
     rows = []
     for steps in args.steps:
-        rows.append(fresh("benchmarks.memory", {"steps": steps, "workers": args.workers}, 580))
+        rows.append(run_fresh("benchmarks.memory", {"steps": steps, "workers": args.workers}, 580))
     print(table(rows))
     ratio = rows[-1]["peak MB"] / rows[0]["peak MB"]
     print(

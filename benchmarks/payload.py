@@ -9,7 +9,8 @@ import os
 
 import torch
 
-from benchmarks import job, measuring
+from benchmarks import workload
+from benchmarks.common import Repeats, in_flight, parser, seconds
 from distinf import DistributedInference, session
 from distinf.session.session import current_session
 
@@ -20,14 +21,14 @@ class Sink:
     """Takes the 20 variables; reads them only if it is told to."""
 
     def __init__(self, variables: int) -> None:
-        self._job = job.Diagnostic(variables)
-        self._result = torch.rand((1, 1, job.TAKEN, *job.GRID))
+        self._diagnostic = workload.Diagnostic(variables)
+        self._result = torch.rand((1, 1, workload.TAKEN, *workload.GRID))
 
     def input_coords(self):
-        return self._job.input_coords()
+        return self._diagnostic.input_coords()
 
     def output_coords(self, coords):
-        return self._job.output_coords(coords)
+        return self._diagnostic.output_coords(coords)
 
     def forward(self, x, coords, what):
         if what == "return":
@@ -42,27 +43,26 @@ def copy_rate(x: torch.Tensor, out: torch.Tensor) -> float:
     for number in {1, os.cpu_count() or 1}:
         torch.set_num_threads(number)
         out.copy_(x)
-        spent = measuring.seconds(lambda: [out.copy_(x) for _ in range(COUNT)])
+        spent = seconds(lambda: [out.copy_(x) for _ in range(COUNT)])
         rates.append(COUNT * x.nbytes / spent / 1e9)
     torch.set_num_threads(threads)
     return max(rates)
 
 
 def main() -> None:
-    given = measuring.parse(__doc__, variables=26)
+    given = parser(__doc__, variables=26, repeats=5).parse_args()
     with session(nproc=2) as rank:
         if rank == 0:
             measure(given)
 
 
 def measure(given) -> None:
-    prognostic = job.Prognostic(given.variables)
-    coords = job.coords_of(given.variables)
-    part = prognostic.state(0)[:, :, : job.TAKEN].clone()
+    prognostic = workload.Prognostic(given.variables)
+    coords = workload.coords_of(given.variables)
+    part = prognostic.state(0)[:, :, : workload.TAKEN].clone()
     out = torch.zeros_like(part)
-    figures: dict[str, list[float]] = {
-        key: [] for key in ("memory copy", "to the worker", "to the worker, and read", "back")
-    }
+    carrier = current_session().farm.transport.carrier
+    repeats = Repeats(f"payload, {carrier}", "GB/s")
     with DistributedInference(Sink, given.variables) as infer:
         infer.output_coords(coords)
 
@@ -76,17 +76,15 @@ def measure(given) -> None:
             infer.submit(None, None, "return").add_done_callback(done)
 
         for repeat in range(given.repeats + 1):
-            rates = [copy_rate(part, out)]
-            for send in (take, read, back):
-                spent = measuring.in_flight(COUNT, job.IN_FLIGHT, send)
-                rates.append(COUNT * part.nbytes / spent / 1e9)
-            if repeat > 0:  # the first warms up
-                for key, value in zip(figures, rates, strict=True):
-                    figures[key].append(value)
-    carrier = current_session().farm.transport.carrier
-    measuring.tell(f"payload, {carrier}", figures, "GB/s", given.json)
-    for key in ("to the worker", "back"):
-        measuring.ratio(f"{key} over memory copy", figures[key], figures["memory copy"], ">= 0.7")
+            rates = {"memory copy": copy_rate(part, out)}
+            ways = {"to the worker": take, "to the worker, and read": read, "back": back}
+            for name, send in ways.items():
+                spent = in_flight(COUNT, workload.IN_FLIGHT, send)
+                rates[name] = COUNT * part.nbytes / spent / 1e9
+            repeats.add(repeat, **rates)
+    for name in ("to the worker", "back"):
+        repeats.compare(name, "memory copy", "at least 0.7")
+    repeats.show(given.json)
 
 
 if __name__ == "__main__":

@@ -181,9 +181,9 @@ def main() -> None:
         found = validate(args)
         if args.plot:
             measured = [(row["workers"], row["measured s"]) for row in found["runs"]]
-            costs, job = Costs(**found["costs"]), found["job"]
-            rows = rows_over_workers(costs, job["states"], 1, 1, (1, 2, 4, 8, 16, 32, 64), [1])
-            draw(args.plot, rows, title(costs, job["states"], 1), measured)
+            costs, states = Costs(**found["costs"]), found["states"]
+            rows = rows_over_workers(costs, states, 1, 1, (1, 2, 4, 8, 16, 32, 64), [1])
+            draw(args.plot, rows, title(costs, states, 1), measured)
         save(args.json, found)
         return
     costs, states, per_state = costs_of(args), args.states, args.per_state

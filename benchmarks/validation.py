@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.common import fresh, tell
+from benchmarks.common import answer, run_fresh
 from benchmarks.simulation import Costs, floor, simulate
 
 __all__ = ["validate"]
@@ -28,7 +28,7 @@ def validate(workers: Sequence[int] | None = None) -> dict[str, Any]:
         Numbers of workers, by default 1, 2, 4, 8 and 16.
     """
     task = {"workers": list(workers or (1, 2, 4, 8, 16))}
-    return fresh("benchmarks.validation", task, timeout=580)
+    return run_fresh("benchmarks.validation", task, timeout=580)
 
 
 def measure(workers: Sequence[int]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def measure(workers: Sequence[int]) -> dict[str, Any]:
                 }
             )
         assert costs is not None
-    return {"runs": runs, "costs": dataclasses.asdict(costs), "job": {"states": STATES}}
+    return {"runs": runs, "costs": dataclasses.asdict(costs), "states": STATES}
 
 
 def calibrate(infer: Any) -> Costs:
@@ -97,4 +97,4 @@ if __name__ == "__main__":
     import json
     import sys
 
-    tell(measure(json.loads(sys.argv[2])["workers"]))
+    answer(measure(json.loads(sys.argv[2])["workers"]))

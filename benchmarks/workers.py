@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from benchmarks.common import fresh, parser, save, table, tell
+from benchmarks.common import answer, parser, run_fresh, save, table
 from distinf.report.advice import Work, ideal
 
 NBYTES, DIAGNOSTIC, ROWS, TARGET = 1_000_000, 0.4, 64, 0.9
@@ -47,12 +47,12 @@ def main() -> None:
     made.add_argument("--timeout", type=float, default=500.0, help="seconds until all have started")
     args = made.parse_args()
     if args.child:
-        tell(measure(**json.loads(args.child)))
+        answer(measure(**json.loads(args.child)))
         return
     rows = []
     for workers in args.workers:
         task = {"workers": workers, "rounds": args.rounds, "timeout": args.timeout}
-        rows.append(fresh("benchmarks.workers", task, args.timeout + 120))
+        rows.append(run_fresh("benchmarks.workers", task, args.timeout + 120))
         print(table(rows[-1:]), flush=True)
     print(f"\n{table(rows)}\n")
     print(f"Least ideal / wall: {min(row['ideal / wall'] for row in rows):.2f} (wanted: {TARGET})")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import zarr
 
-from benchmarks.measuring import parse, ratio, seconds, tell
+from benchmarks.common import Repeats, parser, seconds
 from distinf.options import Output
 from distinf.store import ForecastStore, StoreLayout
 
@@ -83,10 +83,11 @@ def plain(path: Path, like: Path, x: torch.Tensor, steps: int, threads: int) -> 
 
 
 def main() -> None:
-    options = parse(__doc__ or "", variables=20, steps=6)
+    options = parser(__doc__, variables=20, steps=6, repeats=5).parse_args()
     cores = len(os.sched_getaffinity(0))
     x = fields(options.variables)
-    taken: dict[str, list[float]] = {}
+    megabytes = x.nbytes * options.steps / 1e6
+    repeats = Repeats(f"{megabytes:.0f} MB", "MB/s")
     folder = Path(tempfile.mkdtemp(prefix="distinf-writer-"))
     try:
         for repeat in range(options.repeats + 1):
@@ -99,17 +100,12 @@ def main() -> None:
                 shutil.rmtree(folder / "plain.zarr")
             size = sum(p.stat().st_size for p in store.rglob("*") if p.is_file())
             shutil.rmtree(store)
-            if repeat:  # the first one warms up
-                for name, value in times.items():
-                    taken.setdefault(name, []).append(value)
+            repeats.add(repeat, **{name: megabytes / t for name, t in times.items()})
     finally:
         shutil.rmtree(folder)
-    megabytes = x.nbytes * options.steps / 1e6
-    rates = {name: [megabytes / t for t in times] for name, times in taken.items()}
-    tell(f"{megabytes:.0f} MB, {size / 1e6:.0f} MB compressed", rates, "MB/s", options.json)
-    ratio(
-        "distinf / zarr", rates[f"distinf, {cores} writers"], rates[f"zarr, {cores} threads"], "0.8"
-    )
+    repeats.compare(f"distinf, {cores} writers", f"zarr, {cores} threads", "at least 0.8")
+    repeats.show(options.json)
+    print(f"Compressed: {size / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

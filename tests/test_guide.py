@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import application
+from testing import application
 
 GUIDE = (application.ROOT / "docs" / "custom_applications.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^Save as `(.+?)`:\n\n```python\n(.*?)^```", GUIDE, re.M | re.S))
@@ -45,6 +45,7 @@ def test_every_block_of_code_is_a_file_or_a_command() -> None:
     assert len(COMMANDS) == len(EXPECTED)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda line: " ".join(line.split()[:2]))
 def test_a_command_works_as_printed(command: str, folder: Path) -> None:
@@ -56,6 +57,7 @@ def test_a_command_works_as_printed(command: str, folder: Path) -> None:
     assert expected in done.out
 
 
+@pytest.mark.slow
 def test_what_the_guide_says_of_an_error_is_so(folder: Path) -> None:
     text = FILES["application.py"].replace("StrongWind, 60.0", "StrongWind, 'high'")
     (folder / "wrong.py").write_text(text)

@@ -1,1 +1,1 @@
-"""The ways of farming out the measured job, one module each; run by `benchmarks.dispatch`."""
+"""The ways of farming out the workload, one module each; run by `benchmarks.comparison`."""

@@ -1,4 +1,4 @@
-"""The job by Dask distributed.
+"""The workload by Dask distributed.
 
 As its documentation advises: processes of one thread, large arguments by ``scatter(direct=True)``
 to a worker that has room, results gathered directly.
@@ -10,29 +10,29 @@ import dask
 import numpy as np
 from distributed import Client, LocalCluster
 
-from benchmarks import job
+from benchmarks import workload
 
 
 def diagnose(x: np.ndarray) -> np.ndarray:
-    return job.diagnose(x)
+    return workload.diagnose(x)
 
 
 def main() -> None:
-    variables, path = job.arguments()
-    job.one_thread()
+    variables, path = workload.arguments()
+    workload.one_thread()
     dask.config.set({"distributed.comm.compression": None})
     with (
         LocalCluster(
-            n_workers=job.WORKERS, threads_per_worker=1, dashboard_address=None, memory_limit=0
+            n_workers=workload.WORKERS, threads_per_worker=1, dashboard_address=None, memory_limit=0
         ) as cluster,
         Client(cluster, direct_to_workers=True) as client,
     ):
-        client.wait_for_workers(job.WORKERS)
+        client.wait_for_workers(workload.WORKERS)
         workers = list(client.scheduler_info()["workers"])
-        prognostic = job.Prognostic(variables)
-        index = job.taken(variables)
-        own = np.empty((1, 1, job.TAKEN, *job.GRID), dtype="float32")
-        results = job.Results(path)
+        prognostic = workload.Prognostic(variables)
+        index = workload.taken(variables)
+        own = np.empty((1, 1, workload.TAKEN, *workload.GRID), dtype="float32")
+        results = workload.Results(path)
 
         def submit(x: np.ndarray, worker: str):
             np.take(x, index, axis=2, out=own, mode="clip")
@@ -45,7 +45,7 @@ def main() -> None:
         for step, x in prognostic:
             while True:
                 on = {future: worker for future, worker in on.items() if not future.done()}
-                if len(on) < job.WORKERS * job.IN_FLIGHT:
+                if len(on) < workload.WORKERS * workload.IN_FLIGHT:
                     break
                 time.sleep(0.001)
             load = list(on.values())
@@ -55,7 +55,7 @@ def main() -> None:
             results.write(step, lambda future=future: client.gather(future, direct=True))
         results.close()
         seconds = time.time() - start
-    job.tell(seconds, path)
+    workload.check_and_report(seconds, path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The job by mpi4py.futures under mpirun.
+"""The workload by mpi4py.futures under mpirun.
 
 As its documentation advises: a pool over the ranks that mpirun started, and pickles with
 out-of-band buffers, so that arrays are not copied into the pickle.
@@ -12,27 +12,27 @@ import numpy as np
 from mpi4py import MPI
 from mpi4py.futures import MPICommExecutor
 
-from benchmarks import job
+from benchmarks import workload
 
 
 def diagnose(x: np.ndarray) -> np.ndarray:
-    return job.diagnose(x)
+    return workload.diagnose(x)
 
 
 def main() -> None:
-    variables, path = job.arguments()
-    job.one_thread()
+    variables, path = workload.arguments()
+    workload.one_thread()
     with MPICommExecutor(MPI.COMM_WORLD, root=0, use_pkl5=True) as pool:
         if pool is None:
             return
-        prognostic = job.Prognostic(variables)
-        index = job.taken(variables)
-        limit = job.WORKERS * job.IN_FLIGHT
-        shape = (1, 1, job.TAKEN, *job.GRID)
+        prognostic = workload.Prognostic(variables)
+        index = workload.taken(variables)
+        limit = workload.WORKERS * workload.IN_FLIGHT
+        shape = (1, 1, workload.TAKEN, *workload.GRID)
         own = [np.zeros(shape, dtype="float32") for _ in range(limit + 1)]
-        for warm in [pool.submit(diagnose, own[i]) for i in range(job.WORKERS)]:
+        for warm in [pool.submit(diagnose, own[i]) for i in range(workload.WORKERS)]:
             warm.result()
-        results = job.Results(path)
+        results = workload.Results(path)
         room = threading.BoundedSemaphore(limit)
         start = time.time()
         for step, x in prognostic:
@@ -44,7 +44,7 @@ def main() -> None:
             results.write(step, future.result)
         results.close()
         seconds = time.time() - start
-    job.tell(seconds, path)
+    workload.check_and_report(seconds, path)
     sys.stdout.flush()
 
 

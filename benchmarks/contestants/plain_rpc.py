@@ -1,4 +1,4 @@
-"""The job by torch.distributed.rpc with its default options, as one would write it first.
+"""The workload by torch.distributed.rpc with its default options, as one would write it first.
 
 The whole state is sent to a worker that is idle, selected there, and written on arrival.
 """
@@ -13,11 +13,11 @@ import torch
 import torch.multiprocessing as mp
 from torch.distributed import rpc
 
-from benchmarks import job
+from benchmarks import workload
 
 
 def diagnose(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(job.diagnose(x.index_select(2, index).numpy()))
+    return torch.from_numpy(workload.diagnose(x.index_select(2, index).numpy()))
 
 
 def nothing() -> None:
@@ -25,20 +25,22 @@ def nothing() -> None:
 
 
 def run(rank: int, variables: int, path: str, meeting: str) -> None:
-    job.one_thread()
+    workload.one_thread()
     options = rpc.TensorPipeRpcBackendOptions(init_method=f"file://{meeting}")
-    rpc.init_rpc(f"rank{rank}", rank=rank, world_size=job.WORKERS + 1, rpc_backend_options=options)
+    rpc.init_rpc(
+        f"rank{rank}", rank=rank, world_size=workload.WORKERS + 1, rpc_backend_options=options
+    )
     if rank == 0:
-        job.tell(drive(variables, path), path)
+        workload.check_and_report(drive(variables, path), path)
     rpc.shutdown()
 
 
 def drive(variables: int, path: str) -> float:
-    prognostic = job.Prognostic(variables)
-    index = torch.from_numpy(job.taken(variables))
-    results = job.Results(path)
+    prognostic = workload.Prognostic(variables)
+    index = torch.from_numpy(workload.taken(variables))
+    results = workload.Results(path)
     idle: queue.SimpleQueue[int] = queue.SimpleQueue()
-    ranks = range(1, job.WORKERS + 1)
+    ranks = range(1, workload.WORKERS + 1)
     for warm in [
         rpc.rpc_async(f"rank{rank}", diagnose, args=(prognostic.state(0), index)) for rank in ranks
     ]:
@@ -57,7 +59,7 @@ def drive(variables: int, path: str) -> float:
             finished.put(step)
 
         future.add_done_callback(arrived)
-    for _ in range(job.STEPS + 1):
+    for _ in range(workload.STEPS + 1):
         finished.get()
     results.close()
     return time.time() - start
@@ -67,10 +69,10 @@ finished: queue.SimpleQueue[int] = queue.SimpleQueue()
 
 
 def main() -> None:
-    variables, path = job.arguments()
+    variables, path = workload.arguments()
     os.environ.setdefault("TP_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(run, (variables, path, f"{folder}/meeting"), nprocs=job.WORKERS + 1)
+        mp.spawn(run, (variables, path, f"{folder}/meeting"), nprocs=workload.WORKERS + 1)
 
 
 if __name__ == "__main__":

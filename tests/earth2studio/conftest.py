@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from distinf.loading.imports import import_first
-from tests import application, packages
+from testing import application, packages
 
 TIME = "2023-06-01T00:00:00"
 # Without these a machine that reaches the network through a proxy would look as one without.

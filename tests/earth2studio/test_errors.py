@@ -1,4 +1,4 @@
-"""What cannot work ends at once, with one error that says what to do, for all ranks together."""
+"""Wrong settings end the run at once, with one error for all ranks that says what to do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import application
+from testing import application
 from tests.earth2studio.conftest import NO_PROXY, Run
 
 pytestmark = pytest.mark.timeout(500)
@@ -49,6 +49,7 @@ def test_a_wrong_setting_is_answered_before_anything_loads(
     assert time.monotonic() - start < 10
 
 
+@pytest.mark.slow
 def test_a_package_without_the_models_files_is_named_once(tmp_path: Path, run: Run) -> None:
     folder = tmp_path / "empty"
     folder.mkdir()
@@ -62,6 +63,7 @@ def test_a_package_without_the_models_files_is_named_once(tmp_path: Path, run: R
     assert f"diagnostic.climatenet: package {folder} is not one of ClimateNet" in error
 
 
+@pytest.mark.slow
 def test_a_time_that_the_file_does_not_have_lists_those_it_has(
     made: dict[str, Path], run: Run
 ) -> None:
@@ -75,6 +77,7 @@ def test_a_time_that_the_file_does_not_have_lists_those_it_has(
     assert "it has 2023-06-01" in error
 
 
+@pytest.mark.slow
 @without_network
 def test_a_default_package_out_of_reach_says_what_to_do(run: Run) -> None:
     start = time.monotonic()
@@ -85,6 +88,7 @@ def test_a_default_package_out_of_reach_says_what_to_do(run: Run) -> None:
     assert "package=/path" in error
 
 
+@pytest.mark.slow
 @without_network
 def test_a_data_source_out_of_reach_says_what_to_do(run: Run) -> None:
     error = one_error(run("prognostic=persistence", "diagnostic=identity", "runtime.nproc=2"))
@@ -92,6 +96,7 @@ def test_a_data_source_out_of_reach_says_what_to_do(run: Run) -> None:
     assert "data=file data.path=" in error
 
 
+@pytest.mark.slow
 @without_network
 def test_under_torchrun_one_rank_speaks(tmp_path: Path) -> None:
     command = application.torchrun_main(3, "--config-name=diagnostic.yaml")

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from distinf.diagnostics.placement import Placement, split
 from distinf.errors import ConfigError
 from distinf.loading.load import check_target, load_data, load_model
-from tests import application
+from testing import application
 
 CFG = application.ROOT / "cfg"
 MANDATORY = {

@@ -30,6 +30,7 @@ def load_at_once(folder: str, barrier: Any, outcomes: Any) -> None:
         outcomes.put(repr(error))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_ranks_load_one_zipped_package(
     made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -87,7 +88,7 @@ def test_a_file_that_two_ranks_fetch_is_fetched_once(tmp_path: Path) -> None:
     assert other.resolve("weights") == str(path)
 
 
-def test_a_folder_that_is_no_package_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_package_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"the folder {tmp_path}/none does not exist"):
         load_model(CLIMATENET, str(tmp_path / "none"))
     with pytest.raises(ConfigError, match=rf"package {tmp_path} is not one of ClimateNet.*\.zip"):
@@ -99,7 +100,7 @@ def test_a_model_without_a_default_package_asks_for_one() -> None:
         load_model("earth2studio.models.dx.CorrDiff")
 
 
-def test_an_error_of_the_network_is_told_from_others() -> None:
+def test_an_error_of_the_network_is_recognised() -> None:
     import aiohttp
 
     wrapped = RuntimeError("while loading")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import application
+from testing import application
 
 pytestmark = pytest.mark.timeout(300)
 PROPOSAL = str(Path(__file__).parent / "proposal.py")
@@ -21,6 +21,7 @@ def proposal(folder: Path, nproc: int, *arguments: str) -> application.Outcome:
     return application.run(command, folder, deadline=200)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nproc", [1, 3])
 def test_it_runs_with_its_import_changed(nproc: int, tmp_path: Path) -> None:
     done = proposal(tmp_path, nproc)
@@ -28,6 +29,7 @@ def test_it_runs_with_its_import_changed(nproc: int, tmp_path: Path) -> None:
     assert f"written 8 of 8 by {nproc} ranks" in done.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
@@ -36,7 +38,7 @@ def test_it_runs_with_its_import_changed(nproc: int, tmp_path: Path) -> None:
         ("writer", "no space left on device"),
     ],
 )
-@pytest.mark.parametrize("nproc", [1, 3])
+@pytest.mark.parametrize("nproc", [1, 2])
 def test_it_ends_with_the_error(fault: str, expected: str, nproc: int, tmp_path: Path) -> None:
     done = proposal(tmp_path, nproc, fault)
     assert done.status != 0

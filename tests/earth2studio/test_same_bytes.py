@@ -14,10 +14,10 @@ import xarray as xr
 
 from distinf.forecast.prognostic import rollout
 from distinf.forecast.restart import is_restartable
-from tests import packages
+from testing import packages
 from tests.earth2studio.conftest import TIME, Run
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 Fields = dict[str, np.ndarray]
 
@@ -75,7 +75,7 @@ def forecast(made: dict[str, Path]) -> Fields:
     return plain_loop(prognostic, diagnostics, DataArrayFile(str(made["fields"])), nsteps=1)
 
 
-@pytest.mark.parametrize("nproc", [1, 2, 4])
+@pytest.mark.parametrize("nproc", [1, 3])
 def test_fcn_and_four_diagnostics(
     nproc: int, made: dict[str, Path], forecast: Fields, run: Run, tmp_path: Path
 ) -> None:
@@ -84,7 +84,7 @@ def test_fcn_and_four_diagnostics(
         "diagnostic=[climatenet,corrdiff,wind_speed]",
         f"diagnostic.climatenet.package={made['climatenet']}",
         f"diagnostic.corrdiff.package={made['corrdiff']}",
-        "+diagnostic.precipitation._target_=tests.packages.small_precipitation",
+        "+diagnostic.precipitation._target_=testing.packages.small_precipitation",
         "data=file",
         f"data.path={made['fields']}",
         "parameters.nsteps=1",

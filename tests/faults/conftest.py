@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tests import application
+from testing import application
+from testing.programs import missing
 from tests.ranks.conftest import leaving_nothing
 
 STEPS = 5
 SMALL = (
     *("prognostic.nlat=32", "prognostic.nlon=64", "+prognostic.dt=900", "recipe=diagnostic"),
     *(f"parameters.nsteps={STEPS}", "~diagnostic.wind_decomposition"),
-    "+diagnostic.faulty._target_=tests.faults.models.Faulty",
+    "+diagnostic.faulty._target_=testing.faulty.Faulty",
     "parameters.output_path=out.zarr",
 )
 
@@ -42,6 +43,13 @@ class Faults:
     def run(self, faults: str, *overrides: str, deadline: float = 200) -> application.Outcome:
         command = application.python_main(*self.words(faults, *overrides))
         return application.finish(self.start(command), deadline)
+
+    def mpirun(self, options: list[str], words: list[str]) -> list[str]:
+        """Command that starts ranks with mpirun; skips the test where there is none."""
+        if lacking := missing("mpirun"):
+            pytest.skip(lacking)
+        own = ["mpirun", "--allow-run-as-root", "--oversubscribe", *options]
+        return [*own, *application.python_main(*words)]
 
     def complete(self) -> list[int]:
         """Lead times (in steps) that are marked complete; each must hold data."""
@@ -76,7 +84,7 @@ def faults(tmp_path: Path) -> Iterator[Faults]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
-    """What a run without faults gives."""
+    """The values of a run without faults."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with leaving_nothing() as environment:
         run = Faults(folder, environment)

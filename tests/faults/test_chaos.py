@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests import application
+import pytest
+
+from testing import application
 
 
+@pytest.mark.slow
 def test_random_faults_lose_nothing_and_leave_nothing(tmp_path: Path) -> None:
     told = tmp_path / "counts.json"
     command = [sys.executable, "-m", "benchmarks.chaos", "--runs=2", "--seed=11", "--no-slurm"]

@@ -1,4 +1,4 @@
-"""Models that raise, hang, or give nonsense."""
+"""Models that raise, hang, or return wrong results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults.conftest import Faults
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 
 
 def test_an_error_ends_the_run_and_keeps_what_was_in_flight(faults: Faults) -> None:
@@ -57,7 +57,7 @@ def test_a_constructor_that_hangs_ends_the_run(faults: Faults) -> None:
         ("shape", ["faulty 2000-01-01T00:00 +12 h: the result has dimensions"]),
     ],
 )
-def test_nonsense_is_an_error(fault: str, words: list[str], faults: Faults) -> None:
+def test_a_wrong_result_is_an_error(fault: str, words: list[str], faults: Faults) -> None:
     done = faults.run(f"12: {fault}", "runtime.nonfinite=fail", "runtime.nproc=1")
     assert done.status == 1
     assert all(word in done.err for word in words), done.err

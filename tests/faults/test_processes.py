@@ -1,25 +1,24 @@
-"""Processes that are killed or stopped, and stores that go away."""
+"""Processes that are killed or stopped, and stores that are removed."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-import sys
 import time
 
 import numpy as np
 import pytest
 
-from tests import application
+from testing import application
 from tests.faults.conftest import STEPS, Faults
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 ALL = list(range(STEPS + 1))
 
 
 def test_lost_workers_lose_no_task(faults: Faults, undisturbed: np.ndarray) -> None:
-    """One is killed, one is stopped, one hangs; the driver does what is left."""
+    """One is killed, one is stopped, one hangs; the driver runs the remaining tasks."""
     done = faults.run(
         "0: once kill, 6: once stop, 12: once sleep",
         *("runtime.nproc=4", "runtime.liveness_timeout=5", "runtime.call_timeout=12"),
@@ -39,7 +38,7 @@ def test_an_idle_driver_works(faults: Faults, undisturbed: np.ndarray) -> None:
     np.testing.assert_array_equal(faults.values(), undisturbed)
 
 
-def test_a_poisonous_task_kills_no_more_workers_than_it_may(faults: Faults) -> None:
+def test_a_task_that_kills_its_worker_is_tried_at_most_max_attempts_times(faults: Faults) -> None:
     done = faults.run("12: kill", "runtime.nproc=3", "runtime.max_attempts=2")
     assert done.status == 1
     assert "faulty 2000-01-01T00:00 +12 h was lost with its worker on attempt 2" in done.err
@@ -56,7 +55,7 @@ def test_a_killed_driver_leaves_nobody_and_is_resumed(
     faults.wait_for(".distinf.restart/*.npz", process)
     process.kill()
     process.communicate()
-    (faults.folder / "fault 18").touch()  # it may not have come to that
+    (faults.folder / "fault 18").touch()  # the run may have been killed before it
     done = faults.run("18: once sleep", "runtime.nproc=2", *resume)
     assert done.status == 0, done.err
     assert "continues from its saved step" in done.out
@@ -65,31 +64,30 @@ def test_a_killed_driver_leaves_nobody_and_is_resumed(
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "mpirun"])
-def test_a_killed_launcher_leaves_nobody(launcher: str, faults: Faults) -> None:
+def test_a_killed_launcher_leaves_no_process(launcher: str, faults: Faults) -> None:
     words = faults.words("18: sleep")
-    command = application.torchrun_main(2, *words)
     if launcher == "mpirun":
-        own = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2", sys.executable]
-        command = [*own, *application.python_main(*words)[1:]]
+        command = faults.mpirun(["-np", "2"], words)
+    else:
+        command = application.torchrun_main(2, *words)
     process = faults.start(command)
     faults.wait_for_a_step(process)
     process.kill()
     process.wait()
     began = time.monotonic()
-    process.communicate()  # ends when nobody holds its output any more
+    process.communicate()  # ends when no process holds its output any more
     assert time.monotonic() - began < 30
 
 
-def test_a_stopped_worker_does_not_hold_up_its_launcher(faults: Faults) -> None:
+def test_a_stopped_worker_does_not_keep_its_launcher_waiting(faults: Faults) -> None:
     words = faults.words("12: once stop", "runtime.liveness_timeout=5")
-    own = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--enable-recovery", "-np", "3"]
-    command = [*own, sys.executable, *application.python_main(*words)[1:]]
+    command = faults.mpirun(["--enable-recovery", "-np", "3"], words)
     done = application.finish(faults.start(command), 90)
     assert "has given no sign of life for 5 s" in done.out + done.err
     assert faults.complete() == ALL
 
 
-def test_ctrl_c_twice_is_as_final_as_once(faults: Faults) -> None:
+def test_ctrl_c_twice_ends_the_run_as_once_does(faults: Faults) -> None:
     process = faults.start(application.python_main(*faults.words("18: sleep", "runtime.nproc=2")))
     faults.wait_for_a_step(process)
     os.kill(process.pid, signal.SIGINT)

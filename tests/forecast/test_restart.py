@@ -114,6 +114,7 @@ def test_a_complete_store_keeps_no_states(tmp_path):
     assert not (path / ".distinf.restart").exists()
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(st.integers(1, 5), st.integers(1, NSTEPS), st.sets(st.integers(0, NSTEPS)))
 def test_whatever_is_lacking_the_bytes_are_the_same(

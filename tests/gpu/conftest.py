@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests import application
+from testing import application
 from tests.ranks.conftest import TORCHRUN, leaving_nothing
 
 APP = Path(__file__).parent / "apps" / "gpu.py"

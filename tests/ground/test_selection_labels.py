@@ -312,6 +312,7 @@ def europe(folder, kind=".nc"):
     return path
 
 
+@pytest.mark.slow
 def test_a_file_over_europe_starts_no_global_forecast(tmp_path):
     path = europe(tmp_path)
     config = OmegaConf.create(

@@ -1,4 +1,4 @@
-"""Launch a small program, or main.py, with real launchers, and read what the ranks told."""
+"""Launch a small program, or main.py, with real launchers, and read what the ranks print."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.application import ROOT, Outcome, finish, start
-from tests.launchers.cluster import cluster
+from testing.application import ROOT, Outcome, finish, start
+from testing.programs import PACKAGES, SLURM, missing
+from testing.slurm import cluster
 from tests.ranks.conftest import leaving_nothing
 
 RANKS = Path(__file__).parent / "apps" / "ranks.py"
@@ -44,8 +45,8 @@ def shell(*commands: list[str]) -> str:
     return "\n".join(["#!/bin/bash", *map(shlex.join, commands)]) + "\n"
 
 
-def told(outcome: Outcome) -> list[list[dict[str, Any]]]:
-    """What the ranks of each session said of themselves."""
+def reported(outcome: Outcome) -> list[list[dict[str, Any]]]:
+    """What the ranks of each session print about themselves."""
     assert outcome.status == 0, f"{outcome.out}\n{outcome.err}"
     return [json.loads(line) for line in outcome.out.splitlines() if line.startswith("[{")]
 
@@ -56,7 +57,7 @@ def places(session: list[dict[str, Any]]) -> list[tuple[int, int, int, int]]:
 
 
 def chunks(store: Path) -> dict[str, bytes]:
-    """Every chunk of a store, as it lies on the disk."""
+    """The bytes of every chunk of a store."""
     return {
         str(path.relative_to(store)): path.read_bytes()
         for path in store.rglob("c/**/*")
@@ -64,9 +65,16 @@ def chunks(store: Path) -> dict[str, bytes]:
     }
 
 
+def skip_without(*words: str) -> None:
+    """Skip the test if a program among the words of a command is not installed."""
+    if lacking := missing(*(word for word in words if word in PACKAGES)):
+        pytest.skip(lacking)
+
+
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[dict[str, str]]:
     """Environment in which srun and sbatch reach a cluster of two nodes."""
+    skip_without(*SLURM)
     with cluster() as environment:
         yield environment
 
@@ -76,6 +84,7 @@ def launch(tmp_path: Path) -> Callable[..., Outcome]:
     """Run command lines side by side to their ends; none of their processes may stay."""
 
     def launch(*commands: list[str], deadline: float = DEADLINE, **more: str) -> Any:
+        skip_without(*(word for command in commands for word in command))
         with leaving_nothing() as environment:
             environment |= more
             started = [start(command, tmp_path, **environment) for command in commands]
@@ -87,7 +96,7 @@ def launch(tmp_path: Path) -> Callable[..., Outcome]:
 
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Chunks that one process makes."""
+    """The chunks of a run in one process."""
     folder = tmp_path_factory.mktemp("alone")
     outcome = finish(start(main_py(*TINY, "runtime.nproc=1"), folder), DEADLINE)
     assert outcome.status == 0, outcome.err
@@ -101,6 +110,7 @@ def sbatch(slurm: dict[str, str], tmp_path: Path) -> Callable[..., Outcome]:
     """Submit a script, wait for its end, and return what it printed."""
 
     def sbatch(script: str, *options: str) -> Outcome:
+        skip_without(*script.split())
         (tmp_path / "script").write_text(script)
         with leaving_nothing() as environment:
             environment |= slurm

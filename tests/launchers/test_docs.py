@@ -3,7 +3,7 @@
 import importlib
 import re
 
-from tests.application import ROOT
+from testing.application import ROOT
 
 RENDEZVOUS = "--rdzv-backend=c10d --rdzv-endpoint=HOST:PORT --rdzv-id=NAME"
 RUN_BY = {

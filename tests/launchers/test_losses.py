@@ -3,7 +3,11 @@
 import sys
 import time
 
+import pytest
+
 from tests.launchers.conftest import RANKS
+
+pytestmark = pytest.mark.slow
 
 SRUN = ["srun", "--nodes=1", "--overlap", "--kill-on-bad-exit=0", "--wait=0"]
 

@@ -5,7 +5,9 @@ import uuid
 
 import pytest
 
-from tests.launchers.conftest import places, ranks, told
+from tests.launchers.conftest import places, ranks, reported, skip_without
+
+pytestmark = pytest.mark.slow
 
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
 RANK = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_STEP_ID": "0"}
@@ -21,6 +23,7 @@ def ip(*words):
 @pytest.fixture(scope="module")
 def machines():
     """Names of two namespaces; the interface of each is ``cable0`` and ``cable1``."""
+    skip_without("ip")
     mark = uuid.uuid4().hex[:6]
     names = [f"distinf-{mark}-{i}" for i in (0, 1)]
     made = []
@@ -52,7 +55,7 @@ def test_ranks_talk_over_the_interface_that_leads_to_the_driver(launch, machines
         slurm = {"SLURM_PROCID": i, "SLURM_NODEID": i, "SLURM_STEP_NODELIST": ",".join(ADDRESSES)}
         variables.append(RANK | slurm if how == "slurm" else GIVEN | {"RANK": i})
     first, second = launch(*(on(machines[i], variables[i]) for i in (0, 1)))
-    (session,) = told(first)
+    (session,) = reported(first)
     assert second.status == 0, second.err
     assert places(session) == [(0, 2, 0, 1), (1, 2, 0, 1)]
     assert [rank["interface"] for rank in session] == ["cable0", "cable1"]

@@ -1,10 +1,13 @@
-"""Whoever starts main.py, there is one store, with the bytes that one process makes."""
+"""Under each launcher there is one store, with the same bytes as from one process."""
 
 import shlex
 import subprocess
 import sys
 
-from tests.application import environment, python_main
+import pytest
+
+from testing.application import environment, python_main
+from testing.programs import missing
 from tests.launchers.conftest import MPIRUN, STORE, TINY, chunks, ended, main_py, shell
 
 DOCS = "srun", "--nodes=1", "--ntasks-per-node=2"
@@ -18,15 +21,18 @@ def check(outcome, folder, alone):
     assert chunks(folder / STORE) == alone
 
 
+@pytest.mark.skipif(bool(missing("mpirun")), reason=missing("mpirun"))  # before `alone` runs
 def test_mpirun(launch, alone, tmp_path):
     check(launch([*MPIRUN, "-np", "2", *main_py(*TINY)]), tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_srun_on_two_nodes(launch, alone, slurm, tmp_path):
     command = ["srun", "--nodes=2", "--ntasks=2", *main_py(*TINY, "runtime.expect_ranks=2")]
     check(launch(command, **slurm), tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_mpirun_in_every_task_of_srun(launch, alone, slurm, tmp_path):
     """The form in Earth2Studio's documentation: one run of two ranks, not two runs."""
     script = tmp_path / "script"
@@ -39,11 +45,13 @@ def test_mpirun_in_every_task_of_srun(launch, alone, slurm, tmp_path):
         assert word in line
 
 
+@pytest.mark.slow
 def test_plain_python_in_a_batch_script_of_one_task(sbatch, alone, tmp_path):
     script = shell(main_py(*TINY, "runtime.expect_ranks=3"))  # its own ranks: here is no GPU
     check(sbatch(script, "--ntasks=1"), tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_the_printed_batch_script(sbatch, alone, tmp_path):
     options = ["slurm.nodes=1", "slurm.ntasks_per_node=2", "slurm.name=printed"]
     options += ["slurm.requeue=true", "slurm.environment={COLOUR: 'light red'}"]
@@ -67,14 +75,16 @@ def test_the_printed_batch_script(sbatch, alone, tmp_path):
     check(outcome, tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_hydra_s_submitit_launcher(launch, alone, slurm, tmp_path):
     options = ["--multirun", "hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2"]
     outcome = launch(python_main(*options, *TINY), **slurm)
     assert outcome.status == 0, f"{outcome.out}\n{outcome.err}"
-    (store,) = tmp_path.glob(f"multirun/*/*/0/{STORE}")  # each job of a sweep has its folder
+    (store,) = tmp_path.glob(f"multirun/*/*/0/{STORE}")  # each job of a sweep has its own folder
     assert chunks(store) == alone
 
 
+@pytest.mark.slow
 def test_submitted_at_once(slurm, launch):
     """What it runs is tested above; here the job ends before that."""
     options = ["slurm.nodes=2", "slurm.action=submit", "slurm.lines_before=[exit 0]"]

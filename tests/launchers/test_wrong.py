@@ -4,10 +4,12 @@ import time
 
 import pytest
 
-from tests.application import Outcome, finish, python_main, start
-from tests.launchers.cluster import NODES
+from testing.application import Outcome, finish, python_main, start
+from testing.slurm import NODES
 from tests.launchers.conftest import DEADLINE, MPIRUN, free_port, main_py, ranks, shell
 from tests.ranks.conftest import leaving_nothing
+
+pytestmark = pytest.mark.slow
 
 SOON = "start_timeout=15"  # the imports included
 TWO_NODES = ["srun", "--nodes=2", "--ntasks=2", "--label"]
@@ -31,7 +33,7 @@ def only(task):
 
 @pytest.fixture(scope="module")
 def waited(slurm, tmp_path_factory):
-    """Launches in which somebody is missing, side by side because most of it is waiting."""
+    """Launches in which a rank is missing, side by side because they mostly wait."""
     folder = tmp_path_factory.mktemp("waited")
     world = [f"MASTER_PORT={free_port()}", "MASTER_ADDR=localhost", "RANK=0", "WORLD_SIZE=2"]
     driver = ["env", *world, *ranks(SOON)]
@@ -133,8 +135,8 @@ def test_variables_that_contradict_one_another(launch, given, words):
     assert all(word in outcome.err for word in words)
 
 
-def test_a_variable_that_no_rank_can_read_is_told_once(launch):
-    """By whom is known although the launch is not."""
+def test_a_variable_that_no_rank_can_read_is_reported_once(launch):
+    """RANK alone decides who prints the error, since the launch is not understood."""
     began = time.monotonic()
     world = ["WORLD_SIZE=3", "MASTER_ADDR=localhost", "MASTER_PORT=1", "LOCAL_WORLD_SIZE=three"]
     outcomes = launch(*(["env", *world, f"RANK={rank}", *python_main()] for rank in range(3)))

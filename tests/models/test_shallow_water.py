@@ -79,6 +79,7 @@ def test_williamson_2_stays_steady() -> None:
     assert np.abs(last[:2] - np.stack([u, 0 * u])).max() < 0.01
 
 
+@pytest.mark.slow
 def test_mass_and_energy_are_kept(rolled_up: tuple[ShallowWater, list[np.ndarray]]) -> None:
     """Relative drift over six days from the unstable jet at T42.
 

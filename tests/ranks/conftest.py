@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests import application
-from tests.ranks.apps.processes import marked
+from testing import application
+from testing.processes import marked
 
 APPS = Path(__file__).parent / "apps"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nnodes=1")
@@ -24,18 +24,18 @@ DEADLINE = 300.0  # of runs that take seconds where nothing else runs
 
 
 class Run(application.Outcome):
-    """How an application ended, and what it told."""
+    """How an application ended, and what it printed."""
 
     @property
-    def told(self) -> dict[str, Any]:
+    def reported(self) -> dict[str, Any]:
         """The ``[name, value]`` lines of stdout."""
         lines = [json.loads(line) for line in self.out.splitlines() if line.startswith("[")]
-        assert len({name for name, _ in lines}) == len(lines), "told twice"
+        assert len({name for name, _ in lines}) == len(lines), "reported twice"
         return dict(lines)
 
     def __getitem__(self, name: str) -> Any:
-        assert name in self.told, f"{name} is missing\n{self.out}\n{self.err}"
-        return self.told[name]
+        assert name in self.reported, f"{name} is missing\n{self.out}\n{self.err}"
+        return self.reported[name]
 
 
 @contextmanager
@@ -74,6 +74,7 @@ def run(
         folder = tmp_path_factory.mktemp("run")
         line = command(app, *args, torchrun=torchrun)
         with leaving_nothing() as environment:
+            environment["PYTHONPATH"] = str(application.ROOT)  # for testing
             outcome = application.finish(application.start(line, folder, **environment), deadline)
         return Run(outcome.status, outcome.out, outcome.err)
 

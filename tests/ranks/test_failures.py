@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests import application
+from testing import application
 from tests.ranks.conftest import DEADLINE, leaving_nothing
 
 pytestmark = pytest.mark.timeout(900)
@@ -19,7 +19,7 @@ def app(run):
     return done
 
 
-def test_a_model_that_cannot_be_made_is_an_error_of_the_constructor(app):
+def test_a_constructor_that_fails_is_named_in_the_error(app):
     error = app["constructor"]
     assert error["kind"] == "TaskError"
     for word in ("Broken", "construction", "rank ", "FileNotFoundError", "weights.pt"):
@@ -27,7 +27,7 @@ def test_a_model_that_cannot_be_made_is_an_error_of_the_constructor(app):
     assert "in __init__" in error["notes"]
 
 
-def test_ranks_that_are_no_workers_are_refused(app):
+def test_ranks_that_are_not_workers_are_refused(app):
     assert app["no such ranks"]["kind"] == "ConfigError"
     assert "[7]" in app["no such ranks"]["text"]
     assert "[1, 2]" in app["no such ranks"]["text"]
@@ -41,13 +41,13 @@ def test_ranks_that_are_no_workers_are_refused(app):
         ("cannot come back", ["Picky task", "pickle"]),
     ],
 )
-def test_what_cannot_travel_is_named(app, name, words):
+def test_objects_that_cannot_be_pickled_are_named(app, name, words):
     assert app[name]["kind"] == "SessionError"
     for word in words:
         assert word in app[name]["text"]
 
 
-def test_these_errors_take_no_slot(app):
+def test_such_errors_leave_the_worker_free(app):
     assert app["still usable"] == app["usable after that"] == 2
 
 
@@ -71,7 +71,7 @@ def test_a_model_s_error_names_call_task_rank_host_and_attempt(app):
 
 
 @pytest.mark.parametrize("name", ["later", "elsewhere", "queued"])
-def test_whoever_submits_later_gets_that_first_error(app, name):
+def test_later_calls_raise_the_first_error(app, name):
     for part in ("kind", "text", "fields"):
         assert app[name][part] == app["task error"][part]
 
@@ -109,6 +109,7 @@ def test_a_session_closes_after_errors_and_losses(app):
     assert "Traceback" not in app.err
 
 
+@pytest.mark.slow
 def test_an_application_whose_workers_all_died_ends_with_the_reason(run):
     done = run("all_lost.py")
     assert done.status == 1
@@ -118,6 +119,7 @@ def test_an_application_whose_workers_all_died_ends_with_the_reason(run):
     assert done.err.count("Traceback (most recent call last)") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torchrun", [0, 3])
 def test_when_the_driver_is_killed_no_process_stays(command, tmp_path, torchrun):
     args = () if torchrun else (3,)

@@ -5,12 +5,12 @@ import itertools
 import pytest
 
 pytestmark = pytest.mark.timeout(900)
-ALIKE = ("alone", "own", "torchrun")
+SLOW = [pytest.param(how, marks=pytest.mark.slow) for how in ("alone", "torchrun")]
 
 
-@pytest.fixture(scope="module", params=ALIKE)
+@pytest.fixture(scope="module", params=["own", *SLOW])
 def app(request, run):
-    """The application's run; `nworkers` tells how many workers it had."""
+    """A run of the application in one process, with its own ranks, or under torchrun."""
     if request.param == "alone":
         done = run("surface.py")
     elif request.param == "own":
@@ -30,9 +30,9 @@ def is_torchrun(request):
     return request.node.callspec.params["app"] == "torchrun"
 
 
-def test_nothing_is_said_on_stderr(app, alone, request):
+def test_nothing_is_printed_on_stderr(app, alone, request):
     lines = [line for line in app.err.splitlines() if line.strip()]
-    if is_torchrun(request):  # its own word about OMP_NUM_THREADS
+    if is_torchrun(request):  # its own warning about OMP_NUM_THREADS
         lines = [line for line in lines if "torch" not in line and "****" not in line]
         lines = [line for line in lines if "OMP_NUM_THREADS" not in line]
     assert lines == []
@@ -71,11 +71,11 @@ def test_arguments_are_taken_no_further_ahead_than_buffersize(app, alone, buffer
     assert app[f"ahead {buffersize}"] == [bound, 20]
 
 
-def test_an_endless_iterable_will_do(app):
+def test_an_endless_iterable_is_accepted(app):
     assert app["endless"] == [0.0, 0.0, 0.0]
 
 
-def test_a_buffer_of_nothing_is_refused(app):
+def test_a_buffersize_of_zero_is_refused(app):
     assert app["no buffer"] == "ValueError"
 
 
@@ -96,7 +96,7 @@ def test_the_distributed_manager_is_right_on_every_rank(app, alone):
     assert [manager[:4] for manager in managers] == expected
 
 
-def test_only_what_the_model_asked_for_travels(app):
+def test_only_the_variables_and_region_that_a_model_needs_are_sent(app):
     shape, coords_shape, variables, values = app["selected"]
     assert shape == coords_shape == [1, 1, 2, 5, 36]
     assert variables == app["output coords"] == ["t2m", "u10m"]
@@ -142,19 +142,19 @@ def test_an_error_in_a_pipeline_wakes_the_others(app):
     assert app["after it"]["kind"] == "KeyError"
 
 
-def test_a_session_is_there_or_not(app):
+def test_a_model_needs_a_session_and_sessions_do_not_nest(app):
     assert app["no session"]["kind"] == app["second session"]["kind"] == "SessionError"
     assert "no session is open" in app["no session"]["text"]
     assert "open already" in app["second session"]["text"]
 
 
-def test_what_was_shut_down_takes_no_calls(app):
+def test_a_model_that_was_shut_down_takes_no_calls(app):
     assert app["shut down"]["kind"] == "SessionError"
     assert "Scale" in app["shut down"]["text"]
 
 
 def test_a_second_session_works_after_a_broken_one(app):
-    """In the form of Earth2Studio's proposed interface, where nobody has to start ranks."""
+    """In the form of Earth2Studio's proposed interface, which starts no ranks itself."""
     assert app["again unread"] == [3.0 * i for i in range(5)]
     assert app["again pipeline"] == [None, [3.0 * i for i in range(12)]]
 
@@ -165,7 +165,7 @@ def overlap(one, other):
 
 def test_workers_compute_side_by_side_and_beside_the_forecast(app, alone):
     if alone:
-        assert "met" not in app.told
+        assert "met" not in app.reported
         return
     assert app["met"] == ["a", "b"]
     diagnoses = [event for event in app["events"] if event[0] == "diagnose"]

@@ -1,10 +1,11 @@
-"""A worker whose GPU can no longer be used leaves, and the others go on, whoever started them."""
+"""A worker whose GPU fails leaves the run and the others continue, under each launcher."""
 
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torchrun", [0, 3])
-def test_it_leaves_and_the_others_go_on(run, torchrun):
+def test_its_worker_leaves_and_the_others_continue(run, torchrun):
     found = run("unusable.py", torchrun=torchrun)
     assert found.status == 0, found.err
     assert found["results"] == list(range(6))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.application import python_main, run
+import pytest
+
+from testing.application import python_main, run
 
 
+@pytest.mark.slow
 def test_fetch_loads_everything_and_runs_nothing(tmp_path: Path) -> None:
     command = python_main(
         "--config-name=diagnostic",
@@ -30,6 +33,7 @@ def test_fetch_loads_everything_and_runs_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.zarr"))
 
 
+@pytest.mark.slow
 def test_fetch_says_what_it_cannot_reach(tmp_path: Path) -> None:
     command = python_main(
         "--config-name=diagnostic",

@@ -22,7 +22,7 @@ from recipes.shared.output_path import (
     own_path,
     repeated_places,
 )
-from tests.application import ROOT, SMALL, python_main, run, torchrun_main
+from testing.application import ROOT, SMALL, python_main, run, torchrun_main
 
 pytestmark = pytest.mark.timeout(500)
 
@@ -36,6 +36,7 @@ def sizes(paths: list[Path]) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_each_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
     command = python_main("--multirun", *SMALL, "runtime.nproc=2", "parameters.nsteps=1,2")
     outcome = run(command, tmp_path)
@@ -44,6 +45,7 @@ def test_each_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["multirun"]
 
 
+@pytest.mark.slow
 def test_it_works_under_torchrun_with_paths_made_of_other_keys(tmp_path: Path) -> None:
     path = "parameters.output_path=steps_${parameters.nsteps}.zarr"
     command = torchrun_main(2, "--multirun", *SMALL, path, "parameters.nsteps=1,2")

@@ -15,7 +15,7 @@ import xarray as xr
 
 import distinf
 from distinf.options import current_target
-from tests.application import ROOT, python_main, run
+from testing.application import ROOT, python_main, run
 
 FILES = [
     ROOT / "main.py",

@@ -7,13 +7,14 @@ import signal
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import xarray as xr
 
-from tests.application import SMALL, Outcome, finish, python_main, run, start, torchrun_main
+from testing.application import SMALL, Outcome, finish, python_main, run, start, torchrun_main
 
 LAUNCHES = {
     "nproc-1": python_main("runtime.nproc=1", *SMALL),
@@ -22,6 +23,13 @@ LAUNCHES = {
     "nproc-5": python_main("runtime.nproc=5", "output.writer=workers", *SMALL),
     "torchrun": torchrun_main(3, "--config-name=shallow_water", *SMALL),
 }
+QUICK = ("nproc-1",)
+SLOW = pytest.mark.slow
+
+
+def launches(*names: str) -> list[Any]:
+    """Names of launches as parameters, most of them slow."""
+    return [name if name in QUICK else pytest.param(name, marks=SLOW) for name in names]
 
 
 class Runs:
@@ -49,7 +57,7 @@ def store(folder: Path) -> xr.Dataset:
         return xr.open_zarr(folder / "shallow_water.zarr")
 
 
-@pytest.mark.parametrize("name", list(LAUNCHES))
+@pytest.mark.parametrize("name", launches(*LAUNCHES))
 def test_every_launch_ends_well(runs: Runs, name: str) -> None:
     folder, outcome = runs[name]
     assert outcome.status == 0, outcome.err
@@ -65,7 +73,7 @@ def test_every_launch_ends_well(runs: Runs, name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("name", [name for name in LAUNCHES if name != "nproc-1"])
+@pytest.mark.parametrize("name", launches(*(name for name in LAUNCHES if name != "nproc-1")))
 def test_bytes_do_not_depend_on_the_ranks(runs: Runs, name: str) -> None:
     alone, farmed = store(runs["nproc-1"][0]), store(runs[name][0])
     assert set(alone.variables) == set(farmed.variables)
@@ -78,6 +86,7 @@ def test_bytes_do_not_depend_on_the_ranks(runs: Runs, name: str) -> None:
             assert path.read_bytes() == other.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_store_tells_what_it_holds(runs: Runs) -> None:
     ds = store(runs["nproc-3"][0])
     assert dict(ds.sizes) == {"time": 1, "lead_time": 6, "lat": 64, "lon": 128}
@@ -99,7 +108,11 @@ def test_store_tells_what_it_holds(runs: Runs) -> None:
     assert "torch" in json.loads(ds.attrs["versions"])
 
 
-@pytest.mark.parametrize(("name", "writers"), [("nproc-3", {0}), ("nproc-5", {1, 2, 3, 4})])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "writers"),
+    [("nproc-3", {0}), ("nproc-5", {1, 2, 3, 4})],
+)
 def test_who_writes(runs: Runs, name: str, writers: set[int]) -> None:
     (log,) = runs[name][0].glob("outputs/*/*/events.jsonl")
     events = [json.loads(line) for line in log.read_text().splitlines()]
@@ -108,6 +121,7 @@ def test_who_writes(runs: Runs, name: str, writers: set[int]) -> None:
     assert {event["rank"] for event in written} <= writers
 
 
+@pytest.mark.slow
 def test_it_is_a_pipeline(runs: Runs) -> None:
     (log,) = runs["nproc-3"][0].glob("outputs/*/*/events.jsonl")
     events = [json.loads(line) for line in log.read_text().splitlines()]
@@ -135,17 +149,32 @@ def test_it_is_a_pipeline(runs: Runs) -> None:
         ("parameters.nsteps=0", ["parameters.nsteps=0", "at least 1"]),
         ("output.mode=append", ["output.mode=append", "create", "overwrite", "resume"]),
         ("runtime.carrier=pigeon", ["runtime.carrier=pigeon", "auto", "cuda", "host"]),
-        ("diagnostic.wind_decomposition.levels=[500]", ["u500", "v500", "u850"]),
+        pytest.param(
+            "diagnostic.wind_decomposition.levels=[500]", ["u500", "v500", "u850"], marks=SLOW
+        ),
         ("parameters.output_path=there.zarr", ["there.zarr", "overwrite", "resume", "path"]),
         ("parameters.ensemble=0", ["parameters.ensemble=0", "at least 1"]),
         ("diagnostic.wind_decomposition.after=rain", ["after=rain", "wind_decomposition"]),
-        (
+        pytest.param(
             "+diagnostic.again=${diagnostic.wind_decomposition}",
             ["vo850", "diagnostic.again.rename"],
+            marks=SLOW,
         ),
-        ("output.region={lat:[80,80.1]}", ["output.region", "no point", "wind_decomposition"]),
-        ("output.variables=[vo500]", ["output.variables=['vo500']", "no diagnostic makes vo500"]),
-        ("output.prognostic_variables=[t2m]", ["output.prognostic_variables", "t2m", "u850"]),
+        pytest.param(
+            "output.region={lat:[80,80.1]}",
+            ["output.region", "no point", "wind_decomposition"],
+            marks=SLOW,
+        ),
+        pytest.param(
+            "output.variables=[vo500]",
+            ["output.variables=['vo500']", "no diagnostic makes vo500"],
+            marks=SLOW,
+        ),
+        pytest.param(
+            "output.prognostic_variables=[t2m]",
+            ["output.prognostic_variables", "t2m", "u850"],
+            marks=SLOW,
+        ),
         ("diagnostic.wind_decomposition.workers=5", ["workers=5", "start 6 ranks"]),
         ("parameters.output_path=s3://nobody/x.zarr", ["s3://nobody/x.zarr", "AWS_ACCESS_KEY_ID"]),
     ],
@@ -165,6 +194,7 @@ def test_wrong_input_is_one_clear_error(tmp_path: Path, override: str, words: li
     assert not list(tmp_path.glob("shallow_water.*"))
 
 
+@pytest.mark.slow
 def test_wrong_input_is_told_once_under_torchrun(tmp_path: Path) -> None:
     began = time.monotonic()
     outcome = run(torchrun_main(3, "+runtime.nporc=2"), tmp_path, deadline=150)

@@ -93,6 +93,7 @@ def ask(processes, line):
     return [process.stdout.readline().strip() for process in processes]
 
 
+@pytest.mark.slow
 def test_of_two_processes_that_race_for_a_store_one_holds_it(url):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     racers = [subprocess.Popen([sys.executable, "-c", RACER], **pipes) for _ in range(2)]
@@ -204,6 +205,7 @@ def test_a_hold_that_cannot_be_renewed_is_not_relied_on(url, monkeypatch):
         place.check_held()
 
 
+@pytest.mark.slow
 def test_beats_hide_nothing_and_a_released_store_is_free(url, monkeypatch):
     monkeypatch.setattr("distinf.store.hold._BEAT_SECONDS", 0.01)
     for mode in ("create", "resume", "overwrite"):
@@ -242,7 +244,7 @@ def test_an_answer_that_was_lost_on_its_way_loses_no_hold(monkeypatch):
         place = find_destination(f"{bucket}/f.zarr")
         place.hold()
         for _ in range(4):
-            assert place.check_held()
+            place.check_held()
         place.release()
         assert get_holder(f"{bucket}/f.zarr")["released"]
 

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from distinf.store.provenance import differences
-from tests.application import python_main, run
+from testing.application import python_main, run
 
 STORES = Path(__file__).parent.parent / "stores"
 GRID = ("runtime.nproc=1", "prognostic.nlat=16", "prognostic.nlon=32", "output.restart_every=1")

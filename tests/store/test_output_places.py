@@ -271,6 +271,7 @@ def bucket():
         yield url
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [None, 2])
 def test_a_store_in_a_bucket_is_as_one_in_a_folder(bucket, tmp_path, shards):
     url = f"{bucket}/run{shards}.zarr"

@@ -65,7 +65,7 @@ class InBucket(InFolder):
         return {k: v for k, v in found.items() if not k.startswith(".distinf.lock")}
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.slow)])
 def place(request, tmp_path, bucket):
     if request.param == "folder":
         return InFolder(tmp_path / "f.zarr")
@@ -256,6 +256,7 @@ def test_a_variable_that_is_called_as_the_store_is_replaced(bucket):
     assert not [name for name in place.all() if name.startswith("tp")]
 
 
+@pytest.mark.slow
 def test_stores_of_similar_names_are_left(bucket):
     others = [f"{bucket}/near/{name}" for name in ("f.zarr2", "f.zar", "f.zarr.bak", "f")]
     place = InBucket(f"{bucket}/near/f.zarr")

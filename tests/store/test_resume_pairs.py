@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -159,6 +160,7 @@ def contents(path):
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(pairs(), st.sampled_from([0.0, 0.4, 1.0]))
 def test_a_resumed_store_is_that_of_one_run_or_is_not_touched(pair, share):

@@ -76,6 +76,7 @@ def values(path):
 BOTH = {"rain": grid("tp"), "prognostic": grid("u850", "z850", nlat=2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [None, 2])
 def test_a_run_killed_while_it_makes_room_for_more_steps(moments, shards):
     path = moments.folder
@@ -108,6 +109,7 @@ def test_a_run_killed_while_it_makes_room_for_more_steps(moments, shards):
     assert seen == {2, 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [None, 2])
 def test_a_run_killed_at_any_moment_of_a_short_run(moments, shards):
     path = moments.folder
@@ -133,6 +135,7 @@ def test_a_run_killed_at_any_moment_of_a_short_run(moments, shards):
     assert complete[-1] == 4
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_replaces_a_store(moments):
     path = moments.folder
     with run(path, "create", BOTH) as store:

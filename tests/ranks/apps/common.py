@@ -1,4 +1,4 @@
-"""What the small applications share: telling the test, a state, waiting for one another."""
+"""What the small applications share: reports to the test, a state, waiting for a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VARIABLES = np.array(["u10m", "v10m", "t2m", "sp"])
 WAIT_SECONDS = 60.0
 
 
-def tell(name: str, value: Any) -> None:
+def report(name: str, value: Any) -> None:
     """Print a ``[name, value]`` line for the test."""
     print(json.dumps([name, value]), flush=True)
 
@@ -35,11 +35,11 @@ def state(step: int = 0, value: float | None = None) -> tuple[torch.Tensor, Any]
 
 
 def wait_for(path: Path) -> None:
-    """Wait until somebody has made a file; an error when nobody does."""
+    """Wait until a file exists; raise an error after the deadline."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"nobody made {path.name}")
+            raise TimeoutError(f"{path.name} was not created")
         time.sleep(0.01)
 
 

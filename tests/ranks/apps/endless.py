@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import state, tell, wait_for
+from common import report, state, wait_for
 
 from distinf import DistributedInference, session
 
@@ -27,5 +27,5 @@ if __name__ == "__main__":
             futures = [infer.submit(*state(), path) for path in begun]
             for path in begun:
                 wait_for(path)
-            tell("driver", os.getpid())
+            report("driver", os.getpid())
             futures[0].result()

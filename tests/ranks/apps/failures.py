@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
-from common import outcome_of, state, tell, wait_for
+from common import outcome_of, report, state, wait_for
 
 from distinf import DistributedInference, DistributedManager, Runtime, session
 from distinf.session.session import current_session
@@ -48,27 +48,27 @@ class Deadly:
 
 
 def models(folder):
-    tell("constructor", outcome_of(DistributedInference, Broken, "weights.pt"))
-    tell("no such ranks", outcome_of(DistributedInference, Picky, remote_ranks=[1, 7]))
-    tell("not importable", outcome_of(DistributedInference, lambda: Picky()))
+    report("constructor", outcome_of(DistributedInference, Broken, "weights.pt"))
+    report("no such ranks", outcome_of(DistributedInference, Picky, remote_ranks=[1, 7]))
+    report("not importable", outcome_of(DistributedInference, lambda: Picky()))
     infer = DistributedInference(Picky)
     other = DistributedInference(Picky)
-    tell("still usable", len(infer.submit(*state(1)).result()))
+    report("still usable", len(infer.submit(*state(1)).result()))
     for name, item in (("cannot go", lambda: 0), ("cannot come back", "unpicklable")):
         for _ in range(2 * len(current_session().farm.workers)):  # as many as there are slots
             told = outcome_of(lambda item=item: infer.submit(item, {}).result(timeout=60))
-        tell(name, told)
-    tell("usable after that", len(infer.submit(*state(1)).result(timeout=60)))
+        report(name, told)
+    report("usable after that", len(infer.submit(*state(1)).result(timeout=60)))
     failing = infer.submit(*state(2))
-    tell("task error", outcome_of(failing.result))
-    tell("later", outcome_of(infer.submit, *state(3)))
-    tell("elsewhere", outcome_of(other.submit, *state(3)))
-    tell("queued", outcome_of(infer, *state(3)))
+    report("task error", outcome_of(failing.result))
+    report("later", outcome_of(infer.submit, *state(3)))
+    report("elsewhere", outcome_of(other.submit, *state(3)))
+    report("queued", outcome_of(infer, *state(3)))
 
 
 def losses(folder):
     infer = DistributedInference(Deadly)
-    tell("carrier", current_session().farm.transport.carrier)
+    report("carrier", current_session().farm.transport.carrier)
     x, coords = state(0)
     x = x.repeat(1, 1, 1, 8, 1)  # too large for a message
     futures = []
@@ -81,21 +81,21 @@ def losses(folder):
     x.fill_(-1)
     coords["lead_time"][0] = np.timedelta64(99, "h")
     results = [f.result(timeout=100) for f in futures]
-    tell("sums", [value / x.numel() for value, _, _ in results])
-    tell("steps", [int(c["lead_time"][0] / np.timedelta64(6, "h")) for _, c, _ in results])
-    tell("ranks", sorted({rank for _, _, rank in results[6:]}))
-    tell("left", list(infer.remote_ranks))
-    tell("lost rank", outcome_of(infer.call_func, "forward", rank=3 - infer.remote_ranks[0]))
+    report("sums", [value / x.numel() for value, _, _ in results])
+    report("steps", [int(c["lead_time"][0] / np.timedelta64(6, "h")) for _, c, _ in results])
+    report("ranks", sorted({rank for _, _, rank in results[6:]}))
+    report("left", list(infer.remote_ranks))
+    report("lost rank", outcome_of(infer.call_func, "forward", rank=3 - infer.remote_ranks[0]))
     last = infer.submit(*state(3), folder, always=True)
     waiting = infer.submit(*state(4), folder)
-    tell("last worker", outcome_of(last.result, timeout=60))
-    tell("waiting", outcome_of(waiting.result, timeout=60))
-    tell("nobody", outcome_of(infer.submit, *state(5), folder))
-    tell("no new model", outcome_of(DistributedInference, Picky))
+    report("last worker", outcome_of(last.result, timeout=60))
+    report("waiting", outcome_of(waiting.result, timeout=60))
+    report("nobody", outcome_of(infer.submit, *state(5), folder))
+    report("no new model", outcome_of(DistributedInference, Picky))
 
 
 if __name__ == "__main__":
     for part in (models, losses):
         with session(Runtime(driver_works="never"), nproc=3):
             part(Path.cwd())
-        tell(f"{part.__name__} ended", True)
+        report(f"{part.__name__} ended", True)

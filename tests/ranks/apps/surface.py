@@ -12,11 +12,11 @@ from threading import Event
 from types import SimpleNamespace
 
 import torch
-from common import VARIABLES, outcome_of, state, tell, wait_for
-from processes import listening, marked
+from common import VARIABLES, outcome_of, report, state, wait_for
 
 from distinf import DistributedInference, DistributedManager, local_concurrent_pipeline, session
 from distinf.session.session import current_session
+from testing.processes import listening, marked
 
 
 class Scale:
@@ -67,12 +67,12 @@ class Meet:
 def calls(infer):
     futures = [infer.submit(torch.full((3,), float(i))) for i in range(7)]
     done, pending = wait(futures, timeout=60)
-    tell("wait", [len(done), len(pending)])
-    tell("as_completed", sorted(f.result()[0].sum().item() for f in as_completed(futures)))
-    tell("in order", [f.result()[0].sum().item() for f in futures])
+    report("wait", [len(done), len(pending)])
+    report("as_completed", sorted(f.result()[0].sum().item() for f in as_completed(futures)))
+    report("in order", [f.result()[0].sum().item() for f in futures])
     y, coords, _ = infer.submit(*state(2), plus=10.0).result()
-    tell("state", [y[0, 0, :, 0, 0].tolist(), list(coords), str(coords["lead_time"][0])])
-    tell("result", [y.device.type, y.dtype == torch.float32, y.is_contiguous(), y.requires_grad])
+    report("state", [y[0, 0, :, 0, 0].tolist(), list(coords), str(coords["lead_time"][0])])
+    report("result", [y.device.type, y.dtype == torch.float32, y.is_contiguous(), y.requires_grad])
 
     x = torch.empty(1_000_000)
     note = SimpleNamespace()
@@ -83,20 +83,20 @@ def calls(infer):
         x.fill_(-1.0)
         note.step = -1
     results = [f.result() for f in futures]
-    tell("overwritten", [[y.unique().tolist(), kept.step] for y, kept, _ in results])
+    report("overwritten", [[y.unique().tolist(), kept.step] for y, kept, _ in results])
 
 
 def maps(infer):
     xs = [torch.tensor(float(i)) for i in range(9)]
-    tell("map", [y.item() for y, _, _ in infer.map(xs)])
-    tell("map of two", [(y.item(), c) for y, c, _ in infer.map(xs, "abc")])
-    tell("starmap", [y.item() for y, _, _ in infer.starmap(zip(xs))])
+    report("map", [y.item() for y, _, _ in infer.map(xs)])
+    report("map of two", [(y.item(), c) for y, c, _ in infer.map(xs, "abc")])
+    report("starmap", [y.item() for y, _, _ in infer.starmap(zip(xs))])
     unordered = infer.starmap(zip(xs), unordered=True)
-    tell("unordered", sorted(y.item() for y, _, _ in unordered))
+    report("unordered", sorted(y.item() for y, _, _ in unordered))
     for buffersize in (1, 3, None):
-        tell(f"ahead {buffersize}", ahead(infer, buffersize))
-    tell("no buffer", outcome_of(infer.map, xs, buffersize=0)["kind"])
-    tell("endless", [next(infer.starmap(zip(itertools.cycle(xs))))[0].item() for _ in range(3)])
+        report(f"ahead {buffersize}", ahead(infer, buffersize))
+    report("no buffer", outcome_of(infer.map, xs, buffersize=0)["kind"])
+    report("endless", [next(infer.starmap(zip(itertools.cycle(xs))))[0].item() for _ in range(3)])
 
 
 def ahead(infer, buffersize):
@@ -116,22 +116,22 @@ def ahead(infer, buffersize):
 
 
 def methods(infer, workers):
-    tell("ranks", infer.call_func("rank"))
-    tell("one rank", [infer.call_func("rank", rank=r) for r in infer.remote_ranks])
-    tell("arguments", infer.call_func("add", 1, b=2, rank=workers[-1]))
-    tell("managers", infer.call_func("manager", rank="all"))
-    tell("own manager", Scale.manager(None))
-    tell("no such rank", outcome_of(infer.call_func, "rank", rank=99))
-    tell("no such method", outcome_of(infer.call_func, "nothing", rank=workers[0]))
+    report("ranks", infer.call_func("rank"))
+    report("one rank", [infer.call_func("rank", rank=r) for r in infer.remote_ranks])
+    report("arguments", infer.call_func("add", 1, b=2, rank=workers[-1]))
+    report("managers", infer.call_func("manager", rank="all"))
+    report("own manager", Scale.manager(None))
+    report("no such rank", outcome_of(infer.call_func, "rank", rank=99))
+    report("no such method", outcome_of(infer.call_func, "nothing", rank=workers[0]))
 
 
 def selection():
     with DistributedInference(Picky) as picky:
-        tell("selected", picky.submit(*state()).result())
+        report("selected", picky.submit(*state()).result())
         x, coords = state()
         coords["variable"] = coords["variable"][:1]
-        tell("too little", outcome_of(picky.submit, x[:, :, :1], coords))
-        tell("output coords", picky.output_coords(state()[1])["variable"].tolist())
+        report("too little", outcome_of(picky.submit, x[:, :, :1], coords))
+        report("output coords", picky.output_coords(state()[1])["variable"].tolist())
 
 
 def sharing(workers):
@@ -139,23 +139,23 @@ def sharing(workers):
         DistributedInference(Scale, 2.0) as double,
         DistributedInference(Scale, factor=-1.0, remote_ranks=workers[-1]) as minus,
     ):
-        tell("restricted", minus.remote_ranks)
+        report("restricted", minus.remote_ranks)
         futures = [
             (infer.submit(torch.tensor(float(i))), sign)
             for i in range(8)
             for infer, sign in ((double, "double"), (minus, "minus"))
         ]
         results = [(sign, *f.result()) for f, sign in futures]
-        tell("shared", [(sign, y.item()) for sign, y, _, _ in results])
-        tell("shared ranks", sorted({(sign, rank) for sign, _, _, rank in results}))
-    tell("shut down", outcome_of(double.submit, torch.ones(1)))
+        report("shared", [(sign, y.item()) for sign, y, _, _ in results])
+        report("shared ranks", sorted({(sign, rank) for sign, _, _, rank in results}))
+    report("shut down", outcome_of(double.submit, torch.ones(1)))
 
 
 def proposed(infer, prefix=""):
     for i in range(5):
         infer(torch.tensor(float(i)))
     infer.wait()  # nobody reads meanwhile
-    tell(f"{prefix}unread", sorted(y.item() for y, _, _ in infer.results()))
+    report(f"{prefix}unread", sorted(y.item() for y, _, _ in infer.results()))
 
     def queue_all():
         for i in range(12):
@@ -165,14 +165,14 @@ def proposed(infer, prefix=""):
     def read_all():
         return sorted(y.item() for y, _, _ in infer.results())
 
-    tell(f"{prefix}pipeline", local_concurrent_pipeline([queue_all, read_all]))
+    report(f"{prefix}pipeline", local_concurrent_pipeline([queue_all, read_all]))
 
 
 def side_by_side(folder):
     events = current_session().farm.events
     with DistributedInference(Meet) as meet:
         futures = [meet.submit(folder, "a", "b"), meet.submit(folder, "b", "a")]
-        tell("met", [f.result() for f in futures])
+        report("met", [f.result() for f in futures])
         future = meet.submit(folder, "begun", "go")
         with events.timed("forecast", "next step", 0):
             wait_for(folder / "begun")
@@ -181,12 +181,12 @@ def side_by_side(folder):
         slow = [meet.submit(folder, "slow", "fast is read"), meet.submit(folder, "fast", "fast")]
         fast = next(as_completed(slow))
         (folder / "fast is read").touch()
-        tell("first", [fast.result(), slow[0].result()])
+        report("first", [fast.result(), slow[0].result()])
         items = [(folder, "slow again", "fast is out"), (folder, "fast", "fast")]
         out = meet.starmap(items, unordered=True)
         first = next(out)
         (folder / "fast is out").touch()
-        tell("unordered first", [first, *out])
+        report("unordered first", [first, *out])
 
 
 def broken_pipeline(infer):
@@ -201,16 +201,16 @@ def broken_pipeline(infer):
         reading.wait(60)
         raise KeyError("level")
 
-    tell("pipeline error", outcome_of(local_concurrent_pipeline, [read, fail]))
+    report("pipeline error", outcome_of(local_concurrent_pipeline, [read, fail]))
 
 
 def drive(folder):
     farm = current_session().farm
     workers = list(farm.workers)
-    tell("workers", workers)
+    report("workers", workers)
     infer = DistributedInference(Scale, 2.0)
-    tell("pids", [os.getpid(), *infer.call_func("pid")])
-    tell("listening", {pid: listening(pid) for pid in marked(os.environ["DISTINF_TEST_RUN"])})
+    report("pids", [os.getpid(), *infer.call_func("pid")])
+    report("listening", {pid: listening(pid) for pid in marked(os.environ["DISTINF_TEST_RUN"])})
     calls(infer)
     maps(infer)
     methods(infer, workers)
@@ -219,15 +219,15 @@ def drive(folder):
     proposed(infer)
     if len(workers) > 1:
         side_by_side(folder)
-    tell("second session", outcome_of(session().__enter__))
-    tell("events", [[e.kind, e.rank, e.start, e.end] for e in farm.events])
+    report("second session", outcome_of(session().__enter__))
+    report("events", [[e.kind, e.rank, e.start, e.end] for e in farm.events])
     broken_pipeline(infer)
-    tell("after it", outcome_of(infer.submit, torch.ones(1)))
+    report("after it", outcome_of(infer.submit, torch.ones(1)))
 
 
 def main(nproc):
     if os.environ.get("RANK", "0") == "0":
-        tell("no session", outcome_of(DistributedInference, Scale, 1.0))
+        report("no session", outcome_of(DistributedInference, Scale, 1.0))
     with session(nproc=nproc) as rank:
         if rank == 0:
             drive(Path.cwd())

@@ -7,7 +7,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-from common import tell
+from common import report
 
 from distinf import DistributedInference, DistributedManager, Runtime, session
 from distinf.session.session import current_session
@@ -54,9 +54,9 @@ def main():
             with DistributedInference(Asserting) as infer:
                 pid = infer.call_func("pid", rank=1)
                 futures = [infer.submit(number) for number in range(6)]
-                tell("results", [future.result() for future in futures])
-                tell("left", list(current_session().farm.workers))
-                tell("ended", has_ended(pid))
+                report("results", [future.result() for future in futures])
+                report("left", list(current_session().farm.workers))
+                report("ended", has_ended(pid))
 
 
 if __name__ == "__main__":

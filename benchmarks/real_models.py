@@ -97,7 +97,7 @@ def loop(start: str, nsteps: int, prognostic: Any, diagnostic: Any, data: Any, p
 def measure_alone(case: str, home: Path, nsteps: int, folder: Path, threads: int) -> dict[str, Any]:
     folder.mkdir(parents=True)
     task = [case, str(home), nsteps, str(folder), threads]
-    command = [sys.executable, "-m", "benchmarks.jobs", "--child", json.dumps(task)]
+    command = [sys.executable, "-m", "benchmarks.real_models", "--child", json.dumps(task)]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(folder), capture_output=True, text=True, timeout=590
     )

@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from testing.programs import SLURM, missing, path_of
+
 # mpirun starts its ranks itself only on a node that has this machine's own name.
 HOST = socket.gethostname().split(".")[0]
 NODES = (HOST, f"{HOST}-b")
@@ -88,16 +90,12 @@ def _daemon(command: list[str], log: Path, env: dict[str, str]) -> Iterator[None
             process.wait(10)
 
 
-def _program(name: str) -> str:
-    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-    assert found, f"{name} is missing: apt-get install slurm-wlm munge openmpi-bin, as .ci/run does"
-    return found
-
-
 @contextlib.contextmanager
 def cluster() -> Iterator[dict[str, str]]:
     """Start the daemons; yields the environment in which sbatch and srun find them."""
-    # A short path: munge's is a Unix socket's.
+    if lacking := missing(*SLURM):
+        raise FileNotFoundError(lacking)
+    # The path of a Unix socket may have at most 107 characters, so munge gets a short one.
     folder = Path(tempfile.mkdtemp(prefix="distinf-slurm-"))
     folder.chmod(0o755)
     with contextlib.ExitStack() as stack:
@@ -114,7 +112,7 @@ def cluster() -> Iterator[dict[str, str]]:
         stack.enter_context(
             _daemon(
                 [
-                    *(_program("munged"), "--foreground", "--force", f"--key-file={key}"),
+                    *(path_of("munged"), "--foreground", "--force", f"--key-file={key}"),
                     *(f"--socket={munge}", *files),
                 ],
                 folder / "munged.out",
@@ -123,12 +121,12 @@ def cluster() -> Iterator[dict[str, str]]:
         )
         _until(munge.exists, "munged opened no socket", folder)
         stack.enter_context(
-            _daemon([_program("slurmctld"), "-D", "-c"], folder / "slurmctld.out", env)
+            _daemon([path_of("slurmctld"), "-D", "-c"], folder / "slurmctld.out", env)
         )
         for node in NODES:
             stack.enter_context(
                 _daemon(
-                    [_program("slurmd"), "-D", "-N", node, "-f", str(conf)],
+                    [path_of("slurmd"), "-D", "-N", node, "-f", str(conf)],
                     folder / f"slurmd-{node}.out",
                     env,
                 )

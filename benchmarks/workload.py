@@ -1,4 +1,4 @@
-"""The measured job: a forecast whose diagnostic takes four times as long as a step.
+"""The workload of comparisons: a forecast whose diagnostic takes four times as long as a step.
 
 The prognostic and the diagnostic sleep instead of computing, so that two cores can show what any
 number of GPUs would do. What is not slept is real: the state's memory, the selection, the
@@ -123,7 +123,7 @@ class Results:
 
 
 def check(array: Any) -> None:
-    """Refuse results [lead, lat, lon] that are not those of the job."""
+    """Refuse results [lead, lat, lon] that are not those of the workload."""
     for step in range(STEPS + 1):
         chunk = np.asarray(array[step])
         if not (chunk[0, :8] == 2 * step).all() or not np.isfinite(chunk).all():
@@ -139,13 +139,14 @@ def arguments() -> tuple[int, str]:
     return given.variables, given.output
 
 
-def tell(seconds: float, path: str) -> None:
-    """Check what was written and print the outcome for `benchmarks.dispatch`."""
+def check_and_report(seconds: float, path: str) -> None:
+    """Check what was written and print the outcome for `benchmarks.comparison`."""
     check(zarr.open_array(path, mode="r"))
     report(seconds)
 
 
 def report(seconds: float, **more: Any) -> None:
+    """Print the outcome for `benchmarks.comparison`."""
     print(json.dumps({"seconds": seconds, **more}), flush=True)
 
 

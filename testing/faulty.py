@@ -1,4 +1,4 @@
-"""A diagnostic that goes wrong at chosen lead times."""
+"""A diagnostic that fails at chosen lead times."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Unpicklable(Exception):
 
 
 class Faulty:
-    """Twice the wind, but for its faults.
+    """Twice the wind, except at its faults.
 
     Parameters
     ----------
     faults : dict[int, str]
         What happens at which lead time (h).
     folder : str
-        Where a fault that happens once leaves word that it did.
+        Where a fault that happens once leaves a file when it did.
     constructor : str
         What happens at construction.
     seconds : float

@@ -1,8 +1,8 @@
-"""Run the measured job by distinf and by its peers, interleaved, and print medians.
+"""Run one workload by distinf and by its peers in turn, and print medians.
 
 ::
 
-    uv run --group bench python -m benchmarks.dispatch --variables 26 73 --repeats 5
+    uv run --group bench python -m benchmarks.comparison --variables 26 73 --repeats 5
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.job import IDEAL, WORKERS
+from benchmarks.workload import IDEAL, WORKERS
 
 OURS = "distinf"
 # The module that each contestant needs, and the command that starts it.
@@ -46,7 +46,7 @@ def missing(name: str) -> str | None:
 
 
 def run(name: str, variables: int, folder: Path) -> dict[str, Any]:
-    """Run the job once, in processes of its own."""
+    """Run the workload once, in processes of its own."""
     path = folder / f"{name}.zarr"
     shutil.rmtree(path, ignore_errors=True)
     given = ("--variables", str(variables), "--output", str(path))
@@ -77,10 +77,10 @@ def finish(command: list[str]) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise SystemExit(f"not ended after {DEADLINE:g} s: {' '.join(command)}") from None
-    told = [line for line in out.splitlines() if line.startswith("{")]
-    if process.returncode != 0 or not told:
+    lines = [line for line in out.splitlines() if line.startswith("{")]
+    if process.returncode != 0 or not lines:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{out}\n{err}")
-    answer: dict[str, Any] = json.loads(told[-1])
+    answer: dict[str, Any] = json.loads(lines[-1])
     return answer
 
 

@@ -1,4 +1,4 @@
-"""What a test of several processes asks the operating system about them."""
+"""What the operating system knows about the processes of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def marked(marker: str) -> list[int]:
         try:
             environ = (folder / "environ").read_bytes()
             state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:  # gone meanwhile
+        except OSError:  # the process has ended
             continue
         if marker.encode() in environ and state != "Z":
             found.append(int(folder.name))
@@ -30,7 +30,7 @@ def listening(pid: int) -> list[str]:
     for link in Path(f"/proc/{pid}/fd").iterdir():
         try:
             inodes.add(os.readlink(link))
-        except OSError:  # closed meanwhile
+        except OSError:  # closed
             continue
     addresses = []
     for family, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):

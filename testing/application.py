@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# A coarse sphere: half a second a step.
+# A coarse grid: half a second for each step.
 SMALL = (
     "prognostic.nlat=64",
     "prognostic.nlon=128",
@@ -27,7 +27,7 @@ class Outcome:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Environment of a user's shell: no launcher's variables."""
+    """Environment of a user's shell, without the variables of a launcher."""
     clean = {
         key: value
         for key, value in os.environ.items()
