@@ -55,9 +55,7 @@ def options_dataclass(where: str) -> Any:
 
     @dataclass_transform(frozen_default=True)
     def declare(kind: type[T]) -> type[T]:
-        made: Any = checked_dataclass(
-            frozen=True, config=ConfigDict(strict=True, defer_build=True)
-        )(kind)
+        made: Any = checked_dataclass(frozen=True, config=ConfigDict(strict=True))(kind)
         made._construct = made.__init__
 
         def construct(self: Any, *args: Any, **kwargs: Any) -> None:

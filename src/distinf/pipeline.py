@@ -431,7 +431,7 @@ def open_store(
         skip_errors=run.runtime.on_error == "skip",
     ) as store:
         if output.writer == "workers" and 0 not in farm.workers:
-            _let_write(store, farmed)
+            let_workers_write(store, farmed)
         done, total = store.marks.counts
         log.info(
             "%d rank(s) by %s, carrier %s%s, %d of %d tasks to do",
@@ -449,7 +449,7 @@ def open_store(
             store.close()
 
 
-def _let_write(store: ForecastStore, farmed: Sequence[DistributedInference]) -> None:
+def let_workers_write(store: ForecastStore, farmed: Sequence[DistributedInference]) -> None:
     """Let the workers write the results of these chains themselves."""
     with store.writer_ticket() as ticket:
         for infer, rank in [(each, rank) for each in farmed for rank in each.remote_ranks]:

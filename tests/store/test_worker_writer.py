@@ -4,9 +4,9 @@ import dataclasses
 from concurrent.futures import Future
 
 import pytest
-from recipes.farmed import let_write
 
 from distinf.errors import ConfigError, StoreError, TaskError
+from distinf.pipeline import let_workers_write
 from distinf.session.session import session
 from distinf.store import RemoteWriter
 from tests.store.test_forecast_store import DIAGNOSTICS, open_store, result
@@ -41,7 +41,7 @@ def chunks(path):
 def test_the_bytes_are_those_that_the_driver_writes(tmp_path):
     rank = Rank()
     with open_store(tmp_path / "w.zarr") as store, open_store(tmp_path / "d.zarr") as other:
-        let_write(store, [rank])
+        let_workers_write(store, [rank])
         for step in ((0, 1), (1, 0)):
             other.write("wind", result(DIAGNOSTICS["wind"], *step))
             store.write("wind", written(rank, "wind", *step))
@@ -52,7 +52,7 @@ def test_the_bytes_are_those_that_the_driver_writes(tmp_path):
 def test_a_step_is_complete_once_the_driver_has_marked_it(tmp_path):
     rank = Rank()
     with open_store(tmp_path / "w.zarr") as store:
-        let_write(store, [rank])
+        let_workers_write(store, [rank])
         future = written(rank, "rain", 0, 0)
         assert store.marks.counts[0] == 0
         store.write("rain", future)
@@ -64,7 +64,7 @@ def test_what_is_complete_is_not_written_again(tmp_path):
         store.write("rain", result(DIAGNOSTICS["rain"], 0, 0))
     rank = Rank()
     with open_store(tmp_path / "w.zarr", "resume") as store:
-        let_write(store, [rank])
+        let_workers_write(store, [rank])
         assert written(rank, "rain", 0, 0).result() == {}
         assert list(written(rank, "rain", 0, 1).result()) == ["rain"]
 

@@ -128,7 +128,7 @@ class Destination(ABC):
         self._end_creation()
 
     def check_replaceable(self) -> None:
-        """Refuse to replace a store to which somebody has added files or arrays.
+        """Refuse to replace a store that others wrote, or to which somebody added something.
 
         Raises
         ------
@@ -136,6 +136,11 @@ class Destination(ABC):
             Names what distinf did not write.
         """
         names = self.names()
+        if names and not any(name.startswith(OWN) for name in names):  # its attributes were copied
+            raise StoreError(
+                f"parameters.output_path={self.name} has the attributes of a store of distinf, but "
+                "was written by another program: choose another path, or remove it"
+            )
         arrays = self._arrays(names)
         others = []
         for name in names:
