@@ -13,6 +13,7 @@ from testing import application
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1900)
 def test_random_faults_lose_nothing_and_leave_nothing(tmp_path: Path) -> None:
     told = tmp_path / "counts.json"
     command = [sys.executable, "-m", "benchmarks.chaos", "--runs=2", "--seed=11", "--no-slurm"]
@@ -21,7 +22,7 @@ def test_random_faults_lose_nothing_and_leave_nothing(tmp_path: Path) -> None:
         cwd=application.ROOT,
         capture_output=True,
         text=True,
-        timeout=800,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
