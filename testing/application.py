@@ -26,13 +26,14 @@ class Outcome:
     err: str
 
 
+_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# tests/conftest.py sets it for the tests' own process; it would hide who takes all cores.
+_NOT_A_SHELL_S = (*_LAUNCHER, "OMP_NUM_THREADS")
+
+
 def environment(**more: str) -> dict[str, str]:
     """Environment of a user's shell, without the variables of a launcher."""
-    clean = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    }
+    clean = {key: value for key, value in os.environ.items() if key not in _NOT_A_SHELL_S}
     return {**clean, **more}
 
 

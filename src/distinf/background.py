@@ -8,15 +8,31 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-__all__ = ["in_background", "in_order"]
+__all__ = ["in_background", "in_order", "use_compute_threads"]
 
 T = TypeVar("T")
+
+
+def use_compute_threads() -> None:
+    """Let this thread compute with as many threads as ``torch.set_num_threads`` has set.
+
+    torch itself does so at a thread's first parallel operation. Until then MKL takes all cores,
+    and the last bits of what it computes are others.
+    """
+    import torch
+
+    torch.get_num_threads()
 
 
 def in_background(work: Callable[[], T], name: str) -> Future[T]:
     """Run a function on a daemon thread of its own, which has this name."""
     future: Future[T] = Future()
-    threading.Thread(target=_run, args=(work, future), name=name, daemon=True).start()
+
+    def run() -> None:
+        use_compute_threads()
+        _run(work, future)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
     return future
 
 

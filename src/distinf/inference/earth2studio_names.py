@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any
 
+from distinf.background import use_compute_threads
 from distinf.session import current_session
 
 __all__ = ["QueuedCalls", "local_concurrent_pipeline"]
@@ -77,7 +78,8 @@ def local_concurrent_pipeline(tasks: Iterable[Callable[[], Any]]) -> list[Any]:
     it also breaks the session, so that none of the others waits for it.
     """
     tasks = list(tasks)
-    with ThreadPoolExecutor(max_workers=max(1, len(tasks))) as pool:
+    threads = max(1, len(tasks))
+    with ThreadPoolExecutor(threads, initializer=use_compute_threads) as pool:
         futures = [pool.submit(task) for task in tasks]
         wait(futures, return_when=FIRST_EXCEPTION)
         for future in futures:

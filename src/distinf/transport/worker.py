@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from distinf.background import use_compute_threads
 from distinf.copying import copy
 from distinf.gpu import Allocate, Cuda, Lane
 from distinf.tensors import (
@@ -101,6 +102,7 @@ class Worker:
         value, failure, nonfinite, unusable = None, None, 0, False
         # Even SystemExit is caught: a model must not end its rank.
         with self._turn:
+            use_compute_threads()  # each transport calls on threads of its own
             started = time.time()
             try:
                 finish = self._compute(call, allocate)
