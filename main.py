@@ -14,39 +14,40 @@ from pathlib import Path
 os.environ["HYDRA_FULL_ERROR"] = "1"
 # TensorPipe warns of every connection that ends, also at a normal end.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-if (home := str(Path(__file__).parent)) not in sys.path:  # `run` is imported by another program
-    sys.path.insert(0, home)
 
 import hydra
 from omegaconf import DictConfig
 
 from distinf import default_nproc, session
-from recipes.shared.checks import read_run
-from recipes.shared.cli import explained, find_recipe, made_batch_script, prepare, settings
+
+HOME = str(Path(__file__).resolve().parent)
 
 
 @hydra.main(version_base="1.3", config_path="cfg", config_name="shallow_water")
 def run(cfg: DictConfig) -> None:
-    """Run one job of Hydra's."""
+    """Check the config of one job of Hydra's, open the session, run the recipe on the driver."""
+    # A launcher of Hydra's may call this function in a process that does not know this folder.
+    if HOME not in sys.path:
+        sys.path.insert(0, HOME)
+    from recipes.shared.checks import read_run
+    from recipes.shared.cli import explained, find_recipe, made_batch_script, settings
+
     with explained():  # inside, too: Hydra would announce the error first, on every rank
-        start(cfg)
-
-
-def start(cfg: DictConfig) -> None:
-    """Check the config, open the session, run the recipe on the driver."""
-    runtime = read_run(cfg).runtime
-    if made_batch_script(cfg):
-        return
-    nproc = runtime.nproc or default_nproc()
-    with session(
-        runtime, nproc, preflight=lambda: find_recipe(cfg).check(cfg), must_match=settings(cfg)
-    ) as rank:
-        if rank == 0:
-            getattr(find_recipe(cfg), cfg.recipe)(cfg)
+        runtime = read_run(cfg).runtime
+        if made_batch_script(cfg):
+            return
+        nproc = runtime.nproc or default_nproc()
+        with session(
+            runtime, nproc, preflight=lambda: find_recipe(cfg).check(cfg), must_match=settings(cfg)
+        ) as rank:
+            if rank == 0:
+                getattr(find_recipe(cfg), cfg.recipe)(cfg)
 
 
 def main() -> None:
     """Run, and say what went wrong once."""
+    from recipes.shared.cli import explained, prepare
+
     with explained():
         prepare()
         run()

@@ -38,3 +38,4 @@ from .session import session as session
 from .session import submit_run as submit_run
 from .session import tells_errors as tells_errors
 from .store import ForecastStore as ForecastStore
+from .store import StoreLayout as StoreLayout

@@ -5,8 +5,6 @@ Each takes a `Run` and works inside a session, on the driver.
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,15 +22,14 @@ from distinf.coords import Coords, Selection, State, plan_subset
 from distinf.diagnostics import Chain, Link, StoredSubset, assign
 from distinf.errors import ConfigError, TaskError, TasksSkipped, as_config_error
 from distinf.forecast import (
+    Block,
     RestartStates,
-    blocks,
     check_initial,
-    forecasts,
     is_restartable,
     lead_times,
     perturb,
+    states,
     step_coords,
-    tasks,
 )
 from distinf.inference import DistributedInference
 from distinf.loading import (
@@ -180,28 +177,27 @@ class Forecast:
             their coords. The model may reuse a state's memory for the next one.
         """
         run, session = self.run, current_session()
-        output, seed = run.output, run.runtime.seed
-        todo = [
-            dataclasses.replace(block, nsteps=lacks[1] * output.every)
-            for block in blocks(run.times, run.members, run.nsteps, run.runtime.batch)
-            if (lacks := store.marks.incomplete(block.times, block.members)) is not None
-        ]
         restart = None
-        if output.restart_every is not None and is_restartable(self.prognostic, run.restartable):
+        if run.output.restart_every is not None and is_restartable(
+            self.prognostic, run.restartable
+        ):
             restart = RestartStates(
-                store.destination, output.restart_every, store.marks, output.every
+                store.destination, run.output.restart_every, store.marks, run.output.every
             )
-        states = forecasts(
+        members = None if run.members is None else np.arange(run.members)
+        return states(
             self.prognostic,
             self.data,
-            todo,
-            session.device,
-            session.farm.events,
-            self.perturbation,
-            seed,
-            restart,
+            Block(run.times, members, run.nsteps),
+            store.marks,
+            run.output.every,
+            run.runtime.batch,
+            device=session.device,
+            events=session.farm.events,
+            perturbation=self.perturbation,
+            seed=run.runtime.seed,
+            restart=restart,
         )
-        return itertools.chain.from_iterable(itertools.starmap(tasks, states))
 
 
 def load_forecast(run: Run) -> Forecast:

@@ -1,9 +1,6 @@
 from .batching import Block as Block
-from .batching import blocks as blocks
-from .batching import tasks as tasks
 from .initial import check_initial as check_initial
 from .initial import perturb as perturb
-from .prognostic import forecasts as forecasts
 from .prognostic import lead_times as lead_times
 from .prognostic import rollout as rollout
 from .prognostic import states as states

@@ -198,10 +198,6 @@ class ForecastStore:
         self._error: BaseException | None = None
         self._closed = False
 
-    def lacks(self, diagnostic: str, coords: Mapping[str, Any]) -> bool:
-        """Whether a diagnostic's result for a state with these coords is still to be stored."""
-        return diagnostic in self.marks.lacking(coords)
-
     @contextmanager
     def writer_ticket(self) -> Iterator[WriterTicket]:
         """Give what workers need to open this store, within the block, by a `RemoteWriter`."""
