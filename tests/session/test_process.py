@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distinf import DistributedManager
-from distinf.session import process
+from distinf.session import local_ranks, process
 from distinf.session.launcher import RankInfo
 
 
@@ -80,3 +80,19 @@ def test_freed_memory_stays_unless_the_environment_says_otherwise(word, environm
     )
     pages = 10 * 4 * 2**20 // os.sysconf("SC_PAGE_SIZE")
     assert (int(done.stdout) < pages / 10) is stays
+
+
+def test_what_is_imported_before_the_fork_starts_no_cuda():
+    code = f"""
+import importlib
+for name in {local_ranks._PRELOADED}:
+    importlib.import_module(name)
+import torch, warp._src.context
+assert not torch.cuda.is_initialized()
+assert warp._src.context.runtime is None
+assert "/libcuda.so" not in open("/proc/self/maps").read()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr

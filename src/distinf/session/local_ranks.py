@@ -12,11 +12,12 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from distinf.parent import when_parent_ends
 from distinf.session.network import listen
 
 __all__ = ["LocalRanks"]
 
+# What all workers import. They must neither compute nor start CUDA: it does not survive a fork.
+_PRELOADED = ["distinf.session.roles", "physicsnemo.distributed", "torch_harmonics"]
 _KILL_SECONDS = 5.0
 _TERMINATE_SECONDS = 1.0
 
@@ -24,8 +25,11 @@ _TERMINATE_SECONDS = 1.0
 class LocalRanks:
     """Worker processes that rank 0 starts on this machine; ``target(*args)`` runs in each.
 
-    They are spawned, so the script that starts them needs ``if __name__ == "__main__":``. They
-    ignore Ctrl-C, which the terminal sends to all processes, and end soon after rank 0.
+    Python's fork server imports torch and what else all workers need once, beside rank 0, and
+    forks them. So they start sooner than processes of their own imports, and share their memory.
+    It stays until this process ends: the ranks of a second session start at once. The script that
+    starts them needs ``if __name__ == "__main__":``. They ignore Ctrl-C, which the terminal sends
+    to all processes, and end soon after rank 0.
 
     They meet at the socket ``listener``. ``patience`` is how many seconds :meth:`stop` waits for
     them to end by themselves, at first 0.
@@ -36,12 +40,14 @@ class LocalRanks:
         self.patience = 0.0
         self._stopping = threading.Event()
         self._processes: dict[int, BaseProcess] = {}
-        context = multiprocessing.get_context("spawn")
+        # TensorPipe warns of every connection that ends, also at a normal end.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
         for rank in range(1, nproc):
             env = {
+                **os.environ,  # the fork server keeps those of the first session
                 "DISTINF_RANKS": "1",
-                # TensorPipe warns of every connection that ends, also at a normal end.
-                "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
                 "RANK": str(rank),
                 "WORLD_SIZE": str(nproc),
                 "LOCAL_RANK": str(rank),
@@ -51,7 +57,7 @@ class LocalRanks:
             }
             process = context.Process(
                 target=_run_rank,
-                args=(os.getpid(), env, target, args),
+                args=(env, target, args),
                 name=f"rank{rank}",
                 daemon=True,
             )
@@ -114,11 +120,18 @@ def _ending(exitcode: int | None) -> str:
     return f"its process ended with exit status {exitcode}"
 
 
-def _run_rank(
-    parent: int, env: dict[str, str], target: Callable[..., None], args: tuple[Any, ...]
-) -> None:
+def _run_rank(env: dict[str, str], target: Callable[..., None], args: tuple[Any, ...]) -> None:
     """Run a worker in its new process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.clear()
     os.environ.update(env)
-    when_parent_ends(parent, lambda: os._exit(1))
+    threading.Thread(target=_end_with_parent, name="distinf-parent", daemon=True).start()
     target(*args)
+
+
+def _end_with_parent() -> None:
+    """Wait until rank 0's process has ended, then end this one."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
