@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from distinf.loading.imports import import_first
-from testing import application, packages
+from testing import application, packages, preloaded
+from testing.preloaded import run_main
+
+preloaded.MODULES.append("testing.earth2studio_models")
 
 TIME = "2023-06-01T00:00:00"
 # Without these a machine that reaches the network through a proxy would look as one without.
@@ -42,10 +45,10 @@ def run(tmp_path: Path) -> Run:
     """Run main.py with cfg/diagnostic.yaml, in a folder and with caches of its own."""
 
     def run(*overrides: str, deadline: float = 400) -> application.Outcome:
-        command = application.python_main("--config-name=diagnostic.yaml", *overrides)
         cache = str(tmp_path / "cache")
         path = os.environ.get("PYTHONPATH", "")
         more = {"EARTH2STUDIO_CACHE": cache, "PYTHONPATH": path, **NO_PROXY}
-        return application.run(command, tmp_path, deadline, **more)
+        config = "--config-name=diagnostic.yaml"
+        return run_main(config, *overrides, folder=tmp_path, deadline=deadline, **more)
 
     return run

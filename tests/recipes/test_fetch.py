@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from testing.application import python_main, run
+from testing.preloaded import run_main
 
 
 @pytest.mark.slow
 def test_fetch_loads_everything_and_runs_nothing(tmp_path: Path) -> None:
-    command = python_main(
+    outcome = run_main(
         "--config-name=diagnostic",
         "recipe=fetch",
         "runtime.nproc=1",
@@ -21,8 +21,8 @@ def test_fetch_loads_everything_and_runs_nothing(tmp_path: Path) -> None:
         "diagnostic.wind_speed.levels=[10m]",
         "data=random",
         "parameters.time=[2020-01-01,2020-01-02]",
+        folder=tmp_path,
     )
-    outcome = run(command, tmp_path)
     assert outcome.status == 0, outcome.err
     assert outcome.out.splitlines() == [
         "Fetched diagnostic wind_speed",
@@ -35,15 +35,15 @@ def test_fetch_loads_everything_and_runs_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_fetch_says_what_it_cannot_reach(tmp_path: Path) -> None:
-    command = python_main(
+    outcome = run_main(
         "--config-name=diagnostic",
         "recipe=fetch",
         "runtime.nproc=1",
         "prognostic.package=http://127.0.0.1:9/fcn",  # nobody listens there
         "diagnostic=identity",
         "data=random",
+        folder=tmp_path,
     )
-    outcome = run(command, tmp_path)
     assert outcome.status == 1
     assert "distinf: error: prognostic: package http://127.0.0.1:9/fcn" in outcome.err
     assert "FCN" in outcome.err

@@ -22,7 +22,8 @@ from recipes.shared.output_path import (
     own_path,
     repeated_places,
 )
-from testing.application import ROOT, SMALL, python_main, run, torchrun_main
+from testing.application import ROOT, SMALL, run, torchrun_main
+from testing.preloaded import run_main
 
 pytestmark = pytest.mark.timeout(500)
 
@@ -38,8 +39,8 @@ def sizes(paths: list[Path]) -> list[int]:
 
 @pytest.mark.slow
 def test_each_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
-    command = python_main("--multirun", *SMALL, "runtime.nproc=2", "parameters.nsteps=1,2")
-    outcome = run(command, tmp_path)
+    asked = (*SMALL, "runtime.nproc=2", "parameters.nsteps=1,2")
+    outcome = run_main("--multirun", *asked, folder=tmp_path)
     assert outcome.status == 0, outcome.err
     assert sizes(list(tmp_path.glob("multirun/*/*/*/shallow_water.zarr"))) == [2, 3]
     assert [path.name for path in tmp_path.iterdir()] == ["multirun"]
@@ -59,7 +60,7 @@ def test_batch_scripts_of_a_sweep_write_where_the_sweep_does(tmp_path: Path) -> 
     folder = tmp_path / "a b, it's"
     folder.mkdir()
     asked = ("slurm.nodes=1", "slurm.action=save", "output.netcdf=f.nc", "parameters.nsteps=1,2")
-    outcome = run(python_main("--multirun", *asked), folder, deadline=120)
+    outcome = run_main("--multirun", *asked, folder=folder, deadline=120)
     assert outcome.status == 0, outcome.err
     scripts = sorted(folder.glob("multirun/*/*/*/distinf.sbatch"))
     assert len(scripts) == 2

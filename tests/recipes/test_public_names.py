@@ -15,7 +15,8 @@ import xarray as xr
 
 import distinf
 from distinf.options import current_target
-from testing.application import ROOT, python_main, run
+from testing.application import ROOT, run
+from testing.preloaded import run_main
 
 FILES = [
     ROOT / "main.py",
@@ -66,13 +67,13 @@ def test_an_old_name_of_a_target_works_and_the_new_one_is_said(tmp_path: Path) -
     assert current_target("distinf.fields.replay") == "distinf.models.replay"
     assert current_target("distinf.models.GalewskyJet") == "distinf.models.GalewskyJet"
     old = "prognostic._target_=distinf.fields.persistence"
-    command = python_main(
+    outcome = run_main(
         *("--config-name=diagnostic", "recipe=fetch", "runtime.nproc=1", "prognostic=persistence"),
         *("prognostic.variable=[u10m,v10m]", old, "diagnostic=wind_speed"),
         *("diagnostic.wind_speed.levels=[10m]", "data=random"),
         "data._target_=distinf.fields.RandomFields",
+        folder=tmp_path,
     )
-    outcome = run(command, tmp_path)
     assert outcome.status == 0, outcome.err
     said = [line for line in outcome.out.splitlines() if "is now called" in line]
     assert len(said) == 2

@@ -6,6 +6,7 @@ import json
 import signal
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import pytest
 import xarray as xr
 
 from testing.application import SMALL, Outcome, finish, python_main, run, start, torchrun_main
+from testing.preloaded import run_main
 
 LAUNCHES = {
-    "nproc-1": python_main("runtime.nproc=1", *SMALL),
-    "nproc-2": python_main("runtime.nproc=2", *SMALL),
-    "nproc-3": python_main("runtime.nproc=3", *SMALL),
-    "nproc-5": python_main("runtime.nproc=5", "output.writer=workers", *SMALL),
-    "torchrun": torchrun_main(3, "--config-name=shallow_water", *SMALL),
+    "nproc-1": partial(run, python_main("runtime.nproc=1", *SMALL)),
+    "nproc-2": partial(run_main, "runtime.nproc=2", *SMALL),
+    "nproc-3": partial(run, python_main("runtime.nproc=3", *SMALL)),
+    "nproc-5": partial(run_main, "runtime.nproc=5", "output.writer=workers", *SMALL),
+    "torchrun": partial(run, torchrun_main(3, "--config-name=shallow_water", *SMALL)),
 }
 QUICK = ("nproc-1",)
 SLOW = pytest.mark.slow
@@ -42,7 +44,7 @@ class Runs:
     def __getitem__(self, name: str) -> tuple[Path, Outcome]:
         if name not in self._done:
             folder = self._factory.mktemp(name)
-            self._done[name] = (folder, run(LAUNCHES[name], folder))
+            self._done[name] = (folder, LAUNCHES[name](folder=folder))
         return self._done[name]
 
 
@@ -184,7 +186,7 @@ def test_wrong_input_is_one_clear_error(tmp_path: Path, override: str, words: li
     (tmp_path / "there.zarr" / "precious").write_text("data")
     nobody = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/dev/null"}
     nobody["AWS_SHARED_CREDENTIALS_FILE"] = "/dev/null"
-    outcome = run(python_main(override), tmp_path, deadline=150, **nobody)
+    outcome = run_main(override, folder=tmp_path, deadline=150, **nobody)
     assert outcome.status == 1
     assert outcome.err.startswith("distinf: error: ")
     assert "Traceback" not in outcome.err
@@ -206,7 +208,7 @@ def test_wrong_input_is_told_once_under_torchrun(tmp_path: Path) -> None:
 
 def test_data_file_without_winds(tmp_path: Path) -> None:
     xr.Dataset({"t2m": (("lat", "lon"), np.zeros((3, 4)))}).to_netcdf(tmp_path / "t.nc")
-    outcome = run(python_main("data=netcdf", "data.paths=[t.nc]"), tmp_path, deadline=150)
+    outcome = run_main("data=netcdf", "data.paths=[t.nc]", folder=tmp_path, deadline=150)
     assert outcome.status == 1
     assert "t.nc" in outcome.err
     assert "Traceback" not in outcome.err
@@ -218,7 +220,7 @@ def test_an_output_that_is_the_input_is_refused_and_the_input_kept(tmp_path: Pat
     xr.Dataset(fields, coords).to_zarr(tmp_path / "in.zarr")
     before = {p: p.read_bytes() for p in tmp_path.glob("in.zarr/**/*") if p.is_file()}
     where = ("data=file", "data.path=in.zarr", f"parameters.output_path={tmp_path}/in.zarr")
-    outcome = run(python_main(*where, "output.mode=overwrite"), tmp_path, deadline=150)
+    outcome = run_main(*where, "output.mode=overwrite", folder=tmp_path, deadline=150)
     assert outcome.status == 1
     assert "in.zarr is data.path (in.zarr): choose another path" in outcome.err
     assert "Traceback" not in outcome.err
@@ -247,7 +249,7 @@ def test_interrupt_keeps_what_was_written_and_resume_completes_it(
     done = int(store(tmp_path).wind_decomposition_complete.sum())
     assert done >= 1
 
-    again = run(python_main("runtime.nproc=2", "output.mode=resume", *SMALL), tmp_path)
+    again = run_main("runtime.nproc=2", "output.mode=resume", *SMALL, folder=tmp_path)
     assert again.status == 0, again.err
     assert f"{6 - done} of 6 tasks to do" in again.out + again.err
     for variable in ("vo850", "d850", "strf850", "vp850"):

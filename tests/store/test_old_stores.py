@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from distinf.store.provenance import differences
-from testing.application import python_main, run
+from testing.preloaded import run_main
 
 STORES = Path(__file__).parent.parent / "stores"
 GRID = ("runtime.nproc=1", "prognostic.nlat=16", "prognostic.nlon=32", "output.restart_every=1")
@@ -28,7 +28,7 @@ OVERRIDES = {
 
 def forecast(folder, name, *more):
     path = f"parameters.output_path={name}.zarr"
-    outcome = run(python_main(*OVERRIDES[name], path, *more), folder)
+    outcome = run_main(*OVERRIDES[name], path, *more, folder=folder)
     assert outcome.status == 0, outcome.err
     with xr.open_zarr(folder / f"{name}.zarr") as ds:
         return ds.load()

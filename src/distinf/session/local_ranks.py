@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -40,37 +41,53 @@ class LocalRanks:
         self.patience = 0.0
         self._stopping = threading.Event()
         self._processes: dict[int, BaseProcess] = {}
+        self._failed: dict[int, str] = {}
         # TensorPipe warns of every connection that ends, also at a normal end.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
-        for rank in range(1, nproc):
-            env = {
-                **os.environ,  # the fork server keeps those of the first session
-                "DISTINF_RANKS": "1",
-                "RANK": str(rank),
-                "WORLD_SIZE": str(nproc),
-                "LOCAL_RANK": str(rank),
-                "LOCAL_WORLD_SIZE": str(nproc),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(self.listener.getsockname()[1]),
-            }
-            process = context.Process(
+        _run_fork_server()
+        port = str(self.listener.getsockname()[1])
+        environment = {
+            **os.environ,  # the fork server keeps those of the first session
+            "DISTINF_RANKS": "1",
+            "WORLD_SIZE": str(nproc),
+            "LOCAL_WORLD_SIZE": str(nproc),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        processes = [
+            context.Process(
                 target=_run_rank,
-                args=(env, target, args),
+                args=({**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}, target, args),
                 name=f"rank{rank}",
                 daemon=True,
             )
-            process.start()
-            self._processes[rank] = process
+            for rank in range(1, nproc)
+        ]
+        # On a thread: the fork server answers when it has imported, and rank 0 also imports.
+        self._starting = threading.Thread(
+            target=self._start, args=(processes,), name="distinf-start", daemon=True
+        )
+        self._starting.start()
+
+    def _start(self, processes: Sequence[BaseProcess]) -> None:
+        for rank, process in enumerate(processes, 1):
+            try:
+                process.start()
+            except Exception as error:  # such as a script without `if __name__ == "__main__":`
+                self._failed[rank] = f"it was not started: {error or type(error).__name__}"
+            else:
+                self._processes[rank] = process
 
     def ended(self) -> dict[int, str]:
         """Return the ranks whose processes have ended, and how."""
-        return {
+        ended = {
             rank: _ending(process.exitcode)
-            for rank, process in self._processes.items()
+            for rank, process in tuple(self._processes.items())
             if process.exitcode is not None
         }
+        return {**ended, **self._failed}
 
     def watch(self, lost: Callable[[int, str], None]) -> None:
         """Call ``lost(rank, reason)`` from a thread when a process ends before it is expected."""
@@ -98,6 +115,9 @@ class LocalRanks:
         """Wait for the processes to end by themselves, then end them."""
         self.listener.close()
         self._stopping.set()
+        if self._starting.is_alive():
+            _kill_fork_server()  # it still imports, for processes that are no longer needed
+            self._starting.join()
         self._join_all(self.patience)
         for process in self._processes.values():
             if process.exitcode is None:
@@ -118,6 +138,21 @@ def _ending(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         return f"its process was killed by {signal.Signals(-exitcode).name}"
     return f"its process ended with exit status {exitcode}"
+
+
+def _run_fork_server() -> None:
+    """Start the fork server, unless it runs, with Ctrl-C blocked, also while it imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _kill_fork_server() -> None:
+    """Kill the fork server; the next session starts another one."""
+    server: Any = forkserver
+    os.kill(server._forkserver._forkserver_pid, signal.SIGKILL)
 
 
 def _run_rank(env: dict[str, str], target: Callable[..., None], args: tuple[Any, ...]) -> None:
