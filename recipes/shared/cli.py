@@ -71,8 +71,8 @@ def prepare() -> None:
 
 def made_batch_script(cfg: DictConfig) -> bool:
     """Print, save or submit the batch script of this run, if one is asked for."""
-    section: Any = OmegaConf.to_container(cfg.slurm, resolve=True)
-    job = read_job(section, HydraConfig.get().overrides.task)
+    section: Any = OmegaConf.to_container(cfg, resolve=True)
+    job = read_job(section.get("slurm") or {}, HydraConfig.get().overrides.task)
     if not job.wanted:
         return False
     info = rank_info()
@@ -125,9 +125,10 @@ def find_recipe(cfg: DictConfig) -> ModuleType:
         for path in (_HOME / "recipes").glob("*.py")
         if f"\ndef {path.stem}(" in path.read_text(encoding="utf-8")
     )
-    if cfg.recipe not in names:
-        raise ConfigError(f"recipe={cfg.recipe} does not exist; the recipes are {', '.join(names)}")
-    return importlib.import_module(f"recipes.{cfg.recipe}")
+    recipe = cfg.get("recipe")
+    if recipe not in names:
+        raise ConfigError(f"recipe={recipe} does not exist; the recipes are {', '.join(names)}")
+    return importlib.import_module(f"recipes.{recipe}")
 
 
 @contextmanager

@@ -29,7 +29,8 @@ def output_path(cfg: DictConfig) -> str:
 
 def netcdf_path(cfg: DictConfig) -> str | None:
     """Path of the run's NetCDF file, by the same rule; None if none is wanted."""
-    return None if cfg.output.get("netcdf") is None else _place(cfg.output, "netcdf")
+    netcdf = OmegaConf.select(cfg, "output.netcdf")
+    return None if netcdf is None else _place(cfg.output, "netcdf")
 
 
 def own_path(path: str) -> str:
@@ -56,7 +57,7 @@ def repeated_places(cfg: DictConfig) -> list[str]:
 
 def check_own(cfg: DictConfig) -> None:
     """Refuse a path that an earlier run of the same sweep writes to, unless it is continued."""
-    if not _is_swept() or cfg.output.mode == "resume":
+    if not _is_swept() or OmegaConf.select(cfg, "output.mode") == "resume":
         return
     hydra = HydraConfig.get()
     outputs = {"parameters.output_path": output_path(cfg), "output.netcdf": netcdf_path(cfg)}

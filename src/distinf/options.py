@@ -23,7 +23,6 @@ __all__ = [
     "Output",
     "Runtime",
     "check_keys",
-    "current_target",
     "current_targets",
     "from_mapping",
     "option_names",
@@ -300,27 +299,7 @@ def check_keys(given: Iterable[str], valid: Iterable[str], where: str) -> None:
 
 
 def from_mapping(kind: type[T], given: Mapping[str, Any], where: str) -> T:
-    """Make options, a class of `options_dataclass`, from a mapping.
-
-    Parameters
-    ----------
-    kind : type
-        The class.
-    given : Mapping[str, Any]
-        Its values.
-    where : str
-        The section, for errors.
-
-    Returns
-    -------
-    kind
-        The options.
-
-    Raises
-    ------
-    ConfigError
-        If a key does not exist or a value is wrong.
-    """
+    """Make options, of a class by `options_dataclass`, from a section; raise `ConfigError`."""
     check_keys(given, option_names(kind), where)
     made = object.__new__(kind)
     _construct(made, where, **given)
@@ -334,28 +313,16 @@ _MOVED = {
 }
 
 
-def current_target(name: str) -> str:
-    """Return today's name of a ``_target_``; of one that did not move, the name itself."""
-    return _MOVED.get(name, name)
-
-
 def current_targets(section: Any) -> tuple[Any, dict[str, str]]:
-    """Replace old names of targets in a config.
-
-    Returns
-    -------
-    tuple[Any, dict[str, str]]
-        The config, and from each old name that it has the one of today.
-    """
+    """Replace old names of targets in a config; return it, and for each old name the new one."""
     moved: dict[str, str] = {}
 
-    def replaced(value: Any) -> Any:
+    def replaced(value: Any, key: str = "") -> Any:
         if isinstance(value, Mapping):
-            return {key: renamed(key, replaced(own)) for key, own in value.items()}
-        return [replaced(own) for own in value] if isinstance(value, list) else value
-
-    def renamed(key: str, value: Any) -> Any:
-        if key == "_target_" and isinstance(value, str) and value in _MOVED:
+            return {key: replaced(own, key) for key, own in value.items()}
+        if isinstance(value, list):
+            return [replaced(own) for own in value]
+        if key == "_target_" and value in _MOVED:
             moved[value] = value = _MOVED[value]
         return value
 

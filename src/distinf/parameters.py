@@ -50,24 +50,12 @@ def parse_ensemble(ensemble: Any, perturbation: Any) -> int | None:
 
 
 def parse_times(time: Any) -> np.ndarray:
-    """Read initial times into an array.
+    """Read initial times into an array, datetime64[ns] (UTC), [time].
 
-    Parameters
-    ----------
-    time : str | datetime | list | Mapping
-        ``parameters.time``: one time, a list of them, or ``start``, ``end`` (included) and
-        ``interval``, such as ``"6h"`` or ``"1d"``. A time is a date ``2023-06-01``, or a date and
-        a time of day ``2023-06-01T06:00`` of ISO 8601; one with an offset from UTC is converted.
-
-    Returns
-    -------
-    np.ndarray
-        datetime64[ns] (UTC), [time].
-
-    Raises
-    ------
-    ConfigError
-        If one cannot be read or held, if one appears twice, or if there is none.
+    ``time`` is one time, a list of them, or ``start``, ``end`` (included) and ``interval``, such
+    as ``"6h"`` or ``"1d"``. A time is a date ``2023-06-01``, or a date and a time of day
+    ``2023-06-01T06:00`` of ISO 8601; one with an offset from UTC is converted. Raises
+    `ConfigError` if one cannot be read or held, if one appears twice, or if there is none.
     """
     if isinstance(time, Mapping):
         return _period(time)

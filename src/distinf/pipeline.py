@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,10 +71,6 @@ __all__ = [
 log = logging.getLogger("distinf")
 
 
-class _Diagnosing(Protocol):
-    def output_coords(self, coords: Coords) -> Any: ...
-
-
 @dataclass(frozen=True)
 class StoredOutput:
     """One source of stored variables: a chain of diagnostics, or the prognostic's own state.
@@ -83,15 +79,21 @@ class StoredOutput:
     ----------
     grids : dict[str, Coords]
         For each diagnostic of which something is stored its coords, renamed and cut.
-    submit : Callable[[torch.Tensor, Coords], Future]
-        Computes them for one state, on a worker.
     diagnostics : Chain | DistributedInference | None
         What computes them; None for the prognostic's own state.
+    selection : Selection | None
+        What is stored of the prognostic's own state.
     """
 
     grids: dict[str, Coords]
-    submit: Callable[[torch.Tensor, Coords], Future[Any]]
     diagnostics: Any = None
+    selection: Selection | None = None
+
+    def submit(self, x: torch.Tensor, coords: Coords) -> Future[Any]:
+        """Compute them for one state, on a worker."""
+        if self.selection is not None:
+            return current_session().to_host(self.selection(x, coords))
+        return self.diagnostics.submit(x, coords)  # type: ignore[no-any-return]
 
     def missing_in(self, store: ForecastStore, coords: Coords) -> list[str]:
         """Names of the diagnostics whose result for this state is not in a store."""
@@ -136,7 +138,7 @@ def check_run(run: Run) -> None:
             for name in names
         }
         if None not in models.values():
-            links = _links(run, names, partial(partial, models.get))
+            links = _links(run, {name: partial(models.get, name) for name in names})
             known.append(Chain(links, _subset(run)))
     plan_outputs(run, prognostic, known)
 
@@ -272,12 +274,11 @@ def _load_chains(run: Run, workers: Sequence[int]) -> list[DistributedInference]
     ranks = assign(linked, run.placements, workers)
     loaded = []
     for head, names in linked.items():
-        links = _links(
-            run,
-            names,
-            lambda name: partial(load_section, run.diagnostics[name], f"diagnostic.{name}"),
-        )
-        build: Any = partial(Chain, links, _subset(run), run.runtime.seed)
+        factories = {
+            name: partial(load_section, run.diagnostics[name], f"diagnostic.{name}")
+            for name in names
+        }
+        build: Any = partial(Chain, _links(run, factories), _subset(run), run.runtime.seed)
         build.__name__ = "+".join(names)  # what errors call it
         try:
             loaded.append(DistributedInference(build, remote_ranks=ranks[head]))
@@ -286,19 +287,11 @@ def _load_chains(run: Run, workers: Sequence[int]) -> list[DistributedInference]
     return loaded
 
 
-def _links(run: Run, names: list[str], factory: Callable[[str], Callable[[], Any]]) -> list[Link]:
-    placements = [(name, run.placements[name]) for name in names]
+def _links(run: Run, factories: Mapping[str, Callable[[], Any]]) -> list[Link]:
+    placed = [(name, factory, run.placements[name]) for name, factory in factories.items()]
     return [
-        Link(
-            name,
-            factory(name),
-            own.after,
-            own.rename,
-            own.precision,
-            bool(own.compile),
-            own.nonfinite,
-        )
-        for name, own in placements
+        Link(name, factory, own.after, own.rename, own.precision, bool(own.compile), own.nonfinite)
+        for name, factory, own in placed
     ]
 
 
@@ -306,9 +299,7 @@ def _subset(run: Run) -> StoredSubset:
     return StoredSubset(run.output.variables, run.output.region)
 
 
-def plan_outputs(
-    run: Run, prognostic: Any, diagnostics: Sequence[_Diagnosing]
-) -> list[StoredOutput]:
+def plan_outputs(run: Run, prognostic: Any, diagnostics: Sequence[Any]) -> list[StoredOutput]:
     """Plan what is stored, from the coordinates that the models declare.
 
     Parameters
@@ -333,36 +324,16 @@ def plan_outputs(
     """
     state = step_coords(prognostic, run.times[0], member=None if run.members is None else 0)
     check_valid_times(run.times, state["lead_time"][-1], run.nsteps)
-    own = _plan_state(run.output, state)
-    outputs = [
-        StoredOutput(each.output_coords(state), getattr(each, "submit", _never), each)
-        for each in diagnostics
-    ]
-    if own is not None:
-        outputs.append(
-            StoredOutput({"prognostic": own.select_coords(state)}, partial(_select, own))
-        )
+    output, outputs = run.output, [StoredOutput(x.output_coords(state), x) for x in diagnostics]
+    if output.prognostic_variables:
+        who, names = "output.prognostic_variables", output.prognostic_variables
+        own = plan_subset(state, names, output.region, who, "the prognostic")
+        outputs.append(StoredOutput({"prognostic": own.select_coords(state)}, selection=own))
     grids = {name: grid for output in outputs for name, grid in output.grids.items()}
     check_clashes(grids)
     if len(diagnostics) == len(run.chains):
-        _check_stored(run.output, grids)
+        _check_stored(output, grids)
     return outputs
-
-
-def _select(own: Selection, x: torch.Tensor, coords: Coords) -> Future[Any]:
-    return current_session().to_host(own(x, coords))
-
-
-def _never(x: torch.Tensor, coords: Coords) -> Future[Any]:
-    raise ConfigError("this plan was made without the models")
-
-
-def _plan_state(output: Output, state: Coords) -> Selection | None:
-    """Plan the selection of the prognostic's own variables; None if none is stored."""
-    if not output.prognostic_variables:
-        return None
-    names, who = output.prognostic_variables, "output.prognostic_variables"
-    return plan_subset(state, names, output.region, who, "the prognostic")
 
 
 def _check_stored(output: Output, grids: dict[str, Coords]) -> None:
@@ -406,8 +377,8 @@ def open_store(
     farm, output = session.farm, run.output
     grids = {name: grid for each in outputs for name, grid in each.grids.items()}
     attributes = {str(v): vocabulary(str(v)) for grid in grids.values() for v in grid["variable"]}
-    farmed = [each.diagnostics for each in outputs if each.diagnostics is not None]
-    for infer in farmed:
+    chains = [each.diagnostics for each in outputs if each.diagnostics is not None]
+    for infer in chains:
         attributes.update(infer.variable_attributes())
     with ForecastStore(
         run.output_path,
@@ -427,7 +398,7 @@ def open_store(
         skip_errors=run.runtime.on_error == "skip",
     ) as store:
         if output.writer == "workers" and 0 not in farm.workers:
-            let_workers_write(store, farmed)
+            let_workers_write(store, chains)
         done, total = store.marks.counts
         log.info(
             "%d rank(s) by %s, carrier %s%s, %d of %d tasks to do",
@@ -445,10 +416,10 @@ def open_store(
             store.close()
 
 
-def let_workers_write(store: ForecastStore, farmed: Sequence[DistributedInference]) -> None:
+def let_workers_write(store: ForecastStore, chains: Sequence[DistributedInference]) -> None:
     """Let the workers write the results of these chains themselves."""
     with store.writer_ticket() as ticket:
-        for infer, rank in [(each, rank) for each in farmed for rank in each.remote_ranks]:
+        for infer, rank in [(each, rank) for each in chains for rank in each.remote_ranks]:
             try:
                 infer.call_func("write_to", ticket, rank, rank=rank)
             except TaskError as error:

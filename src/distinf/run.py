@@ -101,7 +101,9 @@ def read_run(settings: Mapping[str, Any]) -> Run:
     """
     settings, renamed = current_targets(settings)
     check_keys(settings, _SECTIONS, "")
-    parameters = settings["parameters"]
+    optional = ("perturbation", "output", "runtime")
+    settings = {**settings, **{name: None for name in optional if name not in settings}}
+    parameters = settings.get("parameters") or {}
     check_keys(parameters, _PARAMETERS, "parameters")
     for name in _PARAMETERS:
         if name not in parameters:
@@ -112,21 +114,20 @@ def read_run(settings: Mapping[str, Any]) -> Run:
     members = parse_ensemble(parameters["ensemble"], settings["perturbation"])
     if members is not None:
         check_target(settings["perturbation"], "perturbation")
-    output = from_mapping(Output, settings["output"], "output")
-    if not settings["diagnostic"]:
+    if not settings.get("diagnostic"):
         raise ConfigError("diagnostic is empty: choose at least one of its group")
-    prognostic = dict(settings["prognostic"])
+    prognostic, data = dict(settings.get("prognostic") or {}), settings.get("data") or {}
     restartable = prognostic.pop("restartable", None)
     if restartable not in (True, False, None):
         raise ConfigError(f"prognostic.restartable={restartable}: choose true, false or null")
     check_target(prognostic, "prognostic")
-    check_target(settings["data"], "data")
+    check_target(data, "data")
     placements, diagnostics = {}, {}
     for name, section in settings["diagnostic"].items():
         where = f"diagnostic.{name}"
         if name == "prognostic":
             raise ConfigError(f"{where}: this name is reserved for output.prognostic_variables")
-        placements[name], diagnostics[name] = split(section, where)
+        placements[name], diagnostics[name] = split(section or {}, where)
         check_target(diagnostics[name], where)
     chains(placements)
     return Run(
@@ -138,10 +139,10 @@ def read_run(settings: Mapping[str, Any]) -> Run:
         restartable=restartable,
         diagnostics=diagnostics,
         placements=placements,
-        data=settings["data"],
+        data=data,
         perturbation=settings["perturbation"] or {},
-        output=output,
-        runtime=from_mapping(Runtime, settings["runtime"], "runtime"),
+        output=from_mapping(Output, settings["output"] or {}, "output"),
+        runtime=from_mapping(Runtime, settings["runtime"] or {}, "runtime"),
         output_path=str(parameters["output_path"]),
         renamed=renamed,
     )

@@ -10,8 +10,10 @@ import pytest
 import xarray as xr
 from omegaconf import DictConfig
 
+from distinf import Output, Runtime
 from distinf.errors import ConfigError
-from recipes.shared.checks import check_models, read_run
+from recipes.shared.checks import check_models, check_paths, read_run
+from recipes.shared.cli import find_recipe
 
 CFG = Path(__file__).parents[2] / "cfg"
 SMALL = ("prognostic.nlat=33", "prognostic.nlon=64")
@@ -22,9 +24,13 @@ def check(cfg: DictConfig) -> None:
     check_models(cfg)
 
 
-def refusal(*overrides: str, config: str = "shallow_water") -> str:
+def composed(*overrides: str, config: str = "shallow_water") -> DictConfig:
     with hydra.initialize_config_dir(str(CFG), version_base="1.3"):
-        cfg = hydra.compose(config, [*overrides])
+        return hydra.compose(config, [*overrides])
+
+
+def refusal(*overrides: str, config: str = "shallow_water") -> str:
+    cfg = composed(*overrides, config=config)
     with pytest.raises(ConfigError) as caught:
         check(cfg)
     assert len(str(caught.value).splitlines()) == 1
@@ -62,6 +68,28 @@ def test_a_forecast_beyond_the_last_date() -> None:
     assert said.startswith("parameters.nsteps=4: ")
     assert said.endswith("at most 3 steps are possible")
     assert "parameters.nsteps=1000000000: " in refusal("parameters.nsteps=1000000000", *SMALL)
+
+
+def test_sections_with_defaults_may_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg = composed("~perturbation", "~output", "~runtime", "~slurm", *SMALL)
+    run = read_run(cfg)
+    assert (run.output, run.runtime) == (Output(), Runtime())
+    assert run.perturbation == {}
+    check_paths(cfg)
+    check_models(cfg)
+
+
+@pytest.mark.parametrize("name", ["prognostic", "diagnostic", "data", "parameters"])
+def test_a_section_that_is_needed_and_left_out_is_named(name: str) -> None:
+    assert refusal("data=random", f"~{name}").startswith((f"{name} ", f"{name}."))
+
+
+def test_a_config_that_names_no_recipe() -> None:
+    with pytest.raises(ConfigError, match=r"recipe=None does not exist; the recipes are .*fetch"):
+        find_recipe(composed("~recipe"))
 
 
 def test_winds_of_another_level_or_time_than_asked_for(tmp_path: Path) -> None:

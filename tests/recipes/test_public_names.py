@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 
 import distinf
-from distinf.options import current_target
+from distinf.options import current_targets
 from testing.application import ROOT, run
 from testing.preloaded import run_main
 
@@ -64,8 +64,10 @@ def test_the_second_recipe_works_as_printed(tmp_path: Path) -> None:
 
 
 def test_an_old_name_of_a_target_works_and_the_new_one_is_said(tmp_path: Path) -> None:
-    assert current_target("distinf.fields.replay") == "distinf.models.replay"
-    assert current_target("distinf.models.GalewskyJet") == "distinf.models.GalewskyJet"
+    old, new = "distinf.fields.replay", "distinf.models.replay"
+    assert current_targets({"_target_": old}) == ({"_target_": new}, {old: new})
+    kept = {"_target_": "distinf.models.GalewskyJet"}
+    assert current_targets(kept) == (kept, {})
     old = "prognostic._target_=distinf.fields.persistence"
     outcome = run_main(
         *("--config-name=diagnostic", "recipe=fetch", "runtime.nproc=1", "prognostic=persistence"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distinf.report.advice import Work, advise, ideal, keeping_up, limit, serial, worth_having
+from distinf.report.advice import Work, advise, fewest, ideal, keeping_up, limit, serial
 
 seconds = st.integers(0, 1000).map(lambda n: n / 16)
 WORKS = st.builds(
@@ -39,9 +39,9 @@ def test_one_worker_takes_the_sum_without_a_prognostic(work):
 
 
 @given(WORKS, st.sampled_from([0.5, 0.8, 0.95, 1.0]))
-def test_no_fewer_workers_are_worth_having(work, share):
-    found = worth_having(work, share)
+def test_no_fewer_workers_are_enough(work, share):
     enough = ideal(work, math.inf) / share
+    found = fewest(lambda workers: ideal(work, workers), enough, work.tasks)
     assert ideal(work, found) <= enough + 1e-9
     assert found == 1 or ideal(work, found - 1) > enough - 1e-9
 

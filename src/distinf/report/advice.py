@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Work", "advise", "fewest", "ideal", "keeping_up", "limit", "serial", "worth_having"]
+__all__ = ["Work", "advise", "fewest", "ideal", "keeping_up", "limit", "serial"]
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,6 @@ def fewest(seconds: Callable[[int], float], enough: float, most: int) -> int:
         else:
             low = middle + 1
     return low
-
-
-def worth_having(work: Work, share: float = 0.95) -> int:
-    """Fewest workers with which the best possible time is at least ``share`` of the ideal time."""
-    best = ideal(work, math.inf)
-    return fewest(lambda workers: ideal(work, workers), best / share, work.tasks)
 
 
 def keeping_up(work: Work) -> int:

@@ -175,16 +175,11 @@ class Events:
 
     def _write_out(self) -> None:
         lines, self._unwritten = [json.dumps(vars(e)) + "\n" for e in self._unwritten], []
-        with self._stop_on_error():
-            if self._recording:
-                self._file.writelines(lines)
-                self._file.flush()
-
-    @contextmanager
-    def _stop_on_error(self) -> Iterator[None]:
-        """Stop recording if the file cannot be written: this must not stop the run."""
+        if not self._recording:
+            return
         try:
-            yield
-        except OSError as error:
+            self._file.writelines(lines)
+            self._file.flush()
+        except OSError as error:  # this must not stop the run
             log.warning("events are no longer recorded: %s", error)
             self._recording = False

@@ -6,6 +6,7 @@ times; it is written once the store has, or lacks, no other result of it.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time as clock
 from collections import OrderedDict
@@ -29,31 +30,31 @@ __all__ = ["Chunks", "Marks", "Written"]
 
 _THREADS = 8  # variables that are written at once: most of the time is waiting for the disk
 
-# A file of a diagnostic: its name, index in the dimensions before lead_time, first lead time.
-File = tuple[str, tuple[int, ...], int]
+
+@dataclass(frozen=True)
+class File:
+    """One file of each variable of a diagnostic, and of its marks."""
+
+    diagnostic: str
+    index: tuple[int, ...]
+    """In the dimensions before lead_time."""
+    first: int
+    """Index of its first lead time."""
 
 
 class Marks:
     """Which steps of a store's diagnostics are complete, before this run and since.
 
-    Parameters
-    ----------
-    group : zarr.Group
-        The store.
-    layout : StoreLayout
-        What it holds.
-    path : str
-        Of the store, for messages.
+    ``path`` is the store's, for messages.
     """
 
     def __init__(self, group: zarr.Group, layout: StoreLayout, path: str) -> None:
         self._axes, self._path = layout.axes, path
         self._arrays = {name: group[marks_array(name)] for name in layout.diagnostics}
         self._done = {name: _read(array) for name, array in self._arrays.items()}
-        self.leads: int = next(iter(self._arrays.values())).chunks[-1]
-        """Lead times in one file."""
+        self.leads_in_file: int = next(iter(self._arrays.values())).chunks[-1]
 
-    def where(self, diagnostic: str, coords: Mapping[str, Any]) -> tuple[int, ...]:
+    def index(self, diagnostic: str, coords: Mapping[str, Any]) -> tuple[int, ...]:
         """Index of the first step of these coords in the leading dimensions.
 
         Raises `StoreError` if the store has no such step.
@@ -70,7 +71,7 @@ class Marks:
 
     def is_complete(self, diagnostic: str, coords: Mapping[str, Any]) -> bool:
         """Whether this step of a diagnostic is in the store."""
-        return bool(self._done[diagnostic][self.where(diagnostic, coords)])
+        return bool(self._done[diagnostic][self.index(diagnostic, coords)])
 
     def lacking(self, coords: Mapping[str, Any]) -> list[str]:
         """Diagnostics whose result for a state with these coords is to be stored, and is not."""
@@ -95,39 +96,33 @@ class Marks:
             m.size for m in self._done.values()
         )
 
-    def file(self, first: int) -> slice:
-        """Lead times of the file that begins at ``first``."""
-        return slice(first, min(first + self.leads, len(self._axes["lead_time"])))
+    def steps(self, file: File) -> tuple[Any, ...]:
+        """Index of a file's steps in the leading dimensions; a slice of lead times is the last."""
+        end = min(file.first + self.leads_in_file, len(self._axes["lead_time"]))
+        return (*file.index, slice(file.first, end))
 
-    def lacking_in_file(self, diagnostic: str, where: tuple[int, ...], first: int) -> int:
+    def lacking_in_file(self, file: File) -> int:
         """How many lead times of a file are not in the store."""
-        done = self._done[diagnostic][where][self.file(first)]
-        return int(done.size - done.sum())
+        return int((~self._done[file.diagnostic][self.steps(file)]).sum())
 
-    def set(
-        self,
-        diagnostic: str,
-        where: tuple[int, ...],
-        first: int,
-        leads: Iterable[int],
-        complete: bool = True,
-    ) -> None:
+    def set(self, file: File, leads: Iterable[int], complete: bool = True) -> None:
         """Mark lead times of one file, in the store first."""
-        whole = self.file(first)
-        done = self._done[diagnostic][where][whole].copy()
-        done[[lead - first for lead in leads]] = complete
-        self._arrays[diagnostic][(*where, whole)] = done
-        self._done[diagnostic][where][whole] = done
+        steps = self.steps(file)
+        done = self._done[file.diagnostic][steps].copy()
+        done[[lead - file.first for lead in leads]] = complete
+        self._arrays[file.diagnostic][steps] = done
+        self._done[file.diagnostic][steps] = done
 
-    def marked_files(self) -> list[tuple[str, tuple[int, ...], int, list[int]]]:
-        """Every file with complete steps: its diagnostic, index, first and complete leads."""
+    def marked_files(self) -> list[tuple[File, list[int]]]:
+        """Every file with complete steps, and their lead times."""
         found = []
         for name, done in self._done.items():
-            for where in np.ndindex(*done.shape[:-1]):
-                for first in range(0, done.shape[-1], self.leads):
-                    leads = np.flatnonzero(done[where][self.file(first)])
+            for index in np.ndindex(*done.shape[:-1]):
+                for first in range(0, done.shape[-1], self.leads_in_file):
+                    file = File(name, index, first)
+                    leads = np.flatnonzero(done[self.steps(file)])
                     if len(leads):
-                        found.append((name, where, first, [first + int(i) for i in leads]))
+                        found.append((file, [first + int(i) for i in leads]))
         return found
 
 
@@ -149,10 +144,9 @@ def _read(marks: zarr.Array) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Written:
-    """A step that a rank has written; the driver gets it in place of the values."""
+    """A file that a rank has written; a worker sends it to the driver in place of the values."""
 
-    index: tuple[int, ...]
-    """In the leading dimensions."""
+    file: File
     rank: int
     start: float
     end: float
@@ -163,20 +157,7 @@ class Written:
 class Chunks:
     """Write results, and mark a step complete once its data is durable.
 
-    Parameters
-    ----------
-    group : zarr.Group
-        The store.
-    layout : StoreLayout
-        What it holds.
-    marks : Marks
-        Its marks.
-    destination : Destination
-        Where it lies.
-    events : Events | None, optional
-        Where writes are recorded, by default nowhere.
-    rank : int, optional
-        Of this process, by default 0: the driver.
+    ``rank`` is this process: 0 is the driver. Without ``events``, no writes are recorded.
     """
 
     def __init__(
@@ -188,7 +169,6 @@ class Chunks:
         events: Events | None = None,
         rank: int = 0,
     ) -> None:
-        self._rank = rank
         self._axes, self._diagnostics = layout.axes, layout.diagnostics
         # Also for a result that is NaN everywhere, so that a file that is missing shows.
         whole = {"write_empty_chunks": True}
@@ -198,7 +178,7 @@ class Chunks:
             for name in coords["variable"]
         }
         self._marks, self._destination = marks, destination
-        self._events = events
+        self._events, self._rank = events, rank
         self._waiting: dict[File, dict[int, list[np.ndarray]]] = {}
         self._turn = threading.Lock()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="distinf-file")
@@ -212,27 +192,27 @@ class Chunks:
         with self._turn:
             waiting = self._waiting.setdefault(file, {})
             waiting[lead] = rows
-            whole = len(waiting) == self._marks.lacking_in_file(*file)
+            whole = len(waiting) == self._marks.lacking_in_file(file)
             if whole:
                 del self._waiting[file]
         if whole:
             self._put(file, waiting)
 
     def write(self, diagnostic: str, x: torch.Tensor, coords: Coords) -> Written:
-        """Write the chunks of a result, which the driver marks; raise `StoreError` as `add`."""
-        (_, where, _), lead, rows = self._rows(diagnostic, x, coords)
-        start = clock.time()
-        with self._naming(diagnostic, where, lead):
-            self._put_data((diagnostic, where, lead), {lead: rows})
-        nbytes = sum(row.nbytes for row in rows)
-        return Written((*where, lead), self._rank, start, clock.time(), nbytes)
+        """Write the chunks of a result, which the driver marks; raise `StoreError` as `add`.
 
-    def mark(self, diagnostic: str, written: Written) -> None:
+        Only into a store whose files have one lead time each.
+        """
+        file, lead, rows = self._rows(diagnostic, x, coords)
+        with self._naming(file, lead):
+            return self._put_data(file, {lead: rows})
+
+    def mark(self, written: Written) -> None:
         """Mark a step complete whose chunks another rank has written."""
-        *where, lead = written.index
-        with self._naming(diagnostic, tuple(where), lead):
-            self._mark((diagnostic, tuple(where), lead), [lead])
-        self._record(diagnostic, [lead], written)
+        leads = [written.file.first]
+        with self._naming(written.file, *leads):
+            self._mark(written.file, leads)
+        self._record(written, leads)
 
     def finish(self) -> None:
         """Write what waits for other lead times of its file; nothing can be added afterwards.
@@ -253,46 +233,43 @@ class Chunks:
     def verify(self) -> list[str]:
         """Read back every complete step; unmark and return those that are damaged, in words."""
         torn: list[str] = []
-        for diagnostic, where, first, leads in self._marks.marked_files():
-            if not all(
-                self._is_whole(str(name), where, first, leads)
-                for name in self._diagnostics[diagnostic]["variable"]
-            ):
-                self._marks.set(diagnostic, where, first, leads, complete=False)
-                torn += [f"{diagnostic}{self._words(where, lead)}" for lead in leads]
+        for file, leads in self._marks.marked_files():
+            names = map(str, self._diagnostics[file.diagnostic]["variable"])
+            if not all(self._is_whole(name, file, leads) for name in names):
+                self._marks.set(file, leads, complete=False)
+                torn += [self._words(file, lead) for lead in leads]
         return torn
 
-    def _is_whole(self, name: str, where: tuple[int, ...], first: int, leads: list[int]) -> bool:
-        if not self._destination.has(self._file_name(name, where, first)):
+    def _is_whole(self, name: str, file: File, leads: list[int]) -> bool:
+        path, count = self._path(name, file), self._marks.leads_in_file
+        if not self._destination.has(path):
             return False
         try:
-            self._arrays[name][(*where, self._marks.file(first))]
+            self._arrays[name][self._marks.steps(file)]
         except Exception:  # its checksum, or any other error of a codec
             return False
-        return self._marks.leads == 1 or self._are_in_shard(
-            self._file_name(name, where, first), [lead - first for lead in leads]
-        )
-
-    def _are_in_shard(self, file: str, chunks: list[int]) -> bool:
-        """Whether a shard's index has these chunks; one without an index reads as NaN."""
-        count = self._marks.leads
-        # At the end: offset and length of each chunk, all bits set for none, and a checksum.
-        index = self._destination.get(file)[-16 * count - 4 : -4]
+        if count == 1:
+            return True
+        # A shard without an index reads as NaN. At its end: offset and length of each chunk, all
+        # bits set for none, and a checksum.
+        index = self._destination.get(path)[-16 * count - 4 : -4]
         if len(index) != 16 * count:
             return False
         offsets = np.frombuffer(index, "<u8")[::2]
+        chunks = [lead - file.first for lead in leads]
         return bool((offsets[chunks] != np.iinfo(np.uint64).max).all())
 
-    def _file_name(self, name: str, where: tuple[int, ...], first: int) -> str:
+    def _path(self, name: str, file: File) -> str:
+        """Path of the file of a variable in the store."""
         array = self._arrays[name]
         grid = (0,) * (array.ndim - len(self._axes))
-        key = array.metadata.encode_chunk_key((*where, first // self._marks.leads, *grid))
-        return f"{name}/{key}"
+        lead = file.first // self._marks.leads_in_file
+        return f"{name}/{array.metadata.encode_chunk_key((*file.index, lead, *grid))}"
 
     def _rows(
         self, diagnostic: str, x: torch.Tensor, coords: Coords
     ) -> tuple[File, int, list[np.ndarray]]:
-        """Split a result into its variables."""
+        """Return the file of a result, its lead time in the store, and an array per variable."""
         expected = self._diagnostics[diagnostic]
         leading = len(self._axes)
         sizes = (*(1,) * leading, *shape(expected)[leading:])
@@ -302,85 +279,76 @@ class Chunks:
                 f"{dict(zip(coords, x.shape, strict=False))}, "
                 f"the store {dict(zip(expected, sizes, strict=False))}"
             )
-        *where, lead = self._marks.where(diagnostic, coords)
+        *index, lead = self._marks.index(diagnostic, coords)
         data = x.to("cpu", torch.float32).numpy()
         # Views: none outlives the result but those that wait for other lead times of their file.
         rows = list(
             np.moveaxis(data[(0,) * leading], list(expected).index("variable") - leading, 0)
         )
-        return (diagnostic, tuple(where), lead - lead % self._marks.leads), lead, rows
+        first = lead - lead % self._marks.leads_in_file
+        return File(diagnostic, tuple(index), first), lead, rows
 
     def _put(self, file: File, rows: dict[int, list[np.ndarray]]) -> None:
         """Write one file of each variable and mark its lead times complete."""
-        diagnostic, where, first = file
-        start = clock.time()
-        with self._naming(diagnostic, where, min(rows)):
-            self._put_data(file, rows)
+        with self._naming(file, min(rows)):
+            written = self._put_data(file, rows)
             self._mark(file, rows)
-        nbytes = sum(row.nbytes for lead in rows.values() for row in lead)
-        written = Written((*where, first), self._rank, start, clock.time(), nbytes)
-        self._record(diagnostic, sorted(rows), written)
+        self._record(dataclasses.replace(written, end=clock.time()), sorted(rows))
 
-    def _put_data(self, file: File, rows: dict[int, list[np.ndarray]]) -> None:
-        diagnostic, where, first = file
+    def _put_data(self, file: File, rows: dict[int, list[np.ndarray]]) -> Written:
+        names, start = self._diagnostics[file.diagnostic]["variable"], clock.time()
 
         def put(i: int) -> None:
-            name = str(self._diagnostics[diagnostic]["variable"][i])
-            self._put_variable(name, where, first, {k: v[i] for k, v in rows.items()})
+            self._put_variable(str(names[i]), file, {k: v[i] for k, v in rows.items()})
 
         # One variable is compressed while another one is synced.
-        list(self._threads.map(put, range(len(self._diagnostics[diagnostic]["variable"]))))
+        list(self._threads.map(put, range(len(names))))
+        nbytes = sum(row.nbytes for lead in rows.values() for row in lead)
+        return Written(file, self._rank, start, clock.time(), nbytes)
+
+    def _put_variable(self, name: str, file: File, rows: dict[int, np.ndarray]) -> None:
+        array, steps = self._arrays[name], self._marks.steps(file)
+        count = steps[-1].stop - file.first
+        if self._marks.leads_in_file == 1:
+            values = rows[file.first][np.newaxis]
+        else:
+            if self._marks.lacking_in_file(file) < count:
+                values = np.asarray(array[steps])  # what earlier runs wrote stays
+            else:
+                # Zarr would read what is there, which a lost node may have left half written.
+                self._destination.remove(self._path(name, file))
+                values = np.full((count, *array.shape[len(steps) :]), np.nan)
+            for lead, row in rows.items():
+                values[lead - file.first] = row
+        # With all dimensions of a chunk; else Zarr fills one and copies the values into it.
+        where = (*(slice(i, i + 1) for i in file.index), steps[-1])
+        array[where] = values[(np.newaxis,) * len(file.index)]
 
     def _mark(self, file: File, leads: Iterable[int]) -> None:
-        self._marks.set(*file, leads)
+        self._marks.set(file, leads)
         self._destination.check_held()
 
-    def _record(self, diagnostic: str, leads: Sequence[int], written: Written) -> None:
+    def _record(self, written: Written, leads: Sequence[int]) -> None:
         if self._events is None:
             return
         seconds = (written.end - written.start) / len(leads)
         for i, lead in enumerate(leads):
             begun = written.start + i * seconds
-            label = f"{diagnostic}{self._words(written.index[:-1], lead)}"
-            nbytes = written.nbytes // len(leads)
+            label, nbytes = self._words(written.file, lead), written.nbytes // len(leads)
             self._events.record(Event("write", label, written.rank, begun, begun + seconds, nbytes))
 
     @contextmanager
-    def _naming(self, diagnostic: str, where: tuple[int, ...], lead: int) -> Iterator[None]:
+    def _naming(self, file: File, lead: int) -> Iterator[None]:
         """Name the step and the store in an error."""
         try:
             yield
         except Exception as error:
             raise StoreError(
-                f"{diagnostic}{self._words(where, lead)} could not be written to "
+                f"{self._words(file, lead)} could not be written to "
                 f"{self._destination.name}: {type(error).__name__}: {error}"
             ) from error
 
-    def _put_variable(
-        self, name: str, where: tuple[int, ...], first: int, rows: dict[int, np.ndarray]
-    ) -> None:
-        array = self._arrays[name]
-        if self._marks.leads == 1:
-            _set(array, where, slice(first, first + 1), rows[first][np.newaxis])
-            return
-        whole = self._marks.file(first)
-        if self._marks.lacking_in_file(array.attrs["diagnostic"], where, first) < (
-            whole.stop - whole.start
-        ):
-            values = np.asarray(array[(*where, whole)])  # what earlier runs wrote stays
-        else:
-            # Zarr would read what is there, which a lost node may have left half written.
-            self._destination.remove(self._file_name(name, where, first))
-            values = np.full((whole.stop - whole.start, *array.shape[len(where) + 1 :]), np.nan)
-        for lead, row in rows.items():
-            values[lead - first] = row
-        _set(array, where, whole, values)
-
-    def _words(self, where: tuple[int, ...], lead: int) -> str:
+    def _words(self, file: File, lead: int) -> str:
         lead_time = self._axes["lead_time"][lead : lead + 1]
-        return step_words(OrderedDict(self._axes, lead_time=lead_time), where)
-
-
-def _set(array: zarr.Array, where: tuple[int, ...], leads: slice, values: np.ndarray) -> None:
-    # With all dimensions of a chunk; else Zarr fills one and copies the values into it.
-    array[(*(slice(i, i + 1) for i in where), leads)] = values[(np.newaxis,) * len(where)]
+        step = step_words(OrderedDict(self._axes, lead_time=lead_time), file.index)
+        return f"{file.diagnostic}{step}"

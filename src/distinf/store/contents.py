@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import re
@@ -106,10 +107,7 @@ class Destination(ABC):
     def begin(self) -> None:
         """Remove what lies there, except the hold, and note that a store is being created.
 
-        Raises
-        ------
-        StoreError
-            As `check_replaceable`; if something cannot be removed.
+        Raises `StoreError` as `check_replaceable`, or if something cannot be removed.
         """
         self.check_replaceable()
         self.put(CREATING, b"")
@@ -130,10 +128,7 @@ class Destination(ABC):
     def check_replaceable(self) -> None:
         """Refuse to replace a store that others wrote, or to which somebody added something.
 
-        Raises
-        ------
-        StoreError
-            Names what distinf did not write.
+        Raises `StoreError`, which names what distinf did not write.
         """
         names = self.names()
         if names and not any(name.startswith(OWN) for name in names):  # its attributes were copied
@@ -177,26 +172,20 @@ class Destination(ABC):
             return set(json.loads(self.get(CONTENTS)))
         # An older store: by the attributes that distinf gives.
         group = self._group(names)
-        listed = group.get("consolidated_metadata") or {}
-        made = {
-            k: v
-            for k, v in listed.get("metadata", {}).items()
-            if _is_result(k, v.get("attributes", {}))
-        }
-        dimensions = {
-            name for array in made.values() for name in array.get("dimension_names") or ()
-        }
+        listed = (group.get("consolidated_metadata") or {}).get("metadata", {})
+        made = [k for k, v in listed.items() if _is_result(k, v.get("attributes", {}))]
+        dimensions = [dim for name in made for dim in listed[name].get("dimension_names") or ()]
         coordinates = str(group.get("attributes", {}).get("coordinates", "")).split()
         return {*made, *dimensions, *coordinates}
 
     def _group(self, names: list[str]) -> dict[str, Any]:
         """Return the metadata of a Zarr group; empty if there is none."""
-        try:
-            group = json.loads(self.get("zarr.json")) if "zarr.json" in names else {}
-        except ValueError:  # not of Zarr, in spite of its name
-            group = {}
-        of_zarr = isinstance(group, dict) and group.get("node_type") == "group"
-        return group if of_zarr else {}
+        if "zarr.json" in names:
+            with contextlib.suppress(ValueError):  # not of Zarr, in spite of its name
+                found = json.loads(self.get("zarr.json"))
+                if isinstance(found, dict) and found.get("node_type") == "group":
+                    return found
+        return {}
 
 
 def _is_own(name: str) -> bool:

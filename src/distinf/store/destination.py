@@ -24,12 +24,9 @@ __all__ = ["DurableStore", "Folder", "find_destination", "sync_folder", "write_d
 
 
 def find_destination(path: str | os.PathLike[str]) -> Destination:
-    """Find out what kind of destination a path or URL is.
+    """Return the destination of a path or URL.
 
-    Raises
-    ------
-    StoreError
-        If it is the URL of a folder, but not of one from the root on.
+    Raises `StoreError` for the URL of a folder that does not begin at the root.
     """
     from distinf.store.object_store import ObjectStore  # fsspec, which a folder does not need
 

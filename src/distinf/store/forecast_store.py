@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +24,7 @@ from distinf.errors import DistinfError, Interrupted, StoreError, TaskError, Tas
 from distinf.options import Output
 from distinf.report import Events
 from distinf.store.chunks import Chunks, Marks, Written
-from distinf.store.contents import RESTART, Content
+from distinf.store.contents import RESTART, TOKEN, Content
 from distinf.store.destination import find_destination
 from distinf.store.provenance import Provenance
 from distinf.store.schema import (
@@ -36,7 +37,7 @@ from distinf.store.schema import (
     mismatches,
     plan_schema,
 )
-from distinf.store.worker_writer import WriterTicket, writer_ticket
+from distinf.store.worker_writer import WriterTicket
 
 __all__ = ["ForecastStore", "check_output", "check_resume"]
 
@@ -44,20 +45,9 @@ log = logging.getLogger("distinf")
 
 
 def check_output(path: str | os.PathLike[str], mode: str) -> None:
-    """Refuse an output path that this mode must not touch.
+    """Refuse an output path that this mode must not touch, or where nothing can be written.
 
-    Parameters
-    ----------
-    path : str | os.PathLike[str]
-        ``parameters.output_path``, a path or a URL.
-    mode : str
-        ``output.mode``.
-
-    Raises
-    ------
-    StoreError
-        If something is there that may not be replaced or is no store; names the choices. If
-        nothing can be written there.
+    Raises `StoreError`, which names the choices.
     """
     destination = find_destination(path)
     destination.check_writable()
@@ -85,21 +75,10 @@ def _exists(path: str | os.PathLike[str]) -> StoreError:
 def check_resume(
     path: str | os.PathLike[str], config: Mapping[str, Any], files: Mapping[str, Any]
 ) -> None:
-    """Refuse to continue a store that was made with another config or other files.
+    """Refuse to continue a store, if one is there, that was made with another config or files.
 
-    Parameters
-    ----------
-    path : str | os.PathLike[str]
-        ``parameters.output_path``, a path or a URL; nothing is done where no store is.
-    config : Mapping[str, Any]
-        The resolved config.
-    files : Mapping[str, Any]
-        Inputs and packages, as `distinf.loading.read_files`.
-
-    Raises
-    ------
-    StoreError
-        Says what differs.
+    ``files`` are those of `distinf.loading.read_files`. Raises `StoreError`, which says what
+    differs.
     """
     destination = find_destination(path)
     if destination.content() is Content.STORE:
@@ -200,9 +179,14 @@ class ForecastStore:
 
     @contextmanager
     def writer_ticket(self) -> Iterator[WriterTicket]:
-        """Give what workers need to open this store, within the block, by a `RemoteWriter`."""
-        with writer_ticket(self.destination, self._layout) as ticket:
-            yield ticket
+        """Return what a `RemoteWriter` needs; workers open their writers within this block."""
+        name, token = self.destination.name, secrets.token_hex(8)
+        path = name if "://" in name else os.path.abspath(name)
+        self.destination.put(TOKEN, token.encode())
+        try:
+            yield WriterTicket(path, token, self._layout)
+        finally:
+            self.destination.remove(TOKEN)
 
     def write(self, diagnostic: str, future: Future[Any]) -> None:
         """Write the result of a task when it is there; return at once unless too many wait.
@@ -329,8 +313,7 @@ class ForecastStore:
     def _wait_for_all(self) -> None:
         for _ in range(self._pending):
             self._slots.acquire()
-        for _ in range(self._pending):
-            self._slots.release()
+        self._slots.release(self._pending)
 
     def _take(self, diagnostic: str, future: Future[Any]) -> None:
         try:
@@ -344,7 +327,7 @@ class ForecastStore:
             if isinstance(result, Mapping):
                 result = result[diagnostic]
             if isinstance(result, Written):
-                self._chunks.mark(diagnostic, result)
+                self._chunks.mark(result)
             else:
                 self._chunks.add(diagnostic, *result)
         except (TaskError, TaskLost) as error:

@@ -6,6 +6,7 @@ renews. Both name the process that holds the store.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -107,8 +108,9 @@ class ObjectHold:
             if seen is not None and self._is_mine(seen):  # the answer was lost on its way
                 self._version = seen.version
                 break
-            if seen is not None and not (who.get("released") or _is_dead(who, seen.age)):
-                raise held_by(self._url, who, seen.age, _SILENCE_SECONDS)
+            dead = seen is None or seen.age > _SILENCE_SECONDS or has_ended(who)
+            if seen is not None and not (dead or who.get("released")):
+                raise held_by(self._url, who, seen.age)
             if sent > deadline:
                 raise held_by(self._url, who)
             version = seen.version if seen else None
@@ -138,12 +140,8 @@ class ObjectHold:
 
     def _keep_renewing(self) -> None:
         while not self._end.wait(_BEAT_SECONDS):
-            try:
+            with contextlib.suppress(Exception):  # the next beat tries again
                 self._renew()
-            except Exception:  # the next beat tries again
-                continue
-            if self._lost:
-                return
 
     def _renew(self, older: float = 0.0) -> None:
         """Renew the object, if the last time was more than some seconds ago."""
@@ -190,10 +188,6 @@ def _who(seen: Seen | None) -> dict[str, Any]:
     return who if isinstance(who, dict) else {}
 
 
-def _is_dead(who: dict[str, Any], age: float) -> bool:
-    return age > _SILENCE_SECONDS or has_ended(who)
-
-
 def this_process() -> dict[str, Any]:
     """Describe this process, for another run that finds the store held."""
     since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -216,18 +210,19 @@ def has_ended(who: Mapping[str, Any]) -> bool:
     return now is not None and abs(int(now) - int(started)) > _SAME_TICKS
 
 
-def held_by(
-    what: str, who: Mapping[str, Any], age: float | None = None, silence: float | None = None
-) -> StoreError:
-    """Build the error that names who holds a store, and when its hold ends if it is dead."""
+def held_by(what: str, who: Mapping[str, Any], age: float | None = None) -> StoreError:
+    """Return the error that names who holds a store, and when an object's hold ends if it is dead.
+
+    ``age`` is the time since the holder's last sign of life, in seconds.
+    """
     words = (
         f"{what} is held by another run: host {who.get('host', '?')}, process "
         f"{who.get('pid', '?')}, since {who.get('since', '?')}"
     )
     if age is not None:
+        wait = max(_SILENCE_SECONDS - age, 0) + 1
         words += f", last sign of life {max(age, 0):.0f} s ago"
-    if age is not None and silence is not None:
-        words += f"; if that run is dead, try again {max(silence - age, 0) + 1:.0f} s later"
+        words += f"; if that run is dead, try again {wait:.0f} s later"
     return StoreError(words)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from distinf.coords import step_words
 from distinf.errors import StoreError
 from distinf.paths import lies_in
 
@@ -28,22 +29,9 @@ def unfinished(path: str) -> str:
 
 
 def check_netcdf(path: str, store: str, mode: str) -> None:
-    """Refuse a NetCDF file that this mode must not replace.
+    """Refuse a NetCDF file that a copy of ``store``, a path or URL, must not replace in this mode.
 
-    Parameters
-    ----------
-    path : str
-        ``output.netcdf``.
-    store : str
-        Path or URL of the store that it will be a copy of.
-    mode : str
-        ``output.mode``.
-
-    Raises
-    ------
-    StoreError
-        If its folder does not exist, or a file is there that may not be replaced; names the
-        choices.
+    Raises `StoreError`, which names the choices; also if its folder does not exist.
     """
     file = Path(path)
     if not file.absolute().parent.is_dir():
@@ -72,23 +60,9 @@ def check_netcdf(path: str, store: str, mode: str) -> None:
 def to_netcdf(store: str, path: str, mode: str = "create") -> None:
     """Write a store into a compressed NetCDF-4 file, step by step, so that memory stays small.
 
-    Its global attribute ``distinf_store`` names the store, ``missing_steps`` the steps that are
-    not complete there, where any are missing; these are logged, too.
-
-    Parameters
-    ----------
-    store : str
-        Path or URL of the store.
-    path : str
-        The file; it appears when it is whole.
-    mode : str, optional
-        ``output.mode``: which file it may replace (see `check_netcdf`), by default
-        ``"create"``: none.
-
-    Raises
-    ------
-    StoreError
-        If it cannot be written.
+    The file appears when it is whole. Its global attribute ``distinf_store`` names the store,
+    ``missing_steps`` the steps that are not complete there; these are logged, too. ``mode`` says
+    which file it may replace, as in `check_netcdf`. Raises `StoreError` if it cannot be written.
     """
     import xarray as xr
 
@@ -109,10 +83,8 @@ def to_netcdf(store: str, path: str, mode: str = "create") -> None:
             dataset.attrs[_STORE] = _named(store)
             missing = list(_missing(dataset))
             if missing:
-                named = missing[:_NAMED]
-                more = len(missing) - len(named)
-                named += [f"and {more} more"] if more else []
-                dataset.attrs[_MISSING] = ", ".join(named)
+                more = [f"and {len(missing) - _NAMED} more"] * (len(missing) > _NAMED)
+                dataset.attrs[_MISSING] = ", ".join([*missing[:_NAMED], *more])
             dataset.to_netcdf(partial, engine="netcdf4", encoding=packed)
         os.replace(partial, path)
     except Exception as error:
@@ -152,8 +124,6 @@ def _origin(file: Path) -> str | None:
 
 def _missing(dataset: Any) -> Iterator[str]:
     """Words for each step that a diagnostic lacks."""
-    from distinf.coords import step_words
-
     for name, array in dataset.data_vars.items():
         if array.dtype != bool or not name.endswith("_complete"):
             continue

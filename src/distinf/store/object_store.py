@@ -29,13 +29,9 @@ _PATTERN = "*?["  # fsspec and zarr remove all that a name with one of these mat
 
 
 class ObjectStore(Destination):
-    """A prefix of an object store.
+    """A prefix of an object store, such as ``s3://bucket/forecast.zarr``.
 
-    Parameters
-    ----------
-    url : str
-        Such as ``s3://bucket/forecast.zarr``; credentials and endpoint come from the environment,
-        as the file system's own library takes them.
+    Credentials and endpoint come from the environment, as the file system's library takes them.
     """
 
     def __init__(self, url: str) -> None:

@@ -34,16 +34,9 @@ _SAME_AS_NONE = {r"diagnostic\.[^.]*\.compile": False}
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the values of a run come from.
+    """What the values of a run come from: the resolved config, the versions of libraries, files.
 
-    Parameters
-    ----------
-    config : Mapping[str, Any], optional
-        The resolved config.
-    versions : Mapping[str, str], optional
-        Versions of libraries.
-    files : Mapping[str, Any], optional
-        As `distinf.loading.read_files` returns them.
+    ``files`` are those of `distinf.loading.read_files`.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -129,15 +122,9 @@ class Provenance:
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Compare the settings of a store's and of this run's config that decide the values.
 
-    Targets that have moved are the same.
-
-    Yields
-    ------
-    tuple[str, Any, Any]
-        The key and both values; None where there is none.
+    Targets that have moved are the same. Yields the key and both values, None where there is none.
     """
-    was, now = current_targets(was)[0], current_targets(now)[0]
-    yield from _differences(was, now)
+    return _differences(current_targets(was)[0], current_targets(now)[0])
 
 
 def _differences(
