@@ -47,17 +47,7 @@ _PATIENCE_SECONDS, _ERROR_PATIENCE_SECONDS = 5.0, 1.0
 
 
 class Session:
-    """A rank among the ranks that have met; `open_session` opens it.
-
-    Attributes
-    ----------
-    info : RankInfo
-        This rank: its number, the world size, the launcher.
-    runtime : Runtime
-        The options.
-    device : torch.device
-        Where this rank computes.
-    """
+    """A rank among the ranks that have met; it computes on ``device``."""
 
     def __init__(
         self, info: RankInfo, runtime: Runtime, device: torch.device, resources: ExitStack
@@ -78,19 +68,7 @@ class Session:
         raise SessionError(f"rank {self.rank} is a worker: only rank 0 hands out tasks")
 
     def to_host(self, tree: Any) -> Future[Any]:
-        """Copy tensors from this rank's device to host memory, while the device computes.
-
-        Parameters
-        ----------
-        tree : Any
-            Nested containers; their tensors must not be written to until the future is done, except
-            by what this thread launches on its current stream before.
-
-        Returns
-        -------
-        Future
-            The copy, complete. On the CPU it is the tensors themselves.
-        """
+        """Copy tensors from this rank's device to host memory; as :func:`distinf.gpu.to_host`."""
         return to_host(tree)
 
     def serve(self) -> None:
