@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from distinf.errors import SessionError
-from distinf.farm import DriverWorks, Farm, Pulse
+from distinf.farm import Farm, Pulse
 from distinf.gpu import Cuda, Lane, to_host
 from distinf.options import Runtime
 from distinf.session import network, peers, process, rendezvous
@@ -129,7 +129,6 @@ class DriverSession(Session):
         self._unresponsive: set[int] = set()
         self._error: BaseException | None = None
         several = info.world_size > 1
-        beside = DriverWorks(InProcess(worker), runtime.driver_works, runtime.call_timeout)
         self._farm = Farm(
             transport,
             # A worker takes its next input while it computes; this process alone cannot.
@@ -137,7 +136,7 @@ class DriverSession(Session):
             max_attempts=runtime.max_attempts,
             call_timeout=runtime.call_timeout,
             skip_errors=runtime.on_error == "skip",
-            driver=beside if several else None,
+            driver_works=runtime.driver_works if several else "never",
         )
         # Closed in reverse order.
         resources.callback(self._end_unresponsive)

@@ -122,8 +122,9 @@ class Transport(Protocol):
         ...
 
     def send(self, rank: int, call: Call, timeout: float | None) -> Future[Reply]:
-        """Carry a call to a rank; returns at once unless the rank is this process.
+        """Carry a call to a rank: a worker or rank 0, this process.
 
+        It returns at once, unless there is one process only, which is its own worker.
         The call's tensors must not be changed until the future is done. A model that writes to its
         input changes its own copy alone: the same call may be sent once more, elsewhere.
         ``timeout`` is the deadline in seconds; None waits as long as the rank lives. The future
