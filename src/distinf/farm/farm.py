@@ -125,18 +125,15 @@ class Farm:
         future: Future[Any] = Future()
 
         def deliver(answer: Future[Reply]) -> None:
+            if why := _why_lost(rank, answer):
+                self.mark_lost(rank, why)
             error = answer.exception()
-            if isinstance(error, WorkerLost):
-                self.mark_lost(rank, error.reason)
             if isinstance(error, CallTimeout):
-                self.mark_lost(rank, str(error))
                 error = CallTimeout(f"{error} (runtime.call_timeout)")
             if error is not None:
                 _fail(future, error)
                 return
             reply = answer.result()
-            if reply.unusable and rank != 0:
-                self.mark_lost(rank, _why_unusable(reply))
             if reply.failure is None:
                 _resolve(future, reply.value)
             else:
@@ -210,14 +207,10 @@ class Farm:
         answer.add_done_callback(lambda done: self._deliver(start, task, done))
 
     def _deliver(self, start: Start, task: _Task, answer: Future[Reply]) -> None:
+        if why := _why_lost(start.worker, answer):
+            self.mark_lost(start.worker, why)
+            return
         error = answer.exception()
-        if isinstance(error, WorkerLost | CallTimeout):
-            # A worker that missed its deadline may answer late or never: it gets no more tasks.
-            self.mark_lost(start.worker, str(error))
-            return
-        if error is None and answer.result().unusable and start.worker != 0:
-            self.mark_lost(start.worker, _why_unusable(answer.result()))
-            return
         with self._changed:
             current = start.task in self._dispatcher.on(start.worker)
             decisions = self._dispatcher.finish(start.task, start.worker)
@@ -290,10 +283,17 @@ def _lost(task: _Task, decision: GiveUp) -> Exception:
     )
 
 
-def _why_unusable(reply: Reply) -> str:
-    """Say why a worker leaves whose GPU fails every further call."""
-    assert reply.failure is not None
-    return f"its GPU can no longer be used: {reply.failure.kind}: {reply.failure.message}"
+def _why_lost(rank: int, answer: Future[Reply]) -> str:
+    """Say why the worker that gave an answer is lost; empty if it is not."""
+    error = answer.exception()
+    # A worker that missed its deadline may answer late or never: it gets no more tasks.
+    if isinstance(error, WorkerLost | CallTimeout):
+        return str(error)
+    if error is not None or rank == 0 or not answer.result().unusable:
+        return ""
+    failure = answer.result().failure
+    assert failure is not None
+    return f"its GPU can no longer be used: {failure.kind}: {failure.message}"
 
 
 def _task_error(reply: Reply, call: Call, attempt: int) -> TaskError:
