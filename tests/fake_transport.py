@@ -6,6 +6,7 @@ import torch
 
 from distinf.errors import WorkerLost
 from distinf.transport import Reply
+from distinf.transport.in_process import OnDriver
 
 
 class FakeTransport:
@@ -18,13 +19,16 @@ class FakeTransport:
     answer : callable, optional
         Called with a rank and a call; returns the reply at once. By default a call stays in
         `open` until the test takes it from there and completes its future.
+    own : Transport, optional
+        Runs the calls of rank 0, if that is no worker.
     """
 
     carrier, reason = "fake", ""
 
-    def __init__(self, workers, answer=None):
+    def __init__(self, workers, answer=None, own=None):
         self.workers = tuple(workers)
         self.answer = answer
+        self.on_driver = OnDriver(own)
         self.sent = []  # (rank, call), in order
         self.open = {rank: [] for rank in self.workers}  # (call, its future), the oldest first
         self.lost = set()
@@ -37,6 +41,10 @@ class FakeTransport:
         pass
 
     def send(self, rank, call, timeout):
+        if rank not in self.workers:
+            return self.on_driver.send(call, timeout)
+        if call.method == "__build__":
+            self.on_driver.note_build(call)
         future = Future()
         if rank in self.lost or self.closed:
             future.set_exception(WorkerLost(rank, "it left the session"))

@@ -42,29 +42,20 @@ def in_order(work: Callable[[], T]) -> Future[T]:
     The thread sends tensors, so the function must not wait for the reply of a call.
     """
     future: Future[T] = Future()
-    _ordered.put(work, future)
+    _queue.put((work, future))
+    if _first.acquire(blocking=False):
+        threading.Thread(target=_serve, name="distinf-ordered", daemon=True).start()
     return future
 
 
-class _OrderedThread:
-    """A daemon thread that starts with the first function and runs one after the other."""
+_queue: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+_first = threading.Lock()  # held from the first call of `in_order` on
 
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._started = False
 
-    def put(self, work: Callable[[], Any], future: Future[Any]) -> None:
-        with self._lock:
-            if not self._started:
-                threading.Thread(target=self._serve, name="distinf-ordered", daemon=True).start()
-                self._started = True
-        self._queue.put((work, future))
-
-    def _serve(self) -> None:
-        while True:
-            # Passed on at once: no tensor is kept while this thread waits for the next function.
-            _run(*self._queue.get())
+def _serve() -> None:
+    while True:
+        # Passed on at once: no tensor is kept while this thread waits for the next function.
+        _run(*_queue.get())
 
 
 def _run(work: Callable[[], T], future: Future[T]) -> None:
@@ -74,6 +65,3 @@ def _run(work: Callable[[], T], future: Future[T]) -> None:
         future.set_result(work())
     except BaseException as error:
         future.set_exception(error)
-
-
-_ordered = _OrderedThread()

@@ -86,19 +86,10 @@ def check_overlap(
 ) -> None:
     """Refuse an output that would destroy something else.
 
-    Parameters
-    ----------
-    outputs : Mapping[str, str]
-        The path or URL of each config key that is written; they must not overlap each other.
-    apart : Mapping[str, str]
-        By name, what must neither contain an output nor lie in one.
-    around : Mapping[str, str]
-        By name, folders that may contain an output, but must not lie in one or be one.
-
-    Raises
-    ------
-    ConfigError
-        Names the key, its path and what lies there.
+    ``outputs`` maps each config key to the path or URL that is written there; they must not overlap
+    each other. ``apart`` are paths by name that must neither contain an output nor lie in one;
+    ``around`` are folders that may contain an output, but must not lie in one or be one. The
+    `ConfigError` names the key, its path and what lies there.
     """
     listed = list(outputs.items())
     for i, (key, path) in enumerate(listed):

@@ -74,12 +74,8 @@ def owned(tensor: torch.Tensor) -> torch.Tensor:
 class Rule:
     """What NaN or an infinite value in a result means.
 
-    Parameters
-    ----------
-    mode : str
-        ``"allow"``: nothing; ``"warn"``: it is counted; ``"fail"``: it is an error.
-    key : str, optional
-        The config key that says so, for the error.
+    ``mode`` is ``"allow"``: nothing; ``"warn"``: it is counted; or ``"fail"``: it is an error of
+    the model, which names the config key that says so.
     """
 
     mode: str
@@ -113,10 +109,7 @@ def without_rules(result: Any, rule: Rule) -> tuple[Any, Found]:
 def count_nonfinite(found: Found) -> int:
     """Count the values that are NaN or infinite, where a rule asks for it.
 
-    Raises
-    ------
-    FloatingPointError
-        If there are any and a rule's mode is ``"fail"``.
+    Raises `FloatingPointError` if there are any and a rule's mode is ``"fail"``.
     """
     counts: dict[Rule, int] = {}
     for rule, tensor in found:

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distinf.errors import CallTimeout, SessionError, TaskError, TaskLost, WorkerLost
-from distinf.farm.driver import DriverWorks
 from distinf.farm.farm import Farm
 from distinf.transport import Call, Failure, InProcess, Worker
 from tests.fake_transport import FakeTransport, reply
@@ -27,8 +26,9 @@ def done_by(transport):
 
 
 def farm_of(workers, works="fallback", **options):
-    carrier, here = FakeTransport(workers), FakeTransport([0], reply)
-    farm = Farm(carrier, driver=DriverWorks(here, works), **options)
+    here = FakeTransport([0], reply)
+    carrier = FakeTransport(workers, own=here)
+    farm = Farm(carrier, driver_works=works, **options)
     assert farm.new_model() == 0
     for rank in workers:
         built = farm.call(rank, Call(0, "__build__", "construction", (dict,)))
@@ -128,6 +128,23 @@ def test_an_idle_driver_takes_a_task_instead_of_waiting():
     assert first.result(DEADLINE) == 0
 
 
+def test_a_model_is_constructed_on_the_driver_after_the_last_worker():
+    farm, _, here = farm_of([1])
+    farm.mark_lost(1, "gone")
+    number = farm.new_model()
+    farm.call(0, Call(number, "__build__", "construction", (dict,))).result(DEADLINE)
+    assert farm.submit(Call(number, "__forward__", "task 0", (7,)), 0, None).result(DEADLINE) == 7
+    farm.call(0, Call(number, "__drop__")).result(DEADLINE)
+    assert [call.method for _, call in here.sent] == ["__build__", "__forward__", "__drop__"]
+
+
+def test_a_model_that_the_driver_never_ran_is_not_constructed_to_be_dropped():
+    farm, _, here = farm_of([1])
+    farm.mark_lost(1, "gone")
+    farm.call(0, Call(0, "__drop__")).result(DEADLINE)
+    assert [call.method for _, call in here.sent] == ["__drop__"]
+
+
 def test_an_error_wakes_who_waits_to_submit():
     farm, carrier, _ = farm_of([1], "never", depth=1)
     first = farm.submit(task(0), 0, None)
@@ -176,7 +193,7 @@ def test_a_call_that_hangs_on_the_driver_ends_the_run(works):
             ended.wait(60)
 
     here = InProcess(Worker(0, torch.device("cpu")))
-    farm = Farm(FakeTransport([1]), driver=DriverWorks(here, works, call_timeout=0.2), depth=1)
+    farm = Farm(FakeTransport([1], own=here), call_timeout=0.2, driver_works=works, depth=1)
     farm.call(1, Call(0, "__build__", "construction", (Hanging,)))
     first = farm.submit(task(0), 0, None)
     try:

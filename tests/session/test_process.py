@@ -6,8 +6,10 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from distinf import DistributedManager
+from distinf.errors import SessionError
 from distinf.session import local_ranks, process
 from distinf.session.launcher import RankInfo
 
@@ -45,6 +47,15 @@ def test_the_manager_is_right(launcher, method):
         assert known._initialization_method == method
     finally:
         process.end_manager()
+
+
+def test_a_group_that_is_not_formed_is_an_error_of_the_session():
+    """As after the end of another rank between the rendezvous and here."""
+    info = RankInfo("slurm", 0, 2, 0, 2)
+    with pytest.raises(SessionError, match=r"rank 0 on .* process group of 2 ranks \(.*imeout"):
+        process.initialize_manager(info, torch.device("cpu"), dist.HashStore(), timeout=0.5)
+    assert not DistributedManager.is_initialized()
+    process.end_manager()
 
 
 # Pages of the system that 40 MB in pieces, taken and freed again and again, cost in the last round.

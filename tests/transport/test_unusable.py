@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from distinf.errors import SessionError, TaskError, TaskLost
-from distinf.farm.driver import DriverWorks
 from distinf.farm.farm import Farm
 from distinf.transport import Call, Failure
 from tests.fake_transport import FakeTransport, reply
@@ -13,14 +12,14 @@ from tests.fake_transport import FakeTransport, reply
 POISONED = Failure("Model.forward", "AcceleratorError", "CUDA error: device-side assert", "trace")
 
 
-def ranks(workers, poisoned):
+def ranks(workers, poisoned, own=None):
     """A transport whose ranks answer at once, the poisoned ones as a GPU does after an assert."""
 
     def answer(rank, call):
         bad = rank in poisoned
         return replace(reply(rank, call, POISONED if bad else None, unusable=bad), value=rank)
 
-    return FakeTransport(workers, answer)
+    return FakeTransport(workers, answer, own)
 
 
 def forward(number=0):
@@ -56,11 +55,9 @@ def test_it_is_lost_to_other_calls_too():
 
 
 def test_on_the_drivers_own_gpu_it_ends_the_run_even_if_errors_are_skipped():
-    own = ranks([0], poisoned=[0])
-    driver = DriverWorks(own, "fallback")
-    driver.note_build(Call(0, "__build__"))
-    driver._built.add(0)
-    farm = Farm(ranks([1], poisoned=[1]), skip_errors=True, driver=driver)
+    carrier = ranks([1], poisoned=[1], own=ranks([0], poisoned=[0]))
+    carrier.on_driver._built.add(0)
+    farm = Farm(carrier, skip_errors=True, driver_works="fallback")
     with pytest.raises(TaskError, match=r"on rank 0.*device-side assert"):
         farm.submit(forward(), 0, None).result(10)
     with pytest.raises(TaskError):

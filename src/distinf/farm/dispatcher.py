@@ -98,10 +98,8 @@ class Dispatcher:
     def submit(self, task: int, workers: frozenset[int] | None = None) -> Start:
         """Start a new task on the least loaded of ``workers`` (None: all).
 
-        Raises
-        ------
-        ValueError
-            If the number ``task`` is in use, or no slot is free: ask :meth:`has_room` first.
+        Raises `ValueError` if the number ``task`` is in use, or no slot is free: ask
+        :meth:`has_room` first.
         """
         if task in self._tasks:
             raise ValueError(f"task {task} is already submitted")

@@ -14,10 +14,8 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any
 
-from distinf.background import in_background
 from distinf.errors import CallTimeout, SessionError, TaskError, TaskLost, WorkerLost
 from distinf.farm.dispatcher import Decision, Dispatcher, GiveUp, Start
-from distinf.farm.driver import DriverWorks
 from distinf.report import Event, Events
 from distinf.tensors import tensor_bytes
 from distinf.transport import Call, Reply, Transport
@@ -47,8 +45,9 @@ class Farm:
 
     ``depth`` and ``max_attempts`` are as of `Dispatcher`. ``call_timeout`` is the deadline of one
     attempt of a task, and of every other call, in seconds; None: as long as its worker lives.
-    With ``skip_errors`` the session goes on after a task failed. ``driver`` runs calls in the
-    driver's own process; None: it runs none.
+    With ``skip_errors`` the session goes on after a task failed. ``driver_works`` is
+    ``runtime.driver_works``: with ``"fallback"`` rank 0 runs tasks none of whose workers is left,
+    with ``"idle"`` also those of a submitter that finds no room.
     """
 
     def __init__(
@@ -58,10 +57,11 @@ class Farm:
         max_attempts: int = 3,
         call_timeout: float | None = None,
         skip_errors: bool = False,
-        driver: DriverWorks | None = None,
+        driver_works: str = "never",
     ) -> None:
         self._skip_errors = skip_errors
-        self._driver = driver or DriverWorks(None, "never")
+        self._driver_works = driver_works
+        self._limits: set[frozenset[int]] = set()  # ranks to which tasks were limited
         self._warned: set[int] = set()  # models with NaN or infinite values
         self.events = Events()
         self.transport = transport
@@ -98,11 +98,13 @@ class Farm:
         """
         future: Future[Any] = Future()
         task = _Task(call, future, nbytes)
-        workers = self._driver.admit(workers)
         with self._changed:
+            if workers is not None and self._driver_works != "never":
+                self._limits.add(workers)
+                workers |= {0}  # which joins when it has to
             while not (room := self._dispatcher.has_room(workers)):
                 self._check(workers)
-                if self._driver.while_idle:
+                if self._driver_works == "idle":
                     break
                 self._changed.wait(_LOOK_UP_SECONDS)
             self._check(workers)
@@ -113,7 +115,7 @@ class Farm:
         if room:
             self._carry_out([start])
         else:  # the prognostic would wait, so its process can compute
-            self._run_own(number, task)
+            self._run_on_driver(number, task)
         return future
 
     def call(self, rank: int, call: Call) -> Future[Any]:
@@ -123,25 +125,20 @@ class Farm:
         future: Future[Any] = Future()
 
         def deliver(answer: Future[Reply]) -> None:
+            if why := _why_lost(rank, answer):
+                self.mark_lost(rank, why)
             error = answer.exception()
-            if isinstance(error, WorkerLost):
-                self.mark_lost(rank, error.reason)
             if isinstance(error, CallTimeout):
-                self.mark_lost(rank, str(error))
                 error = CallTimeout(f"{error} (runtime.call_timeout)")
             if error is not None:
                 _fail(future, error)
                 return
             reply = answer.result()
-            if reply.unusable and rank != 0:
-                self.mark_lost(rank, _why_unusable(reply))
             if reply.failure is None:
                 _resolve(future, reply.value)
             else:
                 _fail(future, _task_error(reply, call, attempt=1))
 
-        if call.method == "__build__":
-            self._driver.note_build(call)
         self.transport.send(rank, call, self._call_timeout).add_done_callback(deliver)
         return future
 
@@ -155,13 +152,18 @@ class Farm:
             decisions: list[Decision] = []
             if rank in self._dispatcher.workers:
                 log.warning("rank %d was lost, %d worker(s) left: %s", rank, len(left), reason)
-                if self._driver.needed(left) and 0 not in (rank, *left):
+                if 0 not in (rank, *left) and self._needs_driver(left):
                     log.warning("rank 0 runs diagnostics from here on")
                     decisions += self._dispatcher.join(0)
             decisions += self._dispatcher.mark_lost(rank)
             self._changed.notify_all()
         self.transport.mark_lost(rank)
         self._carry_out(decisions)
+
+    def _needs_driver(self, left: list[int]) -> bool:
+        """Whether some tasks could run on none of the workers that are left."""
+        without = not left or any(limit.isdisjoint(left) for limit in self._limits)
+        return without and self._driver_works != "never"
 
     def fail(self, error: BaseException, abandon: bool = True) -> None:
         """Break the session: every waiting and every further submitter gets the first error.
@@ -201,22 +203,14 @@ class Farm:
 
     def _send(self, start: Start, task: _Task) -> None:
         task.attempt = start.attempt
-        if start.worker == 0 and self._driver.able:
-            own = in_background(lambda: self._driver.run(task.call), "distinf-driver-works")
-            own.add_done_callback(lambda done: self._deliver(start, task, done))
-            return
         answer = self.transport.send(start.worker, task.call, self._call_timeout)
         answer.add_done_callback(lambda done: self._deliver(start, task, done))
 
     def _deliver(self, start: Start, task: _Task, answer: Future[Reply]) -> None:
+        if why := _why_lost(start.worker, answer):
+            self.mark_lost(start.worker, why)
+            return
         error = answer.exception()
-        if isinstance(error, WorkerLost | CallTimeout):
-            # A worker that missed its deadline may answer late or never: it gets no more tasks.
-            self.mark_lost(start.worker, str(error))
-            return
-        if error is None and answer.result().unusable and start.worker != 0:
-            self.mark_lost(start.worker, _why_unusable(answer.result()))
-            return
         with self._changed:
             current = start.task in self._dispatcher.on(start.worker)
             decisions = self._dispatcher.finish(start.task, start.worker)
@@ -248,9 +242,9 @@ class Farm:
                 self.fail(failure, abandon=False)
             _fail(task.future, failure)
 
-    def _run_own(self, number: int, task: _Task) -> None:
+    def _run_on_driver(self, number: int, task: _Task) -> None:
         try:
-            reply = self._driver.run(task.call)
+            reply = self.transport.send(0, task.call, self._call_timeout).result()
         except CallTimeout as error:
             late = CallTimeout(f"{error} (runtime.call_timeout)")
             self.fail(late)
@@ -289,10 +283,17 @@ def _lost(task: _Task, decision: GiveUp) -> Exception:
     )
 
 
-def _why_unusable(reply: Reply) -> str:
-    """Say why a worker leaves whose GPU fails every further call."""
-    assert reply.failure is not None
-    return f"its GPU can no longer be used: {reply.failure.kind}: {reply.failure.message}"
+def _why_lost(rank: int, answer: Future[Reply]) -> str:
+    """Say why the worker that gave an answer is lost; empty if it is not."""
+    error = answer.exception()
+    # A worker that missed its deadline may answer late or never: it gets no more tasks.
+    if isinstance(error, WorkerLost | CallTimeout):
+        return str(error)
+    if error is not None or rank == 0 or not answer.result().unusable:
+        return ""
+    failure = answer.result().failure
+    assert failure is not None
+    return f"its GPU can no longer be used: {failure.kind}: {failure.message}"
 
 
 def _task_error(reply: Reply, call: Call, attempt: int) -> TaskError:

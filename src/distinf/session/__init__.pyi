@@ -8,8 +8,5 @@ from .session import close_session as close_session
 from .session import current_session as current_session
 from .session import open_session as open_session
 from .session import session as session
-from .slurm_script import batch_script as batch_script
 from .slurm_script import read_job as read_job
-from .slurm_script import repeated as repeated
-from .slurm_script import submit as submit
 from .slurm_script import submit_run as submit_run

@@ -53,31 +53,16 @@ _CAUSES = {
 
 @dataclass(frozen=True)
 class RankInfo:
-    """One rank among those of its launcher.
+    """One rank among those of its launcher; numbers as in torch.distributed."""
 
-    Parameters
-    ----------
-    launcher : str
-        ``"distinf"``, ``"torchrun"``, ``"openmpi"``, ``"slurm"``, ``"environment"`` (RANK and
-        WORLD_SIZE were set) or ``"none"``.
-    rank, world_size, local_rank, local_world_size : int
-        As in torch.distributed.
-    job : str, optional
-        An id that only the ranks of this launch share, by default empty: unknown.
-    hosts : tuple[str, ...], optional
-        The nodes of this launch, rank 0's first, by default unknown.
-    superfluous : bool, optional
-        Whether another copy of this launch computes instead, by default False.
-    """
-
-    launcher: str
+    launcher: str  # "distinf", "torchrun", "openmpi", "slurm", "environment" (RANK is set), "none"
     rank: int
     world_size: int
     local_rank: int
     local_world_size: int
-    job: str = ""
-    hosts: tuple[str, ...] = ()
-    superfluous: bool = False
+    job: str = ""  # an id that only the ranks of this launch share; empty: unknown
+    hosts: tuple[str, ...] = ()  # its nodes, rank 0's first; empty: unknown
+    superfluous: bool = False  # another copy of this launch computes instead
 
     @property
     def on_one_node(self) -> bool:

@@ -74,25 +74,11 @@ def gather(
 ) -> list[Peer]:
     """Wait for all ranks and check that they belong together; return where each of them runs.
 
-    Parameters
-    ----------
-    store : torch.distributed.Store
-        Of :func:`distinf.session.rendezvous.meeting`.
-    info, device, must_match
-        Of this rank; settings are compared between the ranks that have any.
-    deadline : float
-        On the monotonic clock.
-    master : str, optional
-        Host of the store, by default empty: this machine.
-    ended : Callable[[], dict[int, str]], optional
-        Returns the ranks whose processes are known to have ended, and how.
-
-    Raises
-    ------
-    SessionError
-        Names the ranks that did not arrive, and why if that is known; or a rank of another job.
-    ConfigError
-        Names the rank whose settings or versions differ, and in what.
+    ``master`` is the host of the store; empty: this machine. ``must_match`` is compared between the
+    ranks that have any. ``ended`` returns the ranks whose processes are known to have ended, and
+    how. ``deadline`` is on the monotonic clock. The `SessionError` names the ranks that did not
+    arrive, and why if that is known, or a rank of another job; the `ConfigError` names the rank
+    whose settings or versions differ, and in what.
     """
     try:
         mine = _introduction(info, device, master, must_match)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from distinf.errors import SessionError
 from distinf.session.launcher import RankInfo
 
 if TYPE_CHECKING:
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["choose_device", "end_manager", "initialize_manager", "keep_freed_memory"]
 
-# DistributedManager's own names; "env": torch.distributed's variables.
-_METHODS = {"slurm": "slurm", "openmpi": "openmpi", "none": "none"}
+# DistributedManager's names of launchers; all others set torch.distributed's variables ("env").
+_METHODS = {name: name for name in ("slurm", "openmpi", "none")}
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -60,11 +62,26 @@ def initialize_manager(
 
     Its own ``initialize()`` fails without a GPU and with more ranks than GPUs, mistakes one
     launcher for another, listens on every address and waits half an hour for a missing rank
-    (physicsnemo#1936, #819). So its attributes are set here.
+    (physicsnemo#1936, #819). So its attributes are set here. Raises `SessionError` if the group is
+    not formed in ``timeout`` seconds.
     """
     import torch.distributed as dist
     from physicsnemo.distributed import DistributedManager
 
+    if store is not None:
+        try:
+            dist.init_process_group(
+                "gloo",
+                store=dist.PrefixStore("process_group", store),
+                rank=info.rank,
+                world_size=info.world_size,
+                timeout=timedelta(seconds=timeout),
+            )
+        except RuntimeError as error:
+            raise SessionError(
+                f"rank {info.rank} on {socket.gethostname()} could not join the process group of "
+                f"{info.world_size} ranks ({str(error).splitlines()[0]})"
+            ) from error
     DistributedManager._shared_state["_is_initialized"] = True
     DistributedManager().__dict__.update(
         _rank=info.rank,
@@ -75,14 +92,6 @@ def initialize_manager(
         _cuda=device.type == "cuda",
         _initialization_method=_METHODS.get(info.launcher, "env"),
     )
-    if store is not None:
-        dist.init_process_group(
-            "gloo",
-            store=dist.PrefixStore("process_group", store),
-            rank=info.rank,
-            world_size=info.world_size,
-            timeout=timedelta(seconds=timeout),
-        )
 
 
 def end_manager() -> None:

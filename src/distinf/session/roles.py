@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from distinf.errors import SessionError
-from distinf.farm import DriverWorks, Farm, Pulse
+from distinf.farm import Farm, Pulse
 from distinf.gpu import Cuda, Lane, to_host
 from distinf.options import Runtime
 from distinf.session import network, peers, process, rendezvous
@@ -47,17 +47,7 @@ _PATIENCE_SECONDS, _ERROR_PATIENCE_SECONDS = 5.0, 1.0
 
 
 class Session:
-    """A rank among the ranks that have met; `open_session` opens it.
-
-    Attributes
-    ----------
-    info : RankInfo
-        This rank: its number, the world size, the launcher.
-    runtime : Runtime
-        The options.
-    device : torch.device
-        Where this rank computes.
-    """
+    """A rank among the ranks that have met; it computes on ``device``."""
 
     def __init__(
         self, info: RankInfo, runtime: Runtime, device: torch.device, resources: ExitStack
@@ -78,19 +68,7 @@ class Session:
         raise SessionError(f"rank {self.rank} is a worker: only rank 0 hands out tasks")
 
     def to_host(self, tree: Any) -> Future[Any]:
-        """Copy tensors from this rank's device to host memory, while the device computes.
-
-        Parameters
-        ----------
-        tree : Any
-            Nested containers; their tensors must not be written to until the future is done, except
-            by what this thread launches on its current stream before.
-
-        Returns
-        -------
-        Future
-            The copy, complete. On the CPU it is the tensors themselves.
-        """
+        """Copy tensors from this rank's device to host memory; as :func:`distinf.gpu.to_host`."""
         return to_host(tree)
 
     def serve(self) -> None:
@@ -151,7 +129,6 @@ class DriverSession(Session):
         self._unresponsive: set[int] = set()
         self._error: BaseException | None = None
         several = info.world_size > 1
-        beside = DriverWorks(InProcess(worker), runtime.driver_works, runtime.call_timeout)
         self._farm = Farm(
             transport,
             # A worker takes its next input while it computes; this process alone cannot.
@@ -159,7 +136,7 @@ class DriverSession(Session):
             max_attempts=runtime.max_attempts,
             call_timeout=runtime.call_timeout,
             skip_errors=runtime.on_error == "skip",
-            driver=beside if several else None,
+            driver_works=runtime.driver_works if several else "never",
         )
         # Closed in reverse order.
         resources.callback(self._end_unresponsive)

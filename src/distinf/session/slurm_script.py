@@ -61,52 +61,14 @@ def _check_environment(variables: Any) -> Any:
 
 @options_dataclass("slurm")
 class SlurmJob:
-    """What a run asks of Slurm; ``slurm.*`` of the config.
-
-    Parameters
-    ----------
-    action : str
-        What to do with the script: ``"print"``, ``"save"``, ``"submit"``, or ``"none"``, by
-        default ``"print"``.
-    script : str
-        File that ``save`` writes, by default ``"distinf.sbatch"``.
-    name : str
-        Of the job, by default ``"distinf"``.
-    account, partition : str | None
-        By default None: the site's.
-    time : str | None
-        Limit, as sbatch takes it (``"2:00:00"``, ``"1-12"``, ``"90"`` minutes), by default None:
-        the site's. No number: YAML reads an unquoted 2:00:00 as 7200.
-    nodes : int | None
-        By default None: 1.
-    ntasks_per_node : int | None
-        Ranks of a node, by default None: ``gpus_per_node``, 2 without GPUs.
-    gpus_per_node, cpus_per_task : int | None
-        By default None: not asked for.
-    mem : str | int | None
-        Memory of a node (``"200G"``, or MiB), by default None: the site's.
-    exclusive : bool
-        Whether to share nodes with nobody, by default False.
-    requeue : bool
-        Whether to start again, and resume, after a failed node, by default False.
-    environment : Mapping[str, Any] | None
-        Variables to set, by default None.
-    lines_before : Sequence[str]
-        Shell lines before the run, by default none.
-    container : str | None
-        Image for srun's ``--container-image``, by default None.
-
-    Raises
-    ------
-    ConfigError
-        If a value is out of its range.
-    """
+    """What a run asks of Slurm: ``slurm.*`` of the config, explained in cfg/slurm/default.yaml."""
 
     action: Literal["print", "save", "submit", "none"] = "print"
     script: _Word = "distinf.sbatch"
     name: _Word = "distinf"
     account: _Word | None = None
     partition: _Word | None = None
+    # No number: YAML reads an unquoted 2:00:00 as 7200.
     time: Annotated[str | None, PlainValidator(_check_time)] = None
     nodes: Count | None = None
     ntasks_per_node: Count | None = None
@@ -122,10 +84,9 @@ class SlurmJob:
     @property
     def wanted(self) -> bool:
         """Whether a batch script was asked for: any key was set."""
-        keys = [name for name in option_names(self) if name != "lines_before"]
-        default = SlurmJob()
-        changed = any(getattr(self, key) != getattr(default, key) for key in keys)
-        return self.action != "none" and (changed or bool(self.lines_before))
+        given = {name: getattr(self, name) for name in option_names(self)}
+        asked = SlurmJob(**{**given, "lines_before": tuple(self.lines_before)})
+        return self.action != "none" and asked != SlurmJob()
 
 
 def read_job(section: Mapping[str, Any], given: Sequence[str]) -> SlurmJob:

@@ -27,34 +27,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Peer:
-    """What every rank knows of one rank.
-
-    Parameters
-    ----------
-    rank : int
-        As in torch.distributed.
-    device : str, optional
-        The device that it computes on, such as ``"cuda:0"``, by default ``"cpu"``.
-    visible : tuple[str, ...], optional
-        UUIDs of the GPUs that its process sees, in their order, by default none.
-    host, node : str, optional
-        Its host name, and the name of that node as the launcher knows it.
-    pid : int, optional
-        Its process on that host.
-    created : float, optional
-        When that process started, in seconds since the epoch.
-    address : str, optional
-        Its IPv4 address on the way to rank 0, by default empty: unknown, or it is rank 0.
-    """
+    """What every rank knows of one rank."""
 
     rank: int
-    device: str = "cpu"
-    visible: tuple[str, ...] = ()
+    device: str = "cpu"  # that it computes on, such as "cuda:0"
+    visible: tuple[str, ...] = ()  # UUIDs of the GPUs that its process sees, in their order
     host: str = ""
-    node: str = ""
+    node: str = ""  # its host as the launcher calls it
     pid: int = 0
-    created: float = 0.0
-    address: str = ""
+    created: float = 0.0  # start of its process, in seconds since the epoch
+    address: str = ""  # its IPv4 address on the way to rank 0; empty: unknown, or it is rank 0
 
     @property
     def gpu(self) -> str:
@@ -66,21 +48,11 @@ class Peer:
 class Call:
     """One call of a function of a resident model.
 
-    Parameters
-    ----------
-    model : int
-        Number of the resident model.
-    method : str
-        ``"__build__"`` constructs the model as ``args[0](*args[1:], **kwargs)``, ``"__drop__"``
-        deletes it, ``"__forward__"`` is one diagnostic call; anything else is the name of one of
-        its methods.
-    task : str
-        Describes the task, for messages.
-    args, kwargs : tuple, dict
-        Arguments; the tensors among them belong to the call alone.
-    ready : Any, optional
-        Event of the driver's GPU after which the tensors hold their values, by default None: they
-        do. It does not travel.
+    ``method`` is ``"__build__"``, which constructs the model as ``args[0](*args[1:], **kwargs)``,
+    ``"__drop__"``, which deletes it, ``"__forward__"`` for one diagnostic call, or the name of one
+    of its methods. ``task`` describes the task in messages. The tensors among the arguments belong
+    to the call alone; they hold their values after the event ``ready`` of the driver's GPU (None:
+    they do already), which does not travel.
     """
 
     model: int
@@ -103,23 +75,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class Reply:
-    """The envelope of a call's outcome: a value or a failure.
+    """The outcome of a call: a value, or the failure of its model.
 
-    Parameters
-    ----------
-    value : Any
-        What the call returned; no other object shares the memory of its tensors. They are on the
-        host, unless the session keeps results on the device.
-    failure : Failure | None
-        Set when the model raised.
-    rank, host : int, str
-        Where it ran.
-    started, ended : float
-        Seconds since the epoch on that host's clock.
-    nonfinite : int, optional
-        Number of values of the result that are NaN or infinite, where a rule asks for it.
-    unusable : bool, optional
-        Whether the failure left the rank's GPU unusable for its process, by default False.
+    No other object shares the memory of the value's tensors, which are on the host unless the
+    session keeps results on the device. ``started`` and ``ended`` are seconds since the epoch on
+    the clock of ``host``. ``nonfinite`` counts the result's values that are NaN or infinite, where
+    a rule asks for it. ``unusable``: the failure left the rank's GPU unusable for its process.
     """
 
     value: Any
@@ -135,12 +96,8 @@ class Reply:
 class Transport(Protocol):
     """Carries calls from the driver to the workers.
 
-    Attributes
-    ----------
-    workers : tuple[int, ...]
-        The ranks that take calls.
-    reason : str
-        Why it has this carrier, for the log; empty where there is no choice.
+    ``workers`` are the ranks that take calls; ``reason`` says in the log why the transport has
+    this carrier, and is empty where there is no choice.
     """
 
     workers: tuple[int, ...]
@@ -154,18 +111,9 @@ class Transport(Protocol):
     def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Return memory for a tensor of a call, from which it travels fastest.
 
-        Parameters
-        ----------
-        shape, dtype : Sequence[int], torch.dtype
-            Of the tensor, which is contiguous and has a storage of its own.
-        device : torch.device
-            Where its values are computed.
-
-        Returns
-        -------
-        torch.Tensor
-            On that device; its values are undefined. The memory is used again once no tensor
-            refers to it and no call that took it can still read it.
+        The tensor is contiguous, has a storage of its own, and is on the device where its values
+        are computed; its values are undefined. Its memory is used again once no tensor refers to
+        it and no call that took it can still read it.
         """
         ...
 
@@ -174,23 +122,13 @@ class Transport(Protocol):
         ...
 
     def send(self, rank: int, call: Call, timeout: float | None) -> Future[Reply]:
-        """Carry a call to a rank; returns at once unless the rank is this process.
+        """Carry a call to a rank: a worker or rank 0, this process.
 
-        Parameters
-        ----------
-        rank : int
-            One of ``workers``.
-        call : Call
-            Its tensors must not be changed until the future is done. A model that writes to its
-            input changes its own copy alone: the same call may be sent once more, elsewhere.
-        timeout : float | None
-            Deadline in seconds; None waits as long as the rank lives.
-
-        Returns
-        -------
-        Future[Reply]
-            Raises `WorkerLost` when the rank is lost and `CallTimeout` when the deadline has
-            passed.
+        It returns at once, unless there is one process only, which is its own worker.
+        The call's tensors must not be changed until the future is done. A model that writes to its
+        input changes its own copy alone: the same call may be sent once more, elsewhere.
+        ``timeout`` is the deadline in seconds; None waits as long as the rank lives. The future
+        raises `WorkerLost` when the rank is lost and `CallTimeout` when the deadline has passed.
         """
         ...
 

@@ -1,7 +1,8 @@
-"""The transport of a run with one process: `send` returns when the call has been run."""
+"""Calls that run in this process: all of a run with one process, and the driver's own."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -9,10 +10,10 @@ import torch
 
 from distinf.background import in_background
 from distinf.errors import CallTimeout
-from distinf.transport.contract import Call, Reply
+from distinf.transport.contract import Call, Reply, Transport
 from distinf.transport.worker import Worker
 
-__all__ = ["InProcess"]
+__all__ = ["InProcess", "OnDriver"]
 
 
 class InProcess:
@@ -57,3 +58,43 @@ class InProcess:
 
     def close(self, error: bool = False) -> None:
         """Do nothing: there is no other rank to stop."""
+
+
+class OnDriver:
+    """Runs calls on the driver beside its workers; its models are constructed when first needed.
+
+    ``transport`` runs a call of rank 0 in this process.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._builds: dict[int, Call] = {}
+        self._built: set[int] = set()
+        self._turn = threading.Lock()
+
+    def note_build(self, call: Call) -> None:
+        """Remember how a model is constructed."""
+        self._builds[call.model] = call
+
+    def send(self, call: Call, timeout: float | None) -> Future[Reply]:
+        """Run a call on a thread of its own, after those before.
+
+        After a `CallTimeout` the model goes on, and no other one can run.
+        """
+        return in_background(lambda: self._run(call, timeout), "distinf-driver-works")
+
+    def _run(self, call: Call, timeout: float | None) -> Reply:
+        with self._turn:
+            if call.method == "__build__":
+                return self._build(call, timeout)
+            if call.method != "__drop__" and call.model not in self._built:
+                reply = self._build(self._builds[call.model], timeout)
+                if reply.failure is not None:
+                    return reply
+            return self._transport.send(0, call, timeout).result()
+
+    def _build(self, call: Call, timeout: float | None) -> Reply:
+        reply = self._transport.send(0, call, timeout).result()
+        if reply.failure is None:
+            self._built.add(call.model)
+        return reply

@@ -27,6 +27,7 @@ from distinf.errors import CallTimeout, SessionError, WorkerLost
 from distinf.gpu import Cuda, copies_of, on_gpu
 from distinf.tensors import tensor_bytes
 from distinf.transport.contract import Call, Choice, Reply
+from distinf.transport.in_process import InProcess, OnDriver
 from distinf.transport.shared_memory import Answer, DriverMemory, Message, WorkerMemory
 from distinf.transport.slots import SMALL, SlotReference
 from distinf.transport.worker import Worker
@@ -264,7 +265,7 @@ class _Request:
 
 
 class RpcTransport:
-    """The driver's end: carries calls to the workers.
+    """The driver's end: carries calls to the workers, and runs those of rank 0 here.
 
     ``worker`` is the driver's own; in ``store`` workers write that they have stopped; with
     ``results_stay`` results come to the driver's device. Raises `SessionError` if no tensor travels
@@ -285,6 +286,7 @@ class RpcTransport:
         self.reason = choice.why
         self._store = store
         self._device = worker.device
+        self._on_driver = OnDriver(InProcess(worker))
         self._on_device = choice.carrier == "cuda"
         self._memory = DriverMemory(len(self.workers))
         self._results_stay = results_stay and worker.device.type == "cuda"
@@ -318,7 +320,11 @@ class RpcTransport:
         self._memory.expect(nbytes)
 
     def send(self, rank: int, call: Call, timeout: float | None) -> Future[Reply]:
-        """Carry a call to a worker."""
+        """Carry a call to a worker, or run it on rank 0."""
+        if rank == 0:
+            return self._on_driver.send(call, timeout)
+        if call.method == "__build__":
+            self._on_driver.note_build(call)
         request = _Request(rank, call.task or call.method, timeout)
         given = call.args, call.kwargs
         wait, at_once = (lambda: given), True

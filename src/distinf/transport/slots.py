@@ -32,16 +32,8 @@ _numbers = itertools.count()
 class SlotReference:
     """Travels instead of a tensor: the slot at whose beginning the tensor is.
 
-    Parameters
-    ----------
-    pid, fd, inode : int
-        The slot's owner, the owner's descriptor, and the inode that shows that it is the same slot.
-    number : int
-        Number of the slot in its owner.
-    capacity : int
-        Bytes of the slot.
-    dtype, shape : torch.dtype, tuple[int, ...]
-        Of the tensor.
+    ``fd`` is the descriptor of the slot in the process ``pid``, which owns it; ``inode`` shows that
+    it is still the same slot; ``number`` is unique in its owner; ``capacity`` is in bytes.
     """
 
     pid: int
@@ -60,10 +52,7 @@ class SlotReference:
     def open(self) -> int:
         """Open the slot; the caller closes the descriptor.
 
-        Raises
-        ------
-        OSError
-            If it no longer exists, or this process may not open it.
+        Raises `OSError` if it no longer exists, or this process may not open it.
         """
         descriptor = os.open(f"/proc/{self.pid}/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
         if os.fstat(descriptor).st_ino != self.inode:
@@ -75,10 +64,7 @@ class SlotReference:
 class Slot:
     """Memory of this process that others can map.
 
-    Raises
-    ------
-    OSError, RuntimeError
-        If the system has no memfds, no descriptor or no memory left.
+    Raises `OSError` or `RuntimeError` if the system has no memfds, no descriptor or no memory left.
     """
 
     def __init__(self, nbytes: int) -> None:

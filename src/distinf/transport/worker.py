@@ -38,12 +38,7 @@ _ASKED = ("input_coords", "output_coords", "variable_attributes")
 class Later:
     """A model's result with post-processing that overlaps the next call.
 
-    Parameters
-    ----------
-    value : Any
-        The result.
-    then : Callable[[Any], Any]
-        Called with it, its tensors in host memory; returns the call's value.
+    ``then`` is called with the result, its tensors in host memory, and returns the call's value.
     """
 
     value: Any
@@ -53,23 +48,13 @@ class Later:
 class Worker:
     """Holds the resident models of one rank and runs calls on them.
 
-    Parameters
-    ----------
-    rank, device : int, torch.device
-        This process's rank, and where models and the tensors of their calls are.
-    nonfinite : str, optional
-        What NaN or an infinite value in a result of ``forward`` means: ``"allow"``, by default,
-        nothing; ``"warn"``: the reply counts them; ``"fail"``: an error of the model. A result
-        that is `distinf.tensors.Watched` has rules of its own.
-    lane : Lane | None, optional
-        Stream of the GPU on which the models run, by default None: its default stream.
+    Models and the tensors of their calls are on ``device``. ``nonfinite`` is the mode of the `Rule`
+    for results of ``forward``; a result that is `Watched` has rules of its own. ``lane`` is the
+    stream of the GPU on which models run; None: its default stream.
 
-    Attributes
-    ----------
-    results_stay : bool
-        Whether results of ``forward`` stay on the device, at first False.
-    when_unusable : Callable[[str], None] | None
-        Called with the reason, once, when an error has left the GPU unusable for this process.
+    With ``results_stay``, at first False, results of ``forward`` stay on the device.
+    ``when_unusable`` is called with the reason, once, when an error has left the GPU unusable for
+    this process.
     """
 
     def __init__(
