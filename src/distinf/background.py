@@ -8,8 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-__all__ = ["in_background", "in_order", "use_compute_threads"]
-
 T = TypeVar("T")
 
 

@@ -22,19 +22,6 @@ if TYPE_CHECKING:  # so that a config is checked without torch
     Index = slice | torch.Tensor
     Allocate = Callable[[Sequence[int], torch.dtype, torch.device], torch.Tensor]
 
-__all__ = [
-    "Coords",
-    "Selection",
-    "State",
-    "check_covered",
-    "plan",
-    "plan_key",
-    "plan_region",
-    "plan_subset",
-    "rename_variables",
-    "step_words",
-]
-
 Coords = OrderedDict[str, np.ndarray]
 State = tuple["torch.Tensor", Coords]
 

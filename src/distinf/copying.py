@@ -12,8 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-__all__ = ["copy", "gather"]
-
 _THREADS = 4  # enough for most of a socket's memory bandwidth
 # Bytes that a thread copies at a time: few enough that `look` finds them in its cache, and that no
 # thread waits long for one whose core is busy.

@@ -4,21 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = [
-    "CallTimeout",
-    "ConfigError",
-    "DistinfError",
-    "Interrupted",
-    "NoDriver",
-    "SessionError",
-    "StoreError",
-    "TaskError",
-    "TaskLost",
-    "TasksSkipped",
-    "WorkerLost",
-    "as_config_error",
-]
-
 
 class DistinfError(Exception):
     """Base class of every error that distinf raises on purpose."""

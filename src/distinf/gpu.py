@@ -21,18 +21,6 @@ import torch
 from distinf.background import in_order
 from distinf.tensors import Rule, count_nonfinite, map_tensors, owned, tensors_of, without_rules
 
-__all__ = [
-    "Allocate",
-    "Copies",
-    "Cuda",
-    "HostCopy",
-    "Lane",
-    "copies_of",
-    "on_gpu",
-    "record_event",
-    "to_host",
-]
-
 Allocate = Callable[[torch.Tensor], torch.Tensor | None]
 
 

@@ -18,18 +18,6 @@ from pydantic.fields import FieldInfo
 
 from distinf.errors import ConfigError
 
-__all__ = [
-    "Count",
-    "Output",
-    "Runtime",
-    "check_keys",
-    "current_targets",
-    "from_mapping",
-    "option_names",
-    "options_dataclass",
-    "valid_when",
-]
-
 T = TypeVar("T")
 
 # The description of a type completes the sentence "key=value: ...".

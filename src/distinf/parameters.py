@@ -17,8 +17,6 @@ import numpy as np
 from distinf.errors import ConfigError
 from distinf.options import check_keys
 
-__all__ = ["check_valid_times", "parse_ensemble", "parse_interval", "parse_times"]
-
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RANGE = "dates lie between 1677-09-22 and 2262-04-11 (datetime64[ns])"
 _LIMIT = 2**63  # of nanoseconds from the epoch

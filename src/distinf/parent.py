@@ -7,8 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 
-__all__ = ["when_parent_ends"]
-
 _POLL_SECONDS = 0.5
 
 

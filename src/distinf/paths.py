@@ -17,8 +17,6 @@ from urllib.parse import urlsplit
 
 from distinf.errors import ConfigError, DistinfError
 
-__all__ = ["check_overlap", "lies_in", "private_folder"]
-
 # Names that fsspec's file systems have beside their first one.
 _SCHEMES = {
     **{"s3a": "s3", "s3n": "s3", "gcs": "gs", "https": "http"},

@@ -57,17 +57,6 @@ from distinf.store import (
 )
 from distinf.versions import versions
 
-__all__ = [
-    "Forecast",
-    "StoredOutput",
-    "check_run",
-    "load_diagnostics",
-    "load_forecast",
-    "open_store",
-    "plan_outputs",
-    "print_report",
-]
-
 log = logging.getLogger("distinf")
 
 

@@ -18,8 +18,6 @@ from distinf.loading import check_outputs, check_target, read_files
 from distinf.options import Output, Runtime, check_keys, current_targets, from_mapping
 from distinf.parameters import parse_ensemble, parse_times
 
-__all__ = ["Run", "check_files", "read_run"]
-
 _SECTIONS = (
     *("recipe", "parameters", "prognostic", "diagnostic", "perturbation", "data"),
     *("output", "runtime", "slurm"),

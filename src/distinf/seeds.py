@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["generators", "seed_all", "seed_of", "seeded", "set_generators", "task_seed"]
-
 
 def task_seed(
     seed: int,

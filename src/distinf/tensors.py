@@ -9,20 +9,6 @@ from typing import Any
 
 import torch
 
-__all__ = [
-    "Found",
-    "Rule",
-    "Watched",
-    "count_nonfinite",
-    "is_finite",
-    "map_leaves",
-    "map_tensors",
-    "owned",
-    "tensor_bytes",
-    "tensors_of",
-    "without_rules",
-]
-
 
 def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
     """Replace every tensor in nested tuples, lists and dicts by what ``change`` returns for it.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ["versions"]
-
 # The bytes of a run depend on these.
 _RECORDED = ("distinf", "torch", "torch-harmonics", "earth2studio", "nvidia-physicsnemo", "zarr")
 

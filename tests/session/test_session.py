@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
+from distinf import Runtime
 from distinf.errors import ConfigError
-from distinf.session.session import Runtime, current_session, session
+from distinf.session.session import current_session, session
 
 
 class Started(Exception):

@@ -23,8 +23,6 @@ from distinf.store import RemoteWriter
 from distinf.tensors import Rule, Watched
 from distinf.transport import Later, forward_of
 
-__all__ = ["Chain", "Link", "StoredSubset"]
-
 
 @dataclass(frozen=True)
 class Link:

@@ -12,8 +12,6 @@ import torch
 from distinf.coords import Coords, Selection, State, plan
 from distinf.errors import ConfigError
 
-__all__ = ["STATE", "Inputs", "plan_inputs"]
-
 STATE = ""  # the source that is the prognostic's state; others are names of links
 _STEP = ("ensemble", "time", "lead_time")
 

@@ -14,9 +14,6 @@ from pydantic import Field
 from distinf.errors import ConfigError
 from distinf.options import Count, from_mapping, option_names, options_dataclass
 
-__all__ = ["Placement", "assign", "chains", "split"]
-
-
 _Names = Annotated[Mapping[str, str], Field(description="must be like {tp: tp_afno}")]
 
 

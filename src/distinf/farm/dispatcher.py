@@ -19,8 +19,6 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Decision", "Dispatcher", "GiveUp", "Start"]
-
 
 @dataclass(frozen=True)
 class Start:

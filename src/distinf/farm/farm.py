@@ -20,8 +20,6 @@ from distinf.report import Event, Events
 from distinf.tensors import tensor_bytes
 from distinf.transport import Call, Reply, Transport
 
-__all__ = ["Farm"]
-
 log = logging.getLogger("distinf")
 
 # A waiting submitter checks this often, so that a missed notification cannot block it forever.

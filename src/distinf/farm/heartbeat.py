@@ -10,8 +10,6 @@ from functools import partial
 from distinf.errors import CallTimeout
 from distinf.transport import Transport
 
-__all__ = ["Pulse"]
-
 _PINGS = 4  # in the time after which a silent worker counts as lost
 
 

@@ -11,8 +11,6 @@ import torch
 
 from distinf.coords import Coords, State
 
-__all__ = ["Block", "blocks", "tasks"]
-
 
 @dataclass(frozen=True)
 class Block:

@@ -17,8 +17,6 @@ from distinf.forecast.batching import tasks
 from distinf.loading import unreachable, unread
 from distinf.seeds import seed_of, seeded
 
-__all__ = ["check_initial", "members_of", "perturb", "read"]
-
 _PROGNOSTIC, _DATA = "the prognostic", "the data"  # in errors
 
 Perturb = Callable[[torch.Tensor, Coords], State]

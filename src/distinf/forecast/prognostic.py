@@ -27,8 +27,6 @@ from distinf.store import Marks
 
 log = logging.getLogger("distinf")
 
-__all__ = ["forecasts", "lead_times", "rollout", "states", "step_coords"]
-
 
 def lead_times(prognostic: Any, nsteps: int) -> np.ndarray:
     """Lead times of a forecast, the initial state's included: timedelta64[ns], [nsteps + 1]."""

@@ -21,8 +21,6 @@ from distinf.forecast.batching import Block
 from distinf.seeds import generators
 from distinf.store import RESTART, Destination, Marks
 
-__all__ = ["RestartStates", "Start", "is_restartable"]
-
 log = logging.getLogger("distinf")
 
 _COORD = "coord "

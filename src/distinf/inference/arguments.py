@@ -15,8 +15,6 @@ from distinf.copying import copy
 from distinf.tensors import map_leaves
 from distinf.transport import Transport
 
-__all__ = ["Arguments"]
-
 _FLOAT = 4  # bytes of a value of a state
 _SMALL = 2**14  # bytes that are not worth asking the transport where to put them
 

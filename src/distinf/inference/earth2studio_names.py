@@ -14,8 +14,6 @@ from typing import Any
 from distinf.background import use_compute_threads
 from distinf.session import current_session
 
-__all__ = ["QueuedCalls", "local_concurrent_pipeline"]
-
 _LOOK_UP_SECONDS = 1.0
 
 

@@ -26,8 +26,6 @@ from distinf.session import close_session, current_session, open_session
 from distinf.tensors import tensor_bytes
 from distinf.transport import Call
 
-__all__ = ["DistributedInference"]
-
 
 class DistributedInference:
     """A diagnostic model, resident on the session's workers.

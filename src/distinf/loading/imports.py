@@ -19,8 +19,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["import_first"]
-
 _ORDER = (
     "earth2studio.data",
     "earth2studio.models.dx",

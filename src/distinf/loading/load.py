@@ -21,15 +21,6 @@ from distinf.loading.imports import import_first
 from distinf.loading.preflight import find, one_word, unfetched, unreachable
 from distinf.options import check_keys
 
-__all__ = [
-    "check_target",
-    "load_data",
-    "load_model",
-    "load_section",
-    "load_weightless",
-    "weight_free",
-]
-
 # Key that names the class, and the method that takes the other settings.
 _LOADERS = {"load_model": ("model", "load_model"), "load_data": ("kind", "__init__")}
 

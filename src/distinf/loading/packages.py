@@ -22,8 +22,6 @@ from earth2studio.models.auto import Package
 from distinf.errors import ConfigError
 from distinf.paths import private_folder
 
-__all__ = ["NodePackage"]
-
 
 class NodePackage(Package):  # type: ignore[misc]
     """A package whose files several processes of a node may ask for at once.

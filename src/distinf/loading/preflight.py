@@ -20,8 +20,6 @@ from typing import Any, NoReturn
 
 from distinf.errors import ConfigError
 
-__all__ = ["cached_folders", "check_reachable", "find", "unfetched", "unreachable", "unread"]
-
 # Where default packages come from.
 _HOSTS = {"hf": "huggingface.co", "ngc": "api.ngc.nvidia.com"}
 # Where data comes from, and its folder in Earth2Studio's cache.

@@ -15,8 +15,6 @@ from typing import Any
 from distinf.loading.preflight import cached_folders
 from distinf.paths import check_overlap, lies_in
 
-__all__ = ["check_outputs", "read_code", "read_files"]
-
 # Keys whose values are names, whatever folder has the same one.
 _NAMES = ("after", "kind", "model", "precision", "rename", "variable", "variables")
 _SECTIONS = ("prognostic", "diagnostic", "data", "perturbation")

@@ -19,8 +19,6 @@ from distinf.coords import Coords
 from distinf.errors import ConfigError
 from distinf.loading import import_first
 
-__all__ = ["FileSource", "RandomFields", "global_grid", "persistence", "replay"]
-
 
 def global_grid(nlat: int, nlon: int, both_poles: bool | None = None) -> Coords:
     """Return ``lat`` from north to south and ``lon`` from 0 eastward, in degrees, float64.

@@ -15,8 +15,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Work", "advise", "fewest", "ideal", "keeping_up", "limit", "serial"]
-
 
 @dataclass(frozen=True)
 class Work:

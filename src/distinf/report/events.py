@@ -18,8 +18,6 @@ from typing import IO
 
 from distinf.report.advice import Work
 
-__all__ = ["Event", "Events", "Totals"]
-
 log = logging.getLogger("distinf")
 
 # A killed run may lose the events of this many seconds, and at most so many.

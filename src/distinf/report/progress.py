@@ -11,8 +11,6 @@ from tqdm import tqdm
 from distinf.report.advice import advise, ideal
 from distinf.report.events import Event, Events, Totals
 
-__all__ = ["Progress", "summarize"]
-
 
 class Progress:
     """A progress bar over tasks that are in the store.

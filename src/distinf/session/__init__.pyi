@@ -3,7 +3,6 @@ from .launcher import follow_launcher as follow_launcher
 from .launcher import leave_if_superfluous as leave_if_superfluous
 from .launcher import rank_info as rank_info
 from .launcher import tells_errors as tells_errors
-from .session import Runtime as Runtime
 from .session import close_session as close_session
 from .session import current_session as current_session
 from .session import open_session as open_session

@@ -19,17 +19,6 @@ from dataclasses import dataclass
 from distinf.errors import ConfigError
 from distinf.parent import when_parent_ends
 
-__all__ = [
-    "RankInfo",
-    "default_nproc",
-    "follow_launcher",
-    "leave_if_superfluous",
-    "lets_survivors_live",
-    "likely_cause",
-    "rank_info",
-    "tells_errors",
-]
-
 # Variables that hold a rank's number, or the one on its node, which may replace it.
 _OWN = {
     "environment": ("RANK", "LOCAL_RANK", "PMI_RANK"),

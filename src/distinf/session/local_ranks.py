@@ -15,8 +15,6 @@ from typing import Any
 
 from distinf.session.network import listen
 
-__all__ = ["LocalRanks"]
-
 # What all workers import. They must neither compute nor start CUDA: it does not survive a fork.
 _PRELOADED = ["distinf.session.roles", "physicsnemo.distributed", "torch_harmonics"]
 _KILL_SECONDS = 5.0

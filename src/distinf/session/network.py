@@ -10,15 +10,6 @@ import psutil
 
 from distinf.errors import ConfigError
 
-__all__ = [
-    "address_towards",
-    "bind_address",
-    "check_interface",
-    "listen",
-    "use_interface",
-    "use_route",
-]
-
 # Where TensorPipe and gloo listen; without them, on what the host name resolves to.
 _VARIABLES = ("TP_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 

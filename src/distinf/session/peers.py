@@ -21,8 +21,6 @@ from distinf.session.network import address_towards
 from distinf.transport import Peer
 from distinf.versions import versions
 
-__all__ = ["end_if_here", "gather", "refuse", "route_to", "shared_gpus"]
-
 _POLL_SECONDS = 0.02
 _READ_SECONDS = 0.3  # in which all ranks read the store
 _START_SECONDS = 20.0  # ranks start together, but some import more slowly

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
 
-__all__ = ["choose_device", "end_manager", "initialize_manager", "keep_freed_memory"]
-
 # DistributedManager's names of launchers; all others set torch.distributed's variables ("env").
 _METHODS = {name: name for name in ("slurm", "openmpi", "none")}
 

@@ -32,8 +32,6 @@ from distinf.paths import private_folder
 from distinf.session.launcher import RankInfo, likely_cause
 from distinf.session.network import bind_address, listen
 
-__all__ = ["announced", "announcement_ports", "ask_port", "meeting", "port_in_file", "read_port"]
-
 _LOOPBACK = "127.0.0.1"
 _POLL_SECONDS = 0.02
 _LOCK_SECONDS = 2.0  # a reader holds the lock for a moment

@@ -37,8 +37,6 @@ from distinf.transport import (
     serve,
 )
 
-__all__ = ["DriverSession", "Session", "WorkerSession", "join", "refuse"]
-
 log = logging.getLogger("distinf")
 
 _REPLY_SECONDS = 2.0  # a process that ends directly after its reply may lose it

@@ -17,8 +17,6 @@ from distinf.session.local_ranks import LocalRanks
 if TYPE_CHECKING:
     from distinf.session.roles import Session
 
-__all__ = ["Runtime", "close_session", "current_session", "open_session", "session"]
-
 _current: Session | None = None
 
 

@@ -15,8 +15,6 @@ from pydantic import Field, PlainValidator
 from distinf.errors import ConfigError
 from distinf.options import Count, from_mapping, option_names, options_dataclass, valid_when
 
-__all__ = ["SlurmJob", "batch_script", "read_job", "repeated", "submit", "submit_run"]
-
 # The forms that sbatch's manual lists for --time and --mem.
 _TIME = r"[0-9]+(:[0-9]+){0,2}|[0-9]+-[0-9]+(:[0-9]+){0,2}|(?i:unlimited|infinite)"
 _MEMORY = r"\d+[KMGT]?"

@@ -26,8 +26,6 @@ from distinf.report import Event, Events
 from distinf.store.contents import Destination
 from distinf.store.schema import StoreLayout, marks_array, shape
 
-__all__ = ["Chunks", "Marks", "Written"]
-
 _THREADS = 8  # variables that are written at once: most of the time is waiting for the disk
 
 

@@ -15,8 +15,6 @@ from zarr.abc.store import Store
 from distinf.errors import StoreError
 from distinf.store.hold import LOCK, OWN
 
-__all__ = ["CONTENTS", "CREATING", "RESTART", "TOKEN", "Content", "Destination"]
-
 # There while a store is being created; after a kill in between, the next run begins again.
 CREATING = LOCK + ".creating"
 # The names of the store's arrays: what else lies there belongs to somebody else.

@@ -20,8 +20,6 @@ from distinf.errors import StoreError
 from distinf.store.contents import CREATING, Content, Destination
 from distinf.store.hold import HOLDER, LOCK, held_by, this_process
 
-__all__ = ["DurableStore", "Folder", "find_destination", "sync_folder", "write_durably"]
-
 
 def find_destination(path: str | os.PathLike[str]) -> Destination:
     """Return the destination of a path or URL.

@@ -39,8 +39,6 @@ from distinf.store.schema import (
 )
 from distinf.store.worker_writer import WriterTicket
 
-__all__ = ["ForecastStore", "check_output", "check_resume"]
-
 log = logging.getLogger("distinf")
 
 

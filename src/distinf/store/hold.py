@@ -23,19 +23,6 @@ import psutil
 
 from distinf.errors import StoreError
 
-__all__ = [
-    "HOLDER",
-    "LOCK",
-    "OWN",
-    "Changed",
-    "Conditional",
-    "ObjectHold",
-    "Seen",
-    "has_ended",
-    "held_by",
-    "this_process",
-]
-
 # Names of distinf's own files in a store: what all begin with, the lock, and who holds it.
 OWN = ".distinf."
 LOCK = OWN + "lock"

@@ -14,8 +14,6 @@ from distinf.coords import step_words
 from distinf.errors import StoreError
 from distinf.paths import lies_in
 
-__all__ = ["check_netcdf", "to_netcdf", "unfinished"]
-
 log = logging.getLogger("distinf")
 # Global attributes: of which store the file is a copy, and which steps that lacked.
 _STORE = "distinf_store"

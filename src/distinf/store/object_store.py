@@ -23,8 +23,6 @@ from distinf.errors import StoreError
 from distinf.store.contents import CREATING, Content, Destination
 from distinf.store.hold import HOLDER, LOCK, Changed, Conditional, ObjectHold, Seen
 
-__all__ = ["ObjectStore", "conditional_writes", "holds_conditions"]
-
 _PATTERN = "*?["  # fsspec and zarr remove all that a name with one of these matches
 
 

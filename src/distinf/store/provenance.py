@@ -15,8 +15,6 @@ from typing import Any
 
 from distinf.options import current_targets
 
-__all__ = ["Provenance", "differences"]
-
 # Settings that may change on resume, but for those in `_DECIDING`.
 _FREE = (
     r"runtime\..*",

@@ -27,22 +27,6 @@ from distinf.coords import Coords
 from distinf.errors import ConfigError
 from distinf.store.contents import Destination
 
-__all__ = [
-    "Schema",
-    "StoreLayout",
-    "check_clashes",
-    "check_names",
-    "create",
-    "grow",
-    "leads_in_file",
-    "marks_array",
-    "mismatches",
-    "plan_schema",
-    "shape",
-    "vocabulary",
-]
-
-
 _COORD_ATTRIBUTES = {
     "lat": {"units": "degrees_north", "standard_name": "latitude", "long_name": "latitude"},
     "lon": {"units": "degrees_east", "standard_name": "longitude", "long_name": "longitude"},

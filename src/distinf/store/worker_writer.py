@@ -15,8 +15,6 @@ from distinf.store.contents import TOKEN
 from distinf.store.destination import find_destination
 from distinf.store.schema import StoreLayout
 
-__all__ = ["RemoteWriter", "WriterTicket"]
-
 Fields = tuple[torch.Tensor, Coords]
 
 

@@ -30,8 +30,6 @@ from distinf.transport.contract import Call, Choice, Peer
 from distinf.transport.rpc import RpcTransport, join_rpc
 from distinf.transport.worker import Worker
 
-__all__ = ["choose_carrier", "device_maps", "run_trial"]
-
 _TRIAL_SECONDS = 60.0  # torch's import, a CUDA context and a group of processes, on a busy machine
 _POLL_SECONDS = 0.05
 _REPORT_SECONDS = 5.0  # beyond the trial's own deadline

@@ -14,8 +14,6 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Call", "Choice", "Failure", "Peer", "Reply", "Transport"]
-
 
 @dataclass(frozen=True)
 class Choice:

@@ -13,8 +13,6 @@ from distinf.errors import CallTimeout
 from distinf.transport.contract import Call, Reply, Transport
 from distinf.transport.worker import Worker
 
-__all__ = ["InProcess", "OnDriver"]
-
 
 class InProcess:
     """Runs every call on a worker of this process, before `send` returns."""

@@ -32,8 +32,6 @@ from distinf.transport.shared_memory import Answer, DriverMemory, Message, Worke
 from distinf.transport.slots import SMALL, SlotReference
 from distinf.transport.worker import Worker
 
-__all__ = ["RpcTransport", "join_rpc", "serve"]
-
 _SCHEME = "distinf"
 _FOREVER = 0.0  # torch.distributed.rpc's value for no timeout
 _THREADS = 16

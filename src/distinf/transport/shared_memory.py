@@ -30,8 +30,6 @@ from distinf.transport.contract import Call, Reply
 from distinf.transport.slots import SMALL, Mappings, PrivateView, Slot, SlotReference, Slots, view
 from distinf.transport.worker import Worker
 
-__all__ = ["Answer", "DriverMemory", "Message", "WorkerMemory"]
-
 # Results of one worker that the driver may keep in the worker's slots; further ones are copied.
 _LENT = 4
 _IN_FLIGHT = 2

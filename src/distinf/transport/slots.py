@@ -21,8 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["SMALL", "Mappings", "PrivateView", "Slot", "SlotReference", "Slots", "view"]
-
 SMALL = 64 * 1024  # bytes; a smaller tensor travels in the message itself
 
 _numbers = itertools.count()

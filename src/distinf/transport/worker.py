@@ -28,8 +28,6 @@ from distinf.tensors import (
 )
 from distinf.transport.contract import Call, Failure, Reply
 
-__all__ = ["Later", "Worker", "forward_of"]
-
 # Optional methods of a model that the driver asks for.
 _ASKED = ("input_coords", "output_coords", "variable_attributes")
 
