@@ -41,14 +41,29 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Run main.py with cfg/diagnostic.yaml, in a folder and with caches of its own."""
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Caches of the test's own."""
+    cache = str(tmp_path / "cache")
+    return {"EARTH2STUDIO_CACHE": cache, "PYTHONPATH": os.environ.get("PYTHONPATH", ""), **NO_PROXY}
+
+
+@pytest.fixture
+def run(tmp_path: Path, environment: dict[str, str]) -> Run:
+    """Run main.py with cfg/diagnostic.yaml, in a folder of its own."""
 
     def run(*overrides: str, deadline: float = 400) -> application.Outcome:
-        cache = str(tmp_path / "cache")
-        path = os.environ.get("PYTHONPATH", "")
-        more = {"EARTH2STUDIO_CACHE": cache, "PYTHONPATH": path, **NO_PROXY}
         config = "--config-name=diagnostic.yaml"
-        return run_main(config, *overrides, folder=tmp_path, deadline=deadline, **more)
+        return run_main(config, *overrides, folder=tmp_path, deadline=deadline, **environment)
+
+    return run
+
+
+@pytest.fixture
+def run_at_once(tmp_path: Path, environment: dict[str, str]) -> Run:
+    """As ``run``, in a process with all its imports: for deadlines that are promised."""
+
+    def run(*overrides: str) -> application.Outcome:
+        command = application.python_main("--config-name=diagnostic.yaml", *overrides)
+        return application.run(command, tmp_path, **environment)
 
     return run

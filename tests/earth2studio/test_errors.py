@@ -42,10 +42,10 @@ def one_error(done: application.Outcome) -> str:
     ],
 )
 def test_a_wrong_setting_is_answered_before_anything_loads(
-    overrides: list[str], expected: str, run: Run
+    overrides: list[str], expected: str, run_at_once: Run
 ) -> None:
     start = time.monotonic()
-    assert expected in one_error(run(*overrides))
+    assert expected in one_error(run_at_once(*overrides))
     assert time.monotonic() - start < 10
 
 
@@ -79,9 +79,9 @@ def test_a_time_that_the_file_does_not_have_lists_those_it_has(
 
 @pytest.mark.slow
 @without_network
-def test_a_default_package_out_of_reach_says_what_to_do(run: Run) -> None:
+def test_a_default_package_out_of_reach_says_what_to_do(run_at_once: Run) -> None:
     start = time.monotonic()
-    error = one_error(run("runtime.nproc=2"))
+    error = one_error(run_at_once("runtime.nproc=2"))
     assert time.monotonic() - start < 60
     assert "package hf://nvidia/fourcastnet1" in error
     assert "could not be fetched" in error
