@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from distinf import load_diagnostics, load_forecast, open_store, plan_outputs, print_report
+import distinf  # torch is imported when a name that needs it is used first
 from recipes.shared.checks import check, read_run
 
 __all__ = ["check", "diagnostic"]
@@ -19,14 +19,16 @@ def diagnostic(cfg: DictConfig) -> None:
         The config, checked.
     """
     run = read_run(cfg)
-    with load_diagnostics(run) as loading:  # on the workers, while this rank loads its own models
-        forecast = load_forecast(run)
-        outputs = plan_outputs(run, forecast.prognostic, loading.result())
-        with open_store(run, forecast, outputs) as store:
+    with distinf.load_diagnostics(
+        run
+    ) as loading:  # on the workers, while this rank loads its own models
+        forecast = distinf.load_forecast(run)
+        outputs = distinf.plan_outputs(run, forecast.prognostic, loading.result())
+        with distinf.open_store(run, forecast, outputs) as store:
             for x, coords in forecast.states(store):
                 for output in outputs:
                     if missing := output.missing_in(store, coords):
                         result = output.submit(x, coords)
                         for name in missing:
                             store.write(name, result)
-    print_report(run, store)
+    distinf.print_report(run, store)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import hydra
@@ -14,6 +16,7 @@ from distinf import Output, Runtime
 from distinf.errors import ConfigError
 from recipes.shared.checks import check_models, check_paths, read_run
 from recipes.shared.cli import find_recipe
+from testing.application import environment
 
 CFG = Path(__file__).parents[2] / "cfg"
 SMALL = ("prognostic.nlat=33", "prognostic.nlon=64")
@@ -113,3 +116,38 @@ def test_winds_of_another_level_or_time_than_asked_for(tmp_path: Path) -> None:
         *("data.time_tolerance=3h", "diagnostic.wind_decomposition.levels=[500]"),
     )
     assert "u500" in said  # all but this was right
+
+
+WITHOUT_TORCH = """
+import sys
+import hydra
+from distinf import DistinfError
+from recipes.shared.cli import find_recipe
+with hydra.initialize_config_dir(sys.argv[1], version_base="1.3"):
+    cfg = hydra.compose(sys.argv[2], sys.argv[3:])
+try:
+    find_recipe(cfg).check(cfg)
+except DistinfError as error:
+    print(error)
+sys.exit("torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("config", ["shallow_water", "diagnostic"])
+@pytest.mark.parametrize("wrong", ["parameters.output_path=there.zarr", "output.mode=append"])
+def test_a_wrong_setting_is_refused_before_torch_is_imported(
+    tmp_path: Path, config: str, wrong: str
+) -> None:
+    (tmp_path / "there.zarr").mkdir()
+    (tmp_path / "there.zarr" / "precious").write_text("data")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(CFG), config, wrong],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(CFG.parent)),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert wrong in done.stdout, done.stderr
+    assert done.returncode == 0

@@ -337,3 +337,9 @@ def test_a_bucket_that_cannot_be_written_is_explained(bucket, monkeypatch):
     with pytest.raises(StoreError, match=r"credentials.*AWS_ACCESS_KEY_ID"):
         check_output(f"{bucket}/f.zarr", "create")
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("mode", ["create", "overwrite", "resume"])
+def test_a_folder_in_which_nothing_can_be_made_is_refused(mode):
+    with pytest.raises(StoreError, match=r"/proc/x\.zarr: no folder can be made in /proc \("):
+        check_output("/proc/x.zarr", mode)

@@ -75,8 +75,8 @@ class LocalRanks:
                 process.start()
             except Exception as error:  # such as a script without `if __name__ == "__main__":`
                 self._failed[rank] = f"it was not started: {error or type(error).__name__}"
-            else:
-                self._processes[rank] = process
+                return  # the next one would start another fork server
+            self._processes[rank] = process
 
     def ended(self) -> dict[int, str]:
         """Return the ranks whose processes have ended, and how."""

@@ -14,10 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import zarr
 
 from distinf.coords import Coords, step_words
@@ -25,6 +24,9 @@ from distinf.errors import StoreError
 from distinf.report import Event, Events
 from distinf.store.contents import Destination
 from distinf.store.schema import StoreLayout, marks_array, shape
+
+if TYPE_CHECKING:  # so that a wrong output path is refused without torch
+    import torch
 
 _THREADS = 8  # variables that are written at once: most of the time is waiting for the disk
 
@@ -278,7 +280,7 @@ class Chunks:
                 f"the store {dict(zip(expected, sizes, strict=False))}"
             )
         *index, lead = self._marks.index(diagnostic, coords)
-        data = x.to("cpu", torch.float32).numpy()
+        data = x.cpu().float().numpy()
         # Views: none outlives the result but those that wait for other lead times of their file.
         rows = list(
             np.moveaxis(data[(0,) * leading], list(expected).index("variable") - leading, 0)

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,19 @@ class Folder(Destination):
         return self._content(self.names()) if self.path.is_dir() else Content.FOREIGN
 
     def check_writable(self) -> None:
-        """Refuse a folder that does not exist."""
-        parent = self.path.parent
+        """Refuse a place whose folder does not exist or takes no new folders."""
+        parent, key = self.path.parent, f"parameters.output_path={self.path}"
         if not parent.is_dir():
-            raise StoreError(
-                f"parameters.output_path={self.path}: the folder {parent} does not exist; make it "
-                "first"
-            )
+            raise StoreError(f"{key}: the folder {parent} does not exist; make it first")
+        if not self.path.exists():
+            try:
+                with tempfile.TemporaryDirectory(prefix=".distinf-", dir=parent):
+                    pass
+            except OSError as error:
+                raise StoreError(
+                    f"{key}: no folder can be made in {parent} ({error.strerror}); choose another "
+                    "path"
+                ) from error
 
     def hold(self) -> None:
         """Lock it; the operating system releases a dead run's lock."""

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 import zarr
 
-from distinf.coords import Coords
+from distinf.coords import State
 from distinf.errors import ConfigError, StoreError
 from distinf.store.chunks import Chunks, Marks, Written
 from distinf.store.contents import TOKEN
 from distinf.store.destination import find_destination
 from distinf.store.schema import StoreLayout
-
-Fields = tuple[torch.Tensor, Coords]
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class RemoteWriter:
         self._marks = Marks(group, layout, path)
         self._chunks = Chunks(group, layout, self._marks, destination, rank=rank)
 
-    def write(self, results: Mapping[str, Fields]) -> dict[str, Written]:
+    def write(self, results: Mapping[str, State]) -> dict[str, Written]:
         """Write those results of a chain that the store lacks; raise `StoreError` if it fails."""
         return {
             name: self._chunks.write(name, x, coords)
