@@ -28,6 +28,8 @@ _FREE = (
     r"prognostic\.restartable",
 )
 _DECIDING = ("runtime.batch", "runtime.seed", "runtime.threads", "output.shards")
+# Such an entry among the versions decides the values.
+_SCHEME = "the scheme of "
 # The same as if it were not set.
 _SAME_AS_NONE = {r"diagnostic\.[^.]*\.compile": False}
 
@@ -41,7 +43,7 @@ class Provenance:
     config : Mapping[str, Any], optional
         The resolved config.
     versions : Mapping[str, str], optional
-        Versions of libraries.
+        Versions of libraries, and schemes of models ("the scheme of ...").
     files : Mapping[str, Any], optional
         As `distinf.loading.read_files` returns them.
     """
@@ -70,6 +72,7 @@ class Provenance:
                 f"{key}: the store has {was}, this run {mine}"
                 for key, was, mine in differences(json.loads(config), now)
             ),
+            *self._schemes(written),
             *(line for line, decides in self._files(written) if decides),
         ]
 
@@ -96,6 +99,14 @@ class Provenance:
         if _nsteps(json.loads(written["config"])) != _nsteps(self.config):
             news["config"] = json.dumps(self.config, default=str)
         return news
+
+    def _schemes(self, written: Mapping[str, Any]) -> Iterator[str]:
+        """Models that compute otherwise than those that made the store."""
+        was = json.loads(written.get("versions", "{}"))
+        for name, mine in self.versions.items():
+            if name.startswith(_SCHEME) and was.get(name) != mine:
+                then = was.get(name, "that of an earlier version of distinf")
+                yield f"{name}: the store has {then}, this run {mine}"
 
     def _files(self, written: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
         """Files that have changed, and whether this decides the values."""
