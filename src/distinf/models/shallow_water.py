@@ -23,9 +23,9 @@ log = logging.getLogger("distinf")
 
 Hook = Callable[[torch.Tensor, Coords], State]
 
-# Angle by which advection and rotation may turn the smallest waves in a time step. The scheme
-# keeps gravity waves in a uniform wind neutral to 2 by a linear analysis.
-_LARGEST_ANGLE = 1.4
+# Angle by which advection and rotation may turn the smallest waves in a time step. For gravity
+# waves in a uniform wind, the eigenvalues of a step of the scheme stay within 1 to an angle of 2.
+_LARGEST_ANGLE = 1.2
 # For winds that grow before the time step is chosen anew.
 _WIND_ROOM = 1.1
 _DEFAULT_DT = 1800.0  # s
@@ -240,9 +240,9 @@ def stable_time_step(lmax: int, wind: float) -> float:
     """Longest time step of the shallow-water model in s.
 
     The angle by which the wind and the Earth's rotation turn the smallest waves in one time step
-    stays below 1.4, with a tenth of room for winds that grow within a step of the forecast.
+    stays below 1.2, with a tenth of room for winds that grow within a step of the forecast.
 
-    For ``lmax`` spherical harmonic degrees and the strongest wind in m s-1: 1050 for 86 degrees
+    For ``lmax`` spherical harmonic degrees and the strongest wind in m s-1: 904 for 86 degrees
     and 80 m s-1.
     """
     wavenumber = sqrt(lmax * (lmax - 1)) / EARTH_RADIUS
