@@ -88,7 +88,6 @@ class Run:
             *(
                 "prognostic.nlat=32",
                 "prognostic.nlon=64",
-                "+prognostic.dt=900",
                 "recipe=diagnostic",
             ),
             *(f"parameters.nsteps={STEPS}", "parameters.output_path=out.zarr"),

@@ -16,7 +16,7 @@ from tests.ranks.conftest import leaving_nothing
 
 STEPS = 5
 SMALL = (
-    *("prognostic.nlat=32", "prognostic.nlon=64", "+prognostic.dt=900", "recipe=diagnostic"),
+    *("prognostic.nlat=32", "prognostic.nlon=64", "recipe=diagnostic"),
     *(f"parameters.nsteps={STEPS}", "~diagnostic.wind_decomposition"),
     "+diagnostic.faulty._target_=testing.faulty.Faulty",
     "parameters.output_path=out.zarr",

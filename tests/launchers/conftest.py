@@ -27,7 +27,6 @@ TINY = (
     "recipe=diagnostic",  # the same store, and no picture of it
     "prognostic.nlat=32",
     "prognostic.nlon=64",
-    "+prognostic.dt=600",
     "parameters.nsteps=1",
 )
 MPIRUN = ("mpirun", "--allow-run-as-root", "--oversubscribe")

@@ -73,7 +73,7 @@ def test_any_target_grid_and_file_order_gives_the_same_wind(
 
 
 def test_forecast_from_reanalysis_starts_without_a_shock() -> None:
-    model = ShallowWater(nlat=64, nlon=128, dt=600)
+    model = ShallowWater(nlat=64, nlon=128)
     state = NetCDFWinds(REANALYSIS, nlat=64, nlon=128)(JANUARY, NAMES).values[0]
     naive = state.copy()
     naive[2] = area_mean(state[2])

@@ -26,9 +26,20 @@ OVERRIDES = {
 }
 
 
-def forecast(folder, name, *more):
+def unpacked(folder, archive, name):
+    path = folder / f"{name}.zarr"
+    path.mkdir(parents=True)
+    zipfile.ZipFile(STORES / f"{archive}.zip").extractall(path)
+    return path
+
+
+def started(folder, name, *more):
     path = f"parameters.output_path={name}.zarr"
-    outcome = run_main(*OVERRIDES[name], path, *more, folder=folder)
+    return run_main(*OVERRIDES[name], path, *more, folder=folder)
+
+
+def forecast(folder, name, *more):
+    outcome = started(folder, name, *more)
     assert outcome.status == 0, outcome.err
     with xr.open_zarr(folder / f"{name}.zarr") as ds:
         return ds.load()
@@ -57,10 +68,8 @@ def check_resumed(before, resumed, fresh, exact):
 
 @pytest.mark.parametrize("name", OVERRIDES)
 def test_an_old_store_is_resumed_as_a_new_one(tmp_path, name):
-    path = tmp_path / "old" / f"{name}.zarr"
-    path.mkdir(parents=True)
+    path = unpacked(tmp_path / "old", name, name)
     (tmp_path / "new").mkdir()
-    zipfile.ZipFile(STORES / f"{name}.zip").extractall(path)
     with xr.open_zarr(path) as ds:
         before = ds.load()
     resumed = forecast(tmp_path / "old", name, "output.mode=resume")
@@ -68,6 +77,21 @@ def test_an_old_store_is_resumed_as_a_new_one(tmp_path, name):
     check_resumed(before, resumed, fresh, exact=name == "persistence")
     assert all(resumed[name].all() for name in resumed if name.endswith("_complete"))
     assert not (path / ".distinf.restart").exists()
+
+
+def test_a_store_of_the_explicit_scheme_is_refused_and_kept(tmp_path):
+    """The shallow-water model had Adams-Bashforth time steps when this store was interrupted."""
+    path = unpacked(tmp_path, "explicit_scheme", "interrupted")
+
+    def content():
+        return {p: p.read_bytes() for p in path.rglob("*") if p.is_file() and "lock" not in p.name}
+
+    before = content()
+    outcome = started(tmp_path, "interrupted", "output.mode=resume")
+    assert outcome.status == 1
+    assert "the scheme of distinf.models.ShallowWater" in outcome.err
+    assert "that of an earlier version of distinf, this run ETDRK4-B" in outcome.err
+    assert content() == before
 
 
 def test_a_target_that_moved_is_the_same_setting():

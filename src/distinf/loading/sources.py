@@ -19,6 +19,9 @@ from distinf.paths import check_overlap, lies_in
 _NAMES = ("after", "kind", "model", "precision", "rename", "variable", "variables")
 _SECTIONS = ("prognostic", "diagnostic", "data", "perturbation")
 _KNOWN = ("distinf", "earth2studio")  # their versions are recorded anyway
+# Models of distinf that compute by another scheme than in its first stores. A new one is a new
+# name: a store of one scheme is not continued by another.
+_SCHEMES = {"distinf.models.ShallowWater": "ETDRK4-B"}
 _WHOLE = 2**20  # a file up to this size is read whole
 _PIECE, _PIECES = 2**16, 16  # of a larger one these pieces are read
 _MANY = 200  # a folder of more files, such as a Zarr store, is recorded as one
@@ -122,10 +125,16 @@ def read_files(config: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]
 
 
 def read_code(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the version, or a digest of the files, of each other package that a config names."""
+    """Return what computes in a run, but for the packages whose versions are recorded anyway.
+
+    The version, or a digest of the files, of each other package that a config names, and the
+    scheme of a model of distinf where earlier stores were made by another one.
+    """
     found: dict[str, str] = {}
     for section in _SECTIONS:
         for target in _targets(config.get(section)):
+            if target in _SCHEMES:
+                found[f"the scheme of {target}"] = _SCHEMES[target]
             top, spec = target.split(".")[0], None
             if top.isidentifier() and top not in (*_KNOWN, "__main__"):
                 spec = importlib.util.find_spec(top)

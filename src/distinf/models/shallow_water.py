@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from math import sqrt
+from math import ceil, isfinite, sqrt
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -13,20 +14,22 @@ from earth2studio.models.batch import batch_coords, batch_func
 from earth2studio.utils import handshake_coords, handshake_dim
 
 from distinf.coords import Coords, State
-from distinf.models.sphere import EARTH_OMEGA, EARTH_RADIUS, GRAVITY, regular_grid
+from distinf.models.sphere import EARTH_OMEGA, EARTH_RADIUS, regular_grid
 
 if TYPE_CHECKING:
-    from torch_harmonics.examples import ShallowWaterSolver
+    from distinf.models.shallow_water_solver import ShallowWaterSolver
+
+log = logging.getLogger("distinf")
 
 Hook = Callable[[torch.Tensor, Coords], State]
 
-# Third-order Adams-Bashforth is stable on the imaginary axis up to here (Durran 1991, Mon.
-# Wea. Rev. 119, 702-720).
-_AB3_LIMIT = 0.7236
-# Gravity waves move with the wind. Half the speed of the fastest jets separates a time step that
-# was stable for six days of the jet of Galewsky et al. at 86 degrees (150 s) from one that was not
-# (169 s).
-_WIND = 40.0  # m s-1
+# Angle by which advection and rotation may turn the smallest waves in a time step. For gravity
+# waves in a uniform wind, the eigenvalues of a step of the scheme stay within 1 to an angle of 2.
+_LARGEST_ANGLE = 1.2
+# For winds that grow before the time step is chosen anew.
+_WIND_ROOM = 1.1
+_DEFAULT_DT = 1800.0  # s
+_SHORTEST_DT = 1.0  # s
 
 
 def _unchanged(x: torch.Tensor, coords: Coords) -> State:
@@ -42,11 +45,17 @@ class ShallowWater(torch.nn.Module):
     made for that level accept them: ``z850`` is the geopotential of the layer's surface (about
     98 000 m2 s-2), not that of the 850 hPa surface.
 
-    The right-hand side is `torch_harmonics.examples.ShallowWaterSolver` (vorticity-divergence
-    form, spectral, eighth-order hyperdiffusion of vorticity and divergence), in float32. A step
-    transforms the visible grid state to spectral space, integrates, and transforms back; nothing
-    else is carried over. So a forecast continued from any stored state repeats the bytes of one
-    that was not interrupted.
+    A step transforms the visible grid state to spectral space (vorticity, divergence and
+    geopotential, in float32), integrates there, and transforms back; nothing else is carried
+    over. So a forecast continued from any stored state repeats the bytes of one that was not
+    interrupted. Products are formed on a Gaussian grid that is just fine enough to be free of
+    aliasing (128 x 256 points for 86 degrees). Gravity waves of a layer at rest and an
+    eighth-order hyperdiffusion of vorticity and divergence are integrated exactly, all else by
+    the fourth-order exponential Runge-Kutta scheme ETDRK4-B of Krogstad (2005), J. Comput. Phys.
+    203, 72-88. So the time step depends on the wind, not on the gravity waves.
+
+    The number of time steps in a step of the forecast is chosen anew for each, from the state at
+    its beginning (`stable_time_step`).
 
     Parameters
     ----------
@@ -56,23 +65,22 @@ class ShallowWater(torch.nn.Module):
         Number of spherical harmonic degrees, 0 to lmax - 1. By default the most for which the
         grid integrates products of three harmonics exactly, (nlat + 2) // 3: 86 for 256 rows.
     dt : float, optional
-        Time step of the integration in s.
+        Longest time step of the integration in s; the time steps are the longest that divide a
+        step of the forecast evenly. By default 1800. Where a wind needs shorter ones, it is
+        shortened; if it was given, one line in the log says so before the first step.
     level : int, optional
         Pressure level in hPa that the variables are labelled with.
-    mean_depth : float, optional
-        Depth in m that the stability bound on `dt` is computed for; the mean depth of a forecast
-        is that of its initial condition.
     step_hours : int, optional
         Lead time between two states of the forecast in hours.
 
     Raises
     ------
     ValueError
-        If the grid cannot carry `lmax`, or `dt` is unstable or does not divide the step.
+        If the grid cannot carry `lmax`, or `dt` or `step_hours` is not positive.
 
     Examples
     --------
-    >>> ShallowWater(nlat=128, nlon=256, dt=300).input_coords()["variable"].tolist()
+    >>> ShallowWater(nlat=128, nlon=256).input_coords()["variable"].tolist()
     ['u850', 'v850', 'z850']
     """
 
@@ -83,9 +91,8 @@ class ShallowWater(torch.nn.Module):
         nlat: int = 256,
         nlon: int = 512,
         lmax: int | None = None,
-        dt: float = 150.0,
+        dt: float | None = None,
         level: int = 850,
-        mean_depth: float = 10e3,
         step_hours: int = 6,
     ) -> None:
         super().__init__()
@@ -98,26 +105,16 @@ class ShallowWater(torch.nn.Module):
                 f"lmax={lmax} is not possible on {nlat} x {nlon} points: products of fields are "
                 f"free of aliasing for lmax from 2 to {largest}"
             )
-        if mean_depth <= 0 or step_hours < 1:
-            raise ValueError(
-                f"mean_depth ({mean_depth}) and step_hours ({step_hours}) must be positive"
-            )
-        largest_dt = stable_time_step(lmax, mean_depth)
-        if not 0 < dt <= largest_dt:
-            raise ValueError(
-                f"dt={dt:g} s is unstable at lmax={lmax}: gravity waves of a layer of "
-                f"{mean_depth:g} m need 0 < dt <= {largest_dt:.0f} s; lower dt or lmax"
-            )
-        self._nsteps = round(3600 * step_hours / dt)
-        if abs(self._nsteps * dt - 3600 * step_hours) > 1e-6 * dt:
-            raise ValueError(
-                f"dt={dt:g} s does not divide a step of {step_hours} h; "
-                f"{3600 * step_hours / np.ceil(3600 * step_hours / dt):g} s would"
-            )
-        self.nlat, self.nlon, self.lmax, self.dt = nlat, nlon, lmax, float(dt)
+        if step_hours < 1:
+            raise ValueError(f"step_hours={step_hours}: must be at least 1")
+        if dt is not None and not (isfinite(dt) and dt >= _SHORTEST_DT):
+            raise ValueError(f"dt={dt:g}: must be a time step of at least {_SHORTEST_DT:g} s")
+        self.nlat, self.nlon, self.lmax, self.dt = nlat, nlon, lmax, dt
+        self._duration = 3600.0 * step_hours
         self._step = np.timedelta64(step_hours, "h")
         self._variables = np.array([f"u{level}", f"v{level}", f"z{level}"])
         self._solvers: dict[torch.device, ShallowWaterSolver] = {}
+        self._told = dt is None
         self.front_hook: Hook = _unchanged
         self.rear_hook: Hook = _unchanged
 
@@ -165,42 +162,53 @@ class ShallowWater(torch.nn.Module):
 
     def _advance(self, state: torch.Tensor) -> torch.Tensor:
         """Integrate one state (u, v in m s-1, geopotential in m2 s-2; nlat, nlon) over a step."""
+        if not torch.isfinite(state).all():
+            return torch.full_like(state, torch.nan)
         solver = self._solver(state.device)
-        spec = torch.cat([solver.grid2spec(state[2:]), solver.vrtdivspec(state[:2])])
-        spec = self._integrate(solver, spec)
-        return torch.cat([solver.getuv(spec[1:]), solver.spec2grid(spec[:1])])
+        result: torch.Tensor = solver(state, self._duration, self._count_steps(state))
+        return result
 
-    def _integrate(self, solver: ShallowWaterSolver, spec: torch.Tensor) -> torch.Tensor:
-        """Third-order Adams-Bashforth from a standing start.
-
-        Two third-order Runge-Kutta steps (Shu and Osher 1988) come first. The solver's own start
-        with an Euler step would amplify gravity waves once in every step of the forecast.
-        """
-        before: list[torch.Tensor] = []
-        for _ in range(self._nsteps):
-            now = solver.dudtspec(spec)
-            if len(before) < 2:
-                one = spec + self.dt * now
-                two = 0.75 * spec + 0.25 * (one + self.dt * solver.dudtspec(one))
-                spec = (spec + 2 * (two + self.dt * solver.dudtspec(two))) / 3
-                before = [now, *before]
-            else:
-                spec = spec + self.dt / 12 * (23 * now - 16 * before[0] + 5 * before[1])
-                before = [now, before[0]]
-            spec[1:] *= solver.hyperdiff
-        return spec
+    def _count_steps(self, state: torch.Tensor) -> int:
+        """Choose the number of time steps for a finite state (3, nlat, nlon)."""
+        wind = sqrt(float((state[0].double() ** 2 + state[1].double() ** 2).max()))
+        stable = stable_time_step(self.lmax, wind)
+        if not (state[2] > 0).all():
+            raise ValueError(
+                f"the geopotential {self._variables[2]} reaches {float(state[2].min()):g} m2 s-2: "
+                "it is that of the layer's surface above its ground, so it must be positive"
+            )
+        if stable < _SHORTEST_DT:
+            raise ValueError(
+                f"a wind of {wind:.3g} m/s would need time steps of {stable:.1g} s at "
+                f"lmax={self.lmax}: shallow_water takes none below {_SHORTEST_DT:g} s"
+            )
+        wanted = _DEFAULT_DT if self.dt is None else self.dt
+        count = ceil(self._duration / min(stable, wanted))
+        if not self._told and stable < wanted:
+            self._told = True
+            log.warning(
+                "shallow_water: a wind of %.0f m/s at lmax=%d needs time steps of at most %.0f s, "
+                "so they are %.0f s, not dt=%g s",
+                *(wind, self.lmax, stable, self._duration / count, wanted),
+            )
+        return count
 
     @batch_func()  # type: ignore[untyped-decorator]
     def __call__(self, x: torch.Tensor, coords: Coords) -> State:
         """Forecast one step from a state (..., lead_time = 1, variable = 3, nlat, nlon).
 
-        The result is float32, on the device of the input.
+        The result is float32, on the device of the input; NaN if the state is not finite.
+        Raises `ValueError` if the geopotential is not positive or the wind needs time steps
+        below 1 s.
         """
         return self._forward(x, coords)
 
     @batch_func()  # type: ignore[untyped-decorator]
     def _rollout(self, x: torch.Tensor, coords: Coords) -> Iterator[State]:
         self.output_coords(coords)
+        for state in x[:, 0].float():
+            if torch.isfinite(state).all():
+                self._count_steps(state)
         yield x, coords.copy()
         while True:
             x, coords = self.front_hook(x, coords)
@@ -214,37 +222,28 @@ class ShallowWater(torch.nn.Module):
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move it as every module, and import early what delays the first step."""
-        import torch_harmonics.examples  # noqa: F401
+        import torch_harmonics  # noqa: F401
 
         return super().to(*args, **kwargs)
 
     def _solver(self, device: torch.device) -> ShallowWaterSolver:
         if device not in self._solvers:
             # Imported here because that takes seconds and a check of the config does not need it.
-            from torch_harmonics.examples import ShallowWaterSolver
+            from distinf.models.shallow_water_solver import ShallowWaterSolver
 
-            self._solvers[device] = ShallowWaterSolver(
-                self.nlat,
-                self.nlon,
-                self.dt,
-                lmax=self.lmax,
-                mmax=self.lmax,
-                radius=EARTH_RADIUS,
-                omega=EARTH_OMEGA,
-                gravity=GRAVITY,
-            ).to(device, torch.float32)
+            solver = ShallowWaterSolver(self.nlat, self.nlon, self.lmax)
+            self._solvers[device] = solver.to(device)
         return self._solvers[device]
 
 
-def stable_time_step(lmax: int, mean_depth: float = 10e3) -> float:
-    """Longest stable time step of the shallow-water model.
+def stable_time_step(lmax: int, wind: float) -> float:
+    """Longest time step of the shallow-water model in s.
 
-    The fastest waves are gravity waves of the smallest scale that go with a wind of 40 m s-1;
-    their frequency times the time step must stay below the limit of the third-order
-    Adams-Bashforth scheme.
+    The angle by which the wind and the Earth's rotation turn the smallest waves in one time step
+    stays below 1.2, with a tenth of room for winds that grow within a step of the forecast.
 
-    For ``lmax`` spherical harmonic degrees and a depth in m; in s: 153 for 86 degrees and 10 km,
-    102 for 128.
+    For ``lmax`` spherical harmonic degrees and the strongest wind in m s-1: 904 for 86 degrees
+    and 80 m s-1.
     """
-    speed = sqrt(GRAVITY * mean_depth) + _WIND
-    return _AB3_LIMIT / (speed * sqrt(lmax * (lmax - 1)) / EARTH_RADIUS)
+    wavenumber = sqrt(lmax * (lmax - 1)) / EARTH_RADIUS
+    return _LARGEST_ANGLE / (_WIND_ROOM * wind * wavenumber + 2 * EARTH_OMEGA)

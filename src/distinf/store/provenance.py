@@ -26,6 +26,8 @@ _FREE = (
     r"prognostic\.restartable",
 )
 _DECIDING = ("runtime.batch", "runtime.seed", "runtime.threads", "output.shards")
+# Such an entry among the versions decides the values.
+_SCHEME = "the scheme of "
 # The same as if it were not set.
 _SAME_AS_NONE = {r"diagnostic\.[^.]*\.compile": False}
 
@@ -34,7 +36,8 @@ _SAME_AS_NONE = {r"diagnostic\.[^.]*\.compile": False}
 class Provenance:
     """What the values of a run come from: the resolved config, the versions of libraries, files.
 
-    ``files`` are those of `distinf.loading.read_files`.
+    ``versions`` also has the schemes of models ("the scheme of ..."); ``files`` are those of
+    `distinf.loading.read_files`.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -61,6 +64,7 @@ class Provenance:
                 f"{key}: the store has {was}, this run {mine}"
                 for key, was, mine in differences(json.loads(config), now)
             ),
+            *self._schemes(written),
             *(line for line, decides in self._files(written) if decides),
         ]
 
@@ -87,6 +91,14 @@ class Provenance:
         if _nsteps(json.loads(written["config"])) != _nsteps(self.config):
             news["config"] = json.dumps(self.config, default=str)
         return news
+
+    def _schemes(self, written: Mapping[str, Any]) -> Iterator[str]:
+        """Models that compute otherwise than those that made the store."""
+        was = json.loads(written.get("versions", "{}"))
+        for name, mine in self.versions.items():
+            if name.startswith(_SCHEME) and was.get(name) != mine:
+                then = was.get(name, "that of an earlier version of distinf")
+                yield f"{name}: the store has {then}, this run {mine}"
 
     def _files(self, written: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
         """Files that have changed, and whether this decides the values."""
