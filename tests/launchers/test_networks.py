@@ -1,10 +1,12 @@
 """Ranks on machines with addresses of their own: two network namespaces, joined by a cable."""
 
+import os
 import subprocess
 import uuid
 
 import pytest
 
+from testing.programs import path_of
 from tests.launchers.conftest import places, ranks, reported, skip_without
 
 pytestmark = pytest.mark.slow
@@ -17,13 +19,15 @@ GIVEN |= {"MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": "29500"}
 
 
 def ip(*words):
-    subprocess.run(["ip", *words], check=True, timeout=30)
+    subprocess.run([path_of("ip"), *words], check=True, timeout=30)
 
 
 @pytest.fixture(scope="module")
 def machines():
     """Names of two namespaces; the interface of each is ``cable0`` and ``cable1``."""
     skip_without("ip")
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to make network namespaces")
     mark = uuid.uuid4().hex[:6]
     names = [f"distinf-{mark}-{i}" for i in (0, 1)]
     made = []
@@ -45,7 +49,7 @@ def machines():
 
 def on(machine, variables, *options):
     words = [f"{key}={value}" for key, value in variables.items()]
-    return ["ip", "netns", "exec", machine, "env", *words, *ranks(*options)]
+    return [path_of("ip"), "netns", "exec", machine, "env", *words, *ranks(*options)]
 
 
 @pytest.mark.parametrize("how", ["slurm", "environment"])
