@@ -1,7 +1,8 @@
 """Run main.py in a process that was forked from one with all imports done.
 
-It is main.py as a user runs it, in a process and a session of its own, except that the imports
-take no time. Launchers, first runs and signals are tested with processes that import.
+It is main.py as a user runs it, in a process and a session of its own, except that its imports,
+and those of the workers that it starts, take no time. Launchers, first runs, lost processes and
+promised deadlines are tested with processes that import.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import runpy
 import signal
 import sys
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,7 +46,9 @@ def run_main(
         printed = [Path(scratch, name) for name in ("out", "err")]
         context = _context()
         environment = application.environment(**more)
-        process = context.Process(target=_main, args=(overrides, folder, environment, printed))
+        address = forkserver._forkserver._forkserver_address
+        arguments = (overrides, folder, environment, printed, address)
+        process = context.Process(target=_main, args=arguments)
         process.start()
         process.join(deadline)
         late = process.exitcode is None
@@ -65,15 +69,20 @@ def _context() -> ForkServerContext:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("OMP_NUM_THREADS", raising=False)
         patch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")  # main.py sets it before it imports torch
-        from multiprocessing.forkserver import ensure_running
-
-        ensure_running()
+        forkserver.ensure_running()
     return context
 
 
 def _main(
-    overrides: tuple[str, ...], folder: Path, environment: dict[str, str], printed: list[Path]
+    overrides: tuple[str, ...],
+    folder: Path,
+    environment: dict[str, str],
+    printed: list[Path],
+    address: str,
 ) -> None:
+    # Its workers come from the same server.
+    forkserver._forkserver._forkserver_address = address
+    forkserver._forkserver.ensure_running = forkserver.ensure_running = lambda: None
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
