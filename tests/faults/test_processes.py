@@ -39,7 +39,9 @@ def test_an_idle_driver_works(faults: Faults, undisturbed: np.ndarray) -> None:
 
 
 def test_a_task_that_kills_its_worker_is_tried_at_most_max_attempts_times(faults: Faults) -> None:
-    done = faults.run("12: kill", "runtime.nproc=3", "runtime.max_attempts=2")
+    # So long that the reply of the task before has arrived: a loss counts for the oldest task.
+    slow = "+diagnostic.faulty.seconds=0.3"
+    done = faults.run("12: kill", "runtime.nproc=3", "runtime.max_attempts=2", slow)
     assert done.status == 1
     assert "faulty 2000-01-01T00:00 +12 h was lost with its worker on attempt 2" in done.err
     assert "killed by SIGKILL" in done.err or "its connection ended" in done.err
@@ -105,7 +107,8 @@ def test_a_store_that_is_removed_ends_the_run(faults: Faults) -> None:
     words = faults.words("24: once sleep", "runtime.nproc=2", "runtime.call_timeout=5")
     process = faults.start(application.python_main(*words))
     faults.wait_for_a_step(process)
-    shutil.rmtree(faults.folder / "out.zarr")
+    # Moved first: the run writes into the folder while it is emptied.
+    shutil.rmtree((faults.folder / "out.zarr").rename(faults.folder / "removed"))
     done = application.finish(process, 60)
     assert done.status == 1
     assert "could not be written" in done.err
