@@ -18,6 +18,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import psutil
 import pytest
 import torch
 
@@ -60,6 +61,13 @@ def run_main(
         assert not late, f"not ended after {deadline} s:\n{out}\n{err}"
         assert process.exitcode is not None
         return application.Outcome(process.exitcode, out, err)
+
+
+def left_after(seconds: float) -> list[psutil.Process]:
+    """Return the forked processes that still live after so long."""
+    server = forkserver._forkserver._forkserver_pid
+    forked = [] if server is None else psutil.Process(server).children(recursive=True)
+    return psutil.wait_procs(forked, seconds)[1]
 
 
 def _context() -> ForkServerContext:

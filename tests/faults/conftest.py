@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 
 from testing import application
+from testing.preloaded import left_after, run_main
 from testing.programs import missing
 from tests.ranks.conftest import leaving_nothing
 
@@ -41,8 +42,10 @@ class Faults:
         return application.start(command, self.folder, **self.environment)
 
     def run(self, faults: str, *overrides: str, deadline: float = 200) -> application.Outcome:
-        command = application.python_main(*self.words(faults, *overrides))
-        return application.finish(self.start(command), deadline)
+        words = self.words(faults, *overrides)
+        done = run_main(*words, folder=self.folder, deadline=deadline, **self.environment)
+        assert not left_after(30.0)  # promised for whatever happens
+        return done
 
     def mpirun(self, options: list[str], words: list[str]) -> list[str]:
         """Command that starts ranks with mpirun; skips the test where there is none."""
