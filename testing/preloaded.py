@@ -22,6 +22,7 @@ import psutil
 import pytest
 import torch
 
+from distinf.session import local_ranks
 from testing import application
 
 # The server of `multiprocessing` is one for this process, so the ranks of sessions in the tests'
@@ -88,7 +89,8 @@ def _main(
     printed: list[Path],
     address: str,
 ) -> None:
-    # Its workers come from the same server.
+    # Its workers come from the same server, which must stay.
+    local_ranks._kill_fork_server = lambda: None
     forkserver._forkserver._forkserver_address = address
     forkserver._forkserver.ensure_running = forkserver.ensure_running = lambda: None
     os.setsid()
