@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 
@@ -27,6 +29,18 @@ def check_interface(name: str) -> None:
             f"runtime.interface={name} does not exist on {socket.gethostname()}; its interfaces "
             f"are {', '.join(sorted(names))}"
         )
+
+
+@contextmanager
+def interface_restored() -> Iterator[None]:
+    """Undo after the block what was set in it: a later session chooses for itself."""
+    given = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        for variable in _VARIABLES:
+            os.environ.pop(variable, None)
+        os.environ.update(given)
 
 
 def use_interface(name: str) -> None:

@@ -220,6 +220,7 @@ def join(
     lane = Lane(Cuda(device), beside=True) if beside else None
     worker = Worker(info.rank, device, runtime.nonfinite, lane)
     group = find_peers(info, device, deadline, local, must_match)
+    resources.enter_context(network.interface_restored())
     bind_network(group, runtime.interface)
     transport = join_group(group, worker, runtime, deadline)
     resources.callback(process.end_manager)

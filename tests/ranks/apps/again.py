@@ -29,3 +29,4 @@ if __name__ == "__main__":
                 report(f"workers of {nproc} ranks", len({pid for _, pid in told}))
     first, second = ({pid for _, pid in told} for told in seen)
     report("the same processes", sorted(first & second))
+    report("interface", os.environ.get("TP_SOCKET_IFNAME"))
