@@ -3,6 +3,7 @@
 import os
 import signal
 from collections import Counter
+from collections.abc import Callable
 
 # Before torch is imported: two threads on two busy cores take many times as long as one.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -19,6 +20,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ALL = 'uv run pytest -m "slow or not slow"'
 LEFT_OUT = pytest.StashKey[Counter[str]]()
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """Return what distinf logged: other libraries log whenever an object of theirs is collected."""
+    return lambda: [entry.getMessage() for entry in caplog.records if entry.name == "distinf"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -189,7 +189,7 @@ def nc_attributes(path):
         return dict(there.attrs)
 
 
-def test_netcdf_says_which_steps_are_missing(tmp_path, caplog):
+def test_netcdf_says_which_steps_are_missing(tmp_path, caplog, said):
     path, copy = tmp_path / "f.zarr", tmp_path / "f.nc"
     with open_store(path, MEMBERS) as store:
         for i, j, k in np.ndindex(2, 5, 3):
@@ -199,7 +199,7 @@ def test_netcdf_says_which_steps_are_missing(tmp_path, caplog):
         to_netcdf(str(path), str(copy))
     missing = "rain 2023-06-02T00:00 +24 h member 0, rain 2023-06-01T00:00 +12 h member 1"
     assert nc_attributes(copy)["missing_steps"] == missing
-    (line,) = caplog.messages
+    (line,) = said()
     assert line.startswith(f"output.netcdf={copy} lacks 2 step(s)")
     assert line.endswith(missing)
     with open_store(path, MEMBERS, mode="resume") as store:
@@ -208,7 +208,7 @@ def test_netcdf_says_which_steps_are_missing(tmp_path, caplog):
     caplog.clear()
     to_netcdf(str(path), str(copy), "resume")
     assert "missing_steps" not in nc_attributes(copy)
-    assert caplog.messages == []
+    assert said() == []
 
 
 def test_netcdf_names_only_so_many_missing_steps(tmp_path, monkeypatch):

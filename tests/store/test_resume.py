@@ -263,7 +263,7 @@ def test_another_input_file_or_package_cannot_resume(made_from, inputs, how, wor
         ("new", []),
     ],
 )
-def test_what_may_have_changed_is_said_in_one_line(made_from, inputs, how, words, caplog):
+def test_what_may_have_changed_is_said_in_one_line(made_from, inputs, how, words, caplog, said):
     change(inputs, how)
     own = sections(inputs)
     check_resume(made_from, config(**own), read_files(own))
@@ -271,20 +271,20 @@ def test_what_may_have_changed_is_said_in_one_line(made_from, inputs, how, words
         caplog.clear()
         with caplog.at_level(logging.WARNING), run(made_from, sections=own, files=read_files(own)):
             pass
-        assert len(caplog.messages) == (1 if words else 0)
+        assert len(said()) == (1 if words else 0)
         for word in words:
-            assert word in caplog.text
+            assert word in "".join(said())
     history = look(made_from).attrs["history"].splitlines()
     assert len(history) == (2 if words else 1)
     assert all(word in history[-1] for word in words)
 
 
-def test_other_versions_are_said_in_one_line_and_stay_in_the_history(path, caplog):
+def test_other_versions_are_said_in_one_line_and_stay_in_the_history(path, said):
     with run(path, "create", versions={"torch": "2.13.0", "zarr": "3.1.6"}) as store:
         fill(store, nsteps=1)
     with run(path, versions={"torch": "2.14.1", "zarr": "3.1.6", "new": "1"}) as store:
         assert store.marks.counts[0] == 8
-    (line,) = caplog.messages
+    (line,) = said()
     assert "torch is 2.14.1, it was 2.13.0" in line
     assert "zarr" not in line.replace(str(path), "")
     there = look(path)
@@ -293,7 +293,7 @@ def test_other_versions_are_said_in_one_line_and_stay_in_the_history(path, caplo
 
 
 @pytest.mark.parametrize("kind", ["module", "package"])
-def test_other_code_of_a_model_is_said_in_one_line(path, tmp_path, monkeypatch, caplog, kind):
+def test_other_code_of_a_model_is_said_in_one_line(path, tmp_path, monkeypatch, said, kind):
     """Of one that is not installed, so that it has no version."""
     monkeypatch.syspath_prepend(tmp_path)
     name = f"audited_{kind}"
@@ -309,10 +309,10 @@ def test_other_code_of_a_model_is_said_in_one_line(path, tmp_path, monkeypatch, 
     with run(path, "create", sections=own, versions=read_code(own)) as store:
         fill(store, nsteps=1)
     run(path, sections=own, versions=read_code(own)).close()
-    assert caplog.messages == []
+    assert said() == []
     code.write_text("class Rain: factor = 2")
     run(path, sections=own, versions=read_code(own)).close()
-    (line,) = caplog.messages
+    (line,) = said()
     assert f"the code of {name} is " in line
 
 
@@ -329,7 +329,7 @@ def test_a_word_of_the_config_is_no_file_because_one_has_its_name(tmp_path, monk
     assert set(read_files(own)) == {"data.file", "data.path"}
 
 
-def test_a_folder_that_a_model_writes_to_refuses_no_resume(path, inputs, monkeypatch, caplog):
+def test_a_folder_that_a_model_writes_to_refuses_no_resume(path, inputs, monkeypatch, said):
     """Nor is one around the working folder an input."""
     scratch = inputs / "scratch"
     scratch.mkdir()
@@ -339,7 +339,7 @@ def test_a_folder_that_a_model_writes_to_refuses_no_resume(path, inputs, monkeyp
         fill(store, nsteps=1)
     (scratch / "log").write_bytes(b"second run")
     run(path, sections=own, files=read_files(own)).close()
-    (line,) = caplog.messages
+    (line,) = said()
     assert "scratch (diagnostic.rain.folder)" in line
     monkeypatch.chdir(scratch)
     assert read_files(own) == {}
@@ -360,7 +360,7 @@ def test_a_package_in_the_cache_is_recorded(tmp_path, monkeypatch):
 # Stores that earlier versions left.
 
 
-def test_a_store_of_before_without_record_is_resumed(made, caplog):
+def test_a_store_of_before_without_record_is_resumed(made, said):
     group = zarr.open_group(made, mode="r+", use_consolidated=False)
     attributes = group.attrs.asdict()
     del attributes["files"]
@@ -368,7 +368,7 @@ def test_a_store_of_before_without_record_is_resumed(made, caplog):
     with run(made, nsteps=3, files={"data.path": {}}, versions={"torch": "1"}) as store:
         assert store.marks.counts == (12, 16)
         fill(store, nsteps=3)
-    assert caplog.messages == []
+    assert said() == []
     assert look(made)["prognostic_complete"].all()
 
 
