@@ -1,9 +1,10 @@
-"""The embedded default: a jet on the sphere rolls up, its wind is decomposed on the workers."""
+"""The embedded default: a jet rolls up; workers decompose its wind and follow small errors."""
 
 from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from distinf import current_session
 from recipes import diagnostic as stored
 from recipes.shallow_water_figure import check_picture, draw
 from recipes.shared.output_path import output_path, own_path
@@ -27,7 +28,8 @@ def shallow_water(cfg: DictConfig) -> None:
     """
     stored.diagnostic(cfg)
     picture = picture_path(cfg)
-    draw(output_path(cfg), picture, variable=f"vo{cfg.prognostic.level}")
+    variables = [f"{name}{cfg.prognostic.level}" for name in ("vo", "error_growth")]
+    draw(output_path(cfg), picture, variables, current_session().farm.events)
     print(f"Picture: {picture}")
 
 

@@ -1,8 +1,10 @@
-"""The picture of a run: maps of one variable at a few lead times."""
+"""The picture of a run: maps of variables at a few lead times, and a timeline of the ranks."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -11,6 +13,8 @@ from distinf import ConfigError
 
 _HOUR = np.timedelta64(1, "h")
 _MAPS = 4
+# Kinds of events that are drawn, in the order of the legend.
+_KINDS = ("read", "forecast", "diagnose", "write")
 # By which a picture is known as one of these.
 _SOURCE = {"Source": "distinf"}
 
@@ -44,8 +48,13 @@ def check_picture(picture: str) -> None:
         )
 
 
-def draw(store_path: str, picture: str, variable: str = "vo850") -> None:
-    """Draw maps of a variable from a forecast store.
+def draw(
+    store_path: str,
+    picture: str,
+    variables: Sequence[str] = ("vo850",),
+    events: Iterable[Any] = (),
+) -> None:
+    """Draw maps of variables from a forecast store, and when each rank did what.
 
     Parameters
     ----------
@@ -53,9 +62,12 @@ def draw(store_path: str, picture: str, variable: str = "vo850") -> None:
         The store.
     picture : str
         PNG file to write; only one that was drawn here is replaced.
-    variable : str, optional
-        Its dims are (ensemble,) time, lead_time, lat, lon; the first member and time are drawn.
-        Another one is drawn if the store does not have it.
+    variables : Sequence[str], optional
+        Their dims are (ensemble,) time, lead_time, lat, lon; the first member and time are drawn,
+        one column for each. Those that the store does not have are left out; without any another
+        variable is drawn.
+    events : Iterable[Event], optional
+        What the ranks did; the timeline leaves out how they loaded models.
 
     Raises
     ------
@@ -67,55 +79,106 @@ def draw(store_path: str, picture: str, variable: str = "vo850") -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import FuncFormatter, MultipleLocator, ScalarFormatter
 
+    done = [event for event in events if event.kind in _KINDS]
     with xr.open_zarr(store_path) as store:
-        if variable not in store:
-            variable = next(str(v) for v, a in store.items() if a.dims[-2:] == ("lat", "lon"))
-        field = store[variable].isel(time=0, ensemble=0, missing_dims="ignore")
-        leads = _leads(field.lead_time.values)
-        shown = field.sel(lead_time=leads).transpose("lead_time", "lat", "lon").load()
+        names = [name for name in variables if name in store]
+        names = names or [str(v) for v, a in store.items() if a.dims[-2:] == ("lat", "lon")][:1]
+        fields = [_chosen(store[name]) for name in names]
         # The jet of the default is in one hemisphere: show where the action is.
-        south, north = _band(shown)
-        shown = shown.sel(lat=shown.lat[(shown.lat >= south) & (shown.lat <= north)])
-        size = float(np.nanquantile(np.abs(shown.values), 0.999)) or 1.0
-
-        figure, axes = plt.subplots(
-            len(leads),
-            1,
-            figsize=(9.0, 1.6 + len(leads) * (0.35 + 8.4 * (north - south) / 360)),
-            sharex=True,
-            squeeze=False,
-            layout="constrained",
-        )
-        for axis, state in zip(axes[:, 0], shown, strict=True):
-            mesh = axis.pcolormesh(
-                shown.lon, shown.lat, state, cmap="RdBu_r", vmin=-size, vmax=size, shading="nearest"
-            )
-            hours = state.lead_time.values / _HOUR
-            missing = "" if np.isfinite(state.values).any() else " (not written)"
-            axis.set_title(f"day {hours / 24:g}{missing}", loc="left", fontsize=10)
-            axis.set_xlim(*shown.lon.values[[0, -1]])
-            axis.xaxis.set_major_locator(MultipleLocator(60))
-            axis.yaxis.set_major_locator(MultipleLocator(30))
-            axis.xaxis.set_major_formatter(FuncFormatter(_longitude))
-            axis.yaxis.set_major_formatter(FuncFormatter(_latitude))
-        name = field.attrs.get("long_name", variable)
-        bar = figure.colorbar(
-            mesh,
-            ax=list(axes[:, 0]),
-            location="bottom",
-            shrink=0.6,
-            aspect=40,
-            extend="both",
-            format=ScalarFormatter(useMathText=True),
-        )
-        bar.formatter.set_powerlimits((-2, 3))
-        bar.set_label(f"{name} ({field.attrs.get('units', '')})")
-        start = np.datetime_as_string(field.time.values, unit="h")
-        figure.suptitle(f"{name[:1].upper()}{name[1:]}, forecast from {start}")
+        south, north = _band(fields[0])
+        width = 9.0 if len(fields) == 1 else 6.0 * len(fields)
+        rows = fields[0].lead_time.size
+        maps = 1.6 + rows * (0.35 + (width / len(fields) - 0.6) * (north - south) / 360)
+        ranks = min(24, len(_lanes(done)))
+        times = 1.2 + 0.25 * ranks if ranks else 0.0
+        figure = plt.figure(figsize=(width, maps + times), layout="constrained")
+        upper = figure
+        if ranks:
+            upper, lower = figure.subfigures(2, 1, height_ratios=(maps, times))
+            _draw_timeline(lower, done)
+        start = np.datetime_as_string(fields[0].time.values, unit="h")
+        upper.suptitle(f"Forecast from {start}")
+        axes = upper.subplots(rows, len(fields), sharex=True, sharey=True, squeeze=False)
+        for column, field in zip(axes.T, fields, strict=True):
+            _draw_maps(column, field.sel(lat=(field.lat >= south) & (field.lat <= north)))
         figure.savefig(picture, dpi=130, metadata=_SOURCE)
         plt.close(figure)
+
+
+def _chosen(field: xr.DataArray) -> xr.DataArray:
+    """Load a few lead times of the first member and time: (lead_time, lat, lon)."""
+    first = field.isel(time=0, ensemble=0, missing_dims="ignore")
+    shown = first.sel(lead_time=_leads(first.lead_time.values))
+    return shown.transpose("lead_time", "lat", "lon").load()
+
+
+def _draw_maps(axes: np.ndarray, field: xr.DataArray) -> None:
+    """Draw one map below the other, with one colour bar."""
+    from matplotlib.ticker import FuncFormatter, MultipleLocator, ScalarFormatter
+
+    # Where nothing was written there is no size.
+    finite = np.abs(field.values[np.isfinite(field.values)])
+    size = float(np.quantile(finite, 0.999) if finite.size else 0.0) or 1.0
+    for axis, state in zip(axes, field, strict=True):
+        mesh = axis.pcolormesh(
+            field.lon, field.lat, state, cmap="RdBu_r", vmin=-size, vmax=size, shading="nearest"
+        )
+        hours = state.lead_time.values / _HOUR
+        missing = "" if np.isfinite(state.values).any() else " (not written)"
+        axis.set_title(f"day {hours / 24:g}{missing}", loc="left", fontsize=10)
+        axis.set_xlim(*field.lon.values[[0, -1]])
+        axis.xaxis.set_major_locator(MultipleLocator(60))
+        axis.yaxis.set_major_locator(MultipleLocator(30))
+        axis.xaxis.set_major_formatter(FuncFormatter(_longitude))
+        axis.yaxis.set_major_formatter(FuncFormatter(_latitude))
+    bar = axes[0].figure.colorbar(
+        mesh,
+        ax=list(axes),
+        location="bottom",
+        shrink=0.8,
+        aspect=40,
+        extend="both",
+        format=ScalarFormatter(useMathText=True),
+    )
+    bar.formatter.set_powerlimits((-2, 3))
+    name = field.attrs.get("long_name", field.name)
+    bar.set_label(f"{name} ({field.attrs.get('units', '')})")
+
+
+def _lanes(events: Sequence[Any]) -> list[tuple[int, bool]]:
+    """One lane for what each rank computed, one for what it wrote at the same time."""
+    return sorted({(event.rank, event.kind == "write") for event in events})
+
+
+def _draw_timeline(figure: Any, events: Sequence[Any]) -> None:
+    """Draw what each rank did, over the seconds of the run."""
+    lanes = _lanes(events)
+    start = min(event.start for event in events)
+    bars: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for event in sorted(events, key=lambda event: (_KINDS.index(event.kind), event.start)):
+        what = event.task.split(" ")[0] if event.kind == "diagnose" else event.kind
+        lane = lanes.index((event.rank, event.kind == "write"))
+        times = (event.start - start, event.end - event.start)
+        bars.setdefault(what, {}).setdefault(lane, []).append(times)
+    axis = figure.subplots()
+    for number, (what, by_lane) in enumerate(bars.items()):
+        label: str | None = what
+        for lane, times in by_lane.items():
+            axis.broken_barh(
+                times, (lane - 0.4, 0.8), color=f"C{number}", lw=0.3, ec="w", label=label
+            )
+            label = None
+    step = -(-len(lanes) // 24)
+    names = [f"rank {rank}{' writes' if writes else ''}" for rank, writes in lanes]
+    axis.set_yticks(range(0, len(lanes), step), names[::step], fontsize=8)
+    axis.set_ylim(len(lanes) - 0.5, -0.5)
+    axis.set_xlim(0, None)
+    axis.set_xlabel("seconds since the models were loaded")
+    axis.set_title("What each rank did in this run", loc="left", fontsize=10)
+    axis.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=len(bars), fontsize=8, frameon=False
+    )
 
 
 def _leads(leads: np.ndarray) -> np.ndarray:

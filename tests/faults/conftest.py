@@ -18,7 +18,7 @@ from tests.ranks.conftest import leaving_nothing
 STEPS = 5
 SMALL = (
     *("prognostic.nlat=32", "prognostic.nlon=64", "recipe=diagnostic"),
-    *(f"parameters.nsteps={STEPS}", "~diagnostic.wind_decomposition"),
+    *("~diagnostic.wind_decomposition", "~diagnostic.error_growth", f"parameters.nsteps={STEPS}"),
     "+diagnostic.faulty._target_=testing.faulty.Faulty",
     "parameters.output_path=out.zarr",
 )

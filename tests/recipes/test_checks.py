@@ -87,7 +87,8 @@ def test_sections_with_defaults_may_be_left_out(
 
 @pytest.mark.parametrize("name", ["prognostic", "diagnostic", "data", "parameters"])
 def test_a_section_that_is_needed_and_left_out_is_named(name: str) -> None:
-    assert refusal("data=random", f"~{name}").startswith((f"{name} ", f"{name}."))
+    said = refusal("data=random", f"~{name}", config="diagnostic")
+    assert said.startswith((f"{name} ", f"{name}."))
 
 
 def test_a_config_that_names_no_recipe() -> None:
@@ -116,6 +117,12 @@ def test_winds_of_another_level_or_time_than_asked_for(tmp_path: Path) -> None:
         *("data.time_tolerance=3h", "diagnostic.wind_decomposition.levels=[500]"),
     )
     assert "u500" in said  # all but this was right
+
+
+def test_one_key_names_the_level_of_all_variables() -> None:
+    check(composed("prognostic.level=500", *SMALL))
+    other = composed("diagnostic=wind_decomposition", config="diagnostic")
+    assert other.diagnostic.wind_decomposition.levels == [850]
 
 
 WITHOUT_TORCH = """

@@ -104,7 +104,12 @@ def test_store_tells_what_it_holds(runs: Runs) -> None:
         assert ds[variable].dtype == np.float32
         assert ds[variable].encoding["chunks"] == (1, 1, 64, 128)
         assert np.isfinite(ds[variable].values).all()
+    growth = ds.error_growth850
+    assert growth.attrs["units"] == "day-1"
+    assert growth.attrs["long_name"] == "growth rate of small errors of the wind at 850 hPa"
+    assert np.isfinite(growth.values).all()
     assert ds.wind_decomposition_complete.values.all()
+    assert ds.error_growth_complete.values.all()
     config = json.loads(ds.attrs["config"])
     assert config["prognostic"]["nlat"] == 64
     assert "torch" in json.loads(ds.attrs["versions"])
@@ -119,7 +124,7 @@ def test_who_writes(runs: Runs, name: str, writers: set[int]) -> None:
     (log,) = runs[name][0].glob("outputs/*/*/events.jsonl")
     events = [json.loads(line) for line in log.read_text().splitlines()]
     written = [event for event in events if event["kind"] == "write"]
-    assert len(written) == 6
+    assert len(written) == 12
     assert {event["rank"] for event in written} <= writers
 
 
@@ -129,7 +134,7 @@ def test_it_is_a_pipeline(runs: Runs) -> None:
     events = [json.loads(line) for line in log.read_text().splitlines()]
     forecast = sorted((e for e in events if e["kind"] == "forecast"), key=lambda e: e["start"])
     diagnosed = sorted((e for e in events if e["kind"] == "diagnose"), key=lambda e: e["start"])
-    assert len(forecast) == len(diagnosed) == 6
+    assert (len(forecast), len(diagnosed)) == (6, 12)
     assert {event["rank"] for event in diagnosed} == {1, 2}
     assert any(
         later["start"] < event["end"] for event, later in zip(diagnosed, forecast[1:], strict=False)
@@ -177,7 +182,7 @@ def test_it_is_a_pipeline(runs: Runs) -> None:
             ["output.prognostic_variables", "t2m", "u850"],
             marks=SLOW,
         ),
-        ("diagnostic.wind_decomposition.workers=5", ["workers=5", "start 6 ranks"]),
+        ("diagnostic.wind_decomposition.workers=5", ["workers=5", "start 7 ranks"]),
         ("parameters.output_path=s3://nobody/x.zarr", ["s3://nobody/x.zarr", "AWS_ACCESS_KEY_ID"]),
     ],
 )
@@ -246,13 +251,14 @@ def test_interrupt_keeps_what_was_written_and_resume_completes_it(
     assert "output.mode=resume" in outcome.err
     assert "Traceback" not in outcome.err
     assert psutil.wait_procs(ranks, timeout=10)[1] == []
-    done = int(store(tmp_path).wind_decomposition_complete.sum())
+    marks = store(tmp_path)
+    done = int(marks.wind_decomposition_complete.sum() + marks.error_growth_complete.sum())
     assert done >= 1
 
     again = run_main("runtime.nproc=2", "output.mode=resume", *SMALL, folder=tmp_path)
     assert again.status == 0, again.err
-    assert f"{6 - done} of 6 tasks to do" in again.out + again.err
-    for variable in ("vo850", "d850", "strf850", "vp850"):
+    assert f"{12 - done} of 12 tasks to do" in again.out + again.err
+    for variable in ("vo850", "d850", "strf850", "vp850", "error_growth850"):
         np.testing.assert_array_equal(
             store(tmp_path)[variable].values, store(runs["nproc-1"][0])[variable].values
         )

@@ -113,6 +113,7 @@ def test_summary(kind):
     assert "Moved 41.0 kB to the workers and 4.1 kB back; wrote 4.1 kB" in text
     assert "Workers were busy 77 % of the time" in text
     assert "takes at least 5.1 s with 2 worker(s)" in text
+    assert "One process would take 11.6 s, 2.2 times as long: the sum of the measured" in text
     assert "Limited by the diagnostics. 4 workers (runtime.nproc=5)" in text
 
 

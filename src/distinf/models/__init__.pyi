@@ -1,3 +1,4 @@
+from .error_growth import ErrorGrowth as ErrorGrowth
 from .fields import FileSource as FileSource
 from .fields import RandomFields as RandomFields
 from .fields import persistence as persistence

@@ -18,9 +18,9 @@ from distinf.models.sphere import EARTH_RADIUS, Array
 class GaussianTransform(torch.nn.Module):
     """Transforms of scalars, winds and fluxes, free of aliasing in products of two fields.
 
-    A spectrum is complex64 of shape (field, order m, j) with j = degree - m. Orders are 0 to
+    A spectrum is complex64 of shape (..., order m, j) with j = degree - m. Orders are 0 to
     lmax - 1; j has room for one degree more than a state has, which the winds need. A field on
-    the grid is float32 of shape (field, 2, row, nlon): rows from the pole to the equator, of the
+    the grid is float32 of shape (..., 2, row, nlon): rows from the pole to the equator, of the
     northern and of the southern hemisphere. Harmonics are even or odd in latitude, so the tables
     hold one hemisphere.
 
@@ -89,8 +89,9 @@ class GaussianTransform(torch.nn.Module):
         self.register_buffer(name, torch.from_numpy(values), persistent=False)
 
     def to_grid(self, spectrum: torch.Tensor) -> torch.Tensor:
-        """Evaluate spectra (field, order, j) on the grid."""
-        fields, lmax, count = spectrum.shape
+        """Evaluate spectra (..., order, j) on the grid."""
+        lmax, count = self.degree.shape
+        fields = spectrum.numel() // (lmax * count)
         # Long rows of coefficients times a table: the other way round takes four times as long.
         parts = torch.view_as_real(spectrum).view(fields, lmax, count // 2, 2, 2)
         parts = parts.permute(3, 1, 0, 4, 2).reshape(2 * lmax, 2 * fields, count // 2)
@@ -98,25 +99,28 @@ class GaussianTransform(torch.nn.Module):
         halves = torch.stack([even + odd, even - odd]).permute(2, 0, 4, 1, 3)
         waves = torch.view_as_complex(halves.contiguous())
         field: torch.Tensor = torch.fft.irfft(waves, n=self.nlon, norm="forward")
-        return field
+        return field.view(*spectrum.shape[:-2], *field.shape[-3:])
 
     def to_spectrum(self, field: torch.Tensor) -> torch.Tensor:
-        """Integrate fields on the grid against the harmonics: spectra (field, order, j)."""
-        fields, lmax, count = len(field), *self.degree.shape
-        waves = torch.view_as_real(torch.fft.rfft(field, norm="forward")[..., :lmax])
+        """Integrate fields on the grid against the harmonics: spectra (..., order, j)."""
+        lmax, count = self.degree.shape
+        before, flat = field.shape[:-3], field.flatten(0, -4)
+        fields = len(flat)
+        waves = torch.view_as_real(torch.fft.rfft(flat, norm="forward")[..., :lmax])
         north, south = waves.permute(1, 3, 0, 4, 2)
         parts = torch.stack([north + south, north - south])
         parts = torch.bmm(parts.view(2 * lmax, 2 * fields, -1), self._analysis)
         parts = parts.view(2, lmax, fields, 2, count // 2).permute(2, 1, 4, 0, 3)
-        return torch.view_as_complex(parts.reshape(fields, lmax, count, 2))
+        return torch.view_as_complex(parts.reshape(*before, lmax, count, 2))
 
     def wind(self, rotation: torch.Tensor) -> torch.Tensor:
         """Spectra of u and v (m s-1) times the cosine of latitude.
 
-        Of vorticity and divergence in s-1, of shape (2, order, j).
+        Of vorticity and divergence in s-1, of shape (..., 2, order, j).
         """
-        wind = self._wind_east * rotation.flip(0)
-        turned = torch.stack([rotation[0], -rotation[1]])
+        wind = self._wind_east * rotation.flip(-3)
+        vorticity, divergence = rotation.unbind(dim=-3)
+        turned = torch.stack([vorticity, -divergence], dim=-3)
         wind[..., :-1] += self._wind_above * turned[..., 1:]
         wind[..., 1:] -= self._wind_below * turned[..., :-1]
         return wind
@@ -124,7 +128,7 @@ class GaussianTransform(torch.nn.Module):
     def divergence(self, east: torch.Tensor, north: torch.Tensor) -> torch.Tensor:
         """Divergence of a vector field.
 
-        Of the spectra (order, j) of its eastward and northward component, both divided by the
+        Of the spectra (..., order, j) of its eastward and northward component, both divided by the
         cosine of latitude.
         """
         result = self._flux_east * east

@@ -98,7 +98,7 @@ class ShallowWater(torch.nn.Module):
         super().__init__()
         if nlat < 8 or nlon < 16:
             raise ValueError(f"the grid must have at least 8 x 16 points, not {nlat} x {nlon}")
-        largest = min((nlat + 2) // 3, (nlon + 2) // 3)
+        largest = largest_lmax(nlat, nlon)
         lmax = largest if lmax is None else lmax
         if not 2 <= lmax <= largest:
             raise ValueError(
@@ -170,18 +170,8 @@ class ShallowWater(torch.nn.Module):
 
     def _count_steps(self, state: torch.Tensor) -> int:
         """Choose the number of time steps for a finite state (3, nlat, nlon)."""
-        wind = sqrt(float((state[0].double() ** 2 + state[1].double() ** 2).max()))
+        wind = strongest_wind(state, self.lmax, self._variables[2])
         stable = stable_time_step(self.lmax, wind)
-        if not (state[2] > 0).all():
-            raise ValueError(
-                f"the geopotential {self._variables[2]} reaches {float(state[2].min()):g} m2 s-2: "
-                "it is that of the layer's surface above its ground, so it must be positive"
-            )
-        if stable < _SHORTEST_DT:
-            raise ValueError(
-                f"a wind of {wind:.3g} m/s would need time steps of {stable:.1g} s at "
-                f"lmax={self.lmax}: shallow_water takes none below {_SHORTEST_DT:g} s"
-            )
         wanted = _DEFAULT_DT if self.dt is None else self.dt
         count = ceil(self._duration / min(stable, wanted))
         if not self._told and stable < wanted:
@@ -236,6 +226,11 @@ class ShallowWater(torch.nn.Module):
         return self._solvers[device]
 
 
+def largest_lmax(nlat: int, nlon: int) -> int:
+    """Most degrees for which a grid integrates products of three harmonics exactly."""
+    return min((nlat + 2) // 3, (nlon + 2) // 3)
+
+
 def stable_time_step(lmax: int, wind: float) -> float:
     """Longest time step of the shallow-water model in s.
 
@@ -247,3 +242,22 @@ def stable_time_step(lmax: int, wind: float) -> float:
     """
     wavenumber = sqrt(lmax * (lmax - 1)) / EARTH_RADIUS
     return _LARGEST_ANGLE / (_WIND_ROOM * wind * wavenumber + 2 * EARTH_OMEGA)
+
+
+def strongest_wind(state: torch.Tensor, lmax: int, geopotential: str) -> float:
+    """Largest wind speed in m s-1 of a finite state (u, v, geopotential; lat, lon).
+
+    Raises `ValueError` if the model cannot start from it.
+    """
+    wind = sqrt(float((state[0].double() ** 2 + state[1].double() ** 2).max()))
+    if not (state[2] > 0).all():
+        raise ValueError(
+            f"the geopotential {geopotential} reaches {float(state[2].min()):g} m2 s-2: "
+            "it is that of the layer's surface above its ground, so it must be positive"
+        )
+    if (stable := stable_time_step(lmax, wind)) < _SHORTEST_DT:
+        raise ValueError(
+            f"a wind of {wind:.3g} m/s would need time steps of {stable:.1g} s at "
+            f"lmax={lmax}: shallow_water takes none below {_SHORTEST_DT:g} s"
+        )
+    return wind

@@ -64,12 +64,12 @@ class ShallowWaterSolver(torch.nn.Module):
         self._last_scheme: tuple[tuple[float, float], _Scheme] | None = None
 
     def forward(self, state: torch.Tensor, duration: float, steps: int) -> torch.Tensor:
-        """Integrate a state.
+        """Integrate a state, or several with the same mean geopotential.
 
         Parameters
         ----------
         state : torch.Tensor
-            u, v in m s-1 and geopotential in m2 s-2, float32 of shape (3, nlat, nlon).
+            u, v in m s-1 and geopotential in m2 s-2, float32 of shape (..., 3, nlat, nlon).
         duration : float
             Time in s.
         steps : int
@@ -78,18 +78,20 @@ class ShallowWaterSolver(torch.nn.Module):
         Returns
         -------
         torch.Tensor
-            The state at the end, of the same shape.
+            The states at the end, of the same shape.
         """
+        wind, geopotential = state[..., :2, :, :], state[..., 2:, :, :]
+        rows = geopotential.flatten(0, -3)[0].double().mean(dim=-1)
         # Three digits: rounding in the mean must not reach the result.
-        mean = float(f"{float(state[2].double().mean(dim=-1) @ self._row_weight):.3g}")
-        rotation = self._to_rotation * self._vector(state[:2])
-        spectrum = self._pack(torch.cat([rotation, self._scalar(state[2:] - mean)]))
+        mean = float(f"{float(rows @ self._row_weight):.3g}")
+        rotation = self._to_rotation * self._vector(wind)
+        spectrum = self._pack(torch.cat([rotation, self._scalar(geopotential - mean)], dim=-3))
         scheme = self._scheme(duration / steps, mean)
         for _ in range(steps):
             spectrum = self._step(spectrum, scheme)
         result = self._unpack(spectrum)
-        wind = self._to_vector(self._from_rotation * result[:2])
-        return torch.cat([wind, self._to_scalar(result[2:]) + mean])
+        wind = self._to_vector(self._from_rotation * result[..., :2, :, :])
+        return torch.cat([wind, self._to_scalar(result[..., 2:, :, :]) + mean], dim=-3)
 
     def _scheme(self, step: float, mean: float) -> _Scheme:
         if self._last_scheme is None or self._last_scheme[0] != (step, mean):
@@ -112,33 +114,35 @@ class ShallowWaterSolver(torch.nn.Module):
     def _tendency(self, spectrum: torch.Tensor) -> torch.Tensor:
         """All but the linear terms, per s."""
         gauss = self._gauss
-        fields = gauss.to_grid(torch.cat([spectrum[::2], gauss.wind(spectrum[:2])]))
-        vorticity, geopotential, wind = fields[0], fields[1], fields[2:]
+        spectra = [spectrum[..., ::2, :, :], gauss.wind(spectrum[..., :2, :, :])]
+        fields = gauss.to_grid(torch.cat(spectra, dim=-3))
+        vorticity, geopotential, wind = torch.split(fields, [1, 1, 2], dim=-4)
         scaled = wind * gauss.per_cosine2
-        energy = (wind * scaled).sum(dim=0, keepdim=True) / 2
+        energy = (wind * scaled).sum(dim=-4, keepdim=True) / 2
         products = [scaled * (vorticity + self._coriolis), scaled * geopotential, energy]
         rotation_east, rotation_north, mass_east, mass_north, energy = gauss.to_spectrum(
-            torch.cat(products)
-        )
+            torch.cat(products, dim=-4)
+        ).unbind(dim=-3)
         return torch.stack(
             [
                 -gauss.divergence(rotation_east, rotation_north),
                 gauss.curl(rotation_east, rotation_north) + self._squares * energy,
                 -gauss.divergence(mass_east, mass_north),
-            ]
+            ],
+            dim=-3,
         )
 
     def _pack(self, spectrum: torch.Tensor) -> torch.Tensor:
-        """From (field, degree, order) to (field, order, degree - order)."""
+        """From (..., degree, order) to (..., order, degree - order)."""
         degree = self._gauss.degree
         order = torch.arange(self._lmax, device=degree.device)[:, None]
-        packed: torch.Tensor = spectrum[:, degree.clamp(max=self._lmax - 1), order]
+        packed: torch.Tensor = spectrum[..., degree.clamp(max=self._lmax - 1), order]
         return packed * self._gauss.inside
 
     def _unpack(self, spectrum: torch.Tensor) -> torch.Tensor:
         order = torch.arange(self._lmax, device=spectrum.device)
         above = order[:, None] - order
-        return torch.where(above >= 0, spectrum[:, order, above.clamp(min=0)], 0)
+        return torch.where(above >= 0, spectrum[..., order, above.clamp(min=0)], 0)
 
 
 class _Operator(NamedTuple):
@@ -150,7 +154,7 @@ class _Operator(NamedTuple):
     def __call__(self, spectrum: torch.Tensor) -> torch.Tensor:
         parts = torch.view_as_real(spectrum)
         result = self.same * parts
-        result[1:] += self.other * parts[1:].flip(0)
+        result[..., 1:, :, :, :] += self.other * parts[..., 1:, :, :, :].flip(-4)
         return torch.view_as_complex(result)
 
 

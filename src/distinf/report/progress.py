@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from tqdm import tqdm
 
-from distinf.report.advice import advise, ideal
+from distinf.report.advice import advise, ideal, serial
 from distinf.report.events import Event, Events, Totals
 
 
@@ -113,6 +113,11 @@ def summarize(
         lines.append(
             f"Workers were busy {100 * seconds['diagnose'] / (count * wall):.0f} % of the time; "
             f"at these models' speed the run takes at least {best:.1f} s with {count} worker(s)"
+        )
+        alone = serial(work)
+        lines.append(
+            f"One process would take {alone:.1f} s, {alone / wall:.1f} times as long: the sum of "
+            "the measured times of these calls"
         )
     lines.append(advise(work, count, in_process))
     return "\n".join(lines)
