@@ -29,10 +29,8 @@ from testing import application
 # own process come from it, too.
 MODULES = [
     "hydra",
-    "distinf.session.roles",
+    "distinf.session.preloaded",
     "distinf.pipeline",
-    "physicsnemo.distributed",
-    "torch_harmonics",
     "earth2studio.data",
     "matplotlib.pyplot",
 ]

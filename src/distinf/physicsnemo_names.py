@@ -1,3 +1,6 @@
 """What applications take from PhysicsNeMo, handed on so that they import one package."""
 
-from physicsnemo.distributed import DistributedManager as DistributedManager
+from distinf.compiler import delayed_compiler
+
+with delayed_compiler():
+    from physicsnemo.distributed import DistributedManager as DistributedManager

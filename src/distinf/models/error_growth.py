@@ -11,6 +11,7 @@ import torch
 from earth2studio.models.batch import batch_coords, batch_func
 from earth2studio.utils import handshake_coords, handshake_dim
 
+from distinf.compiler import import_early
 from distinf.coords import Coords, State
 from distinf.models.shallow_water import largest_lmax, stable_time_step, strongest_wind
 from distinf.models.sphere import EARTH_RADIUS, regular_grid
@@ -197,8 +198,7 @@ class ErrorGrowth(torch.nn.Module):
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move it as every module, and import early what delays the first call."""
-        import torch_harmonics  # noqa: F401
-
+        import_early("torch_harmonics")
         return super().to(*args, **kwargs)
 
 

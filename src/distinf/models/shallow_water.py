@@ -13,6 +13,7 @@ import torch
 from earth2studio.models.batch import batch_coords, batch_func
 from earth2studio.utils import handshake_coords, handshake_dim
 
+from distinf.compiler import import_early
 from distinf.coords import Coords, State
 from distinf.models.sphere import EARTH_OMEGA, EARTH_RADIUS, regular_grid
 
@@ -212,8 +213,7 @@ class ShallowWater(torch.nn.Module):
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move it as every module, and import early what delays the first step."""
-        import torch_harmonics  # noqa: F401
-
+        import_early("torch_harmonics")
         return super().to(*args, **kwargs)
 
     def _solver(self, device: torch.device) -> ShallowWaterSolver:

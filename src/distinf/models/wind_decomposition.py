@@ -11,6 +11,7 @@ import torch
 from earth2studio.models.batch import batch_coords, batch_func
 from earth2studio.utils import handshake_coords, handshake_dim
 
+from distinf.compiler import import_early
 from distinf.coords import Coords, State
 from distinf.models.sphere import EARTH_RADIUS, SphereGrid
 
@@ -156,8 +157,7 @@ class WindDecomposition(torch.nn.Module):
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move it as every module, and import early what delays the first call."""
-        import torch_harmonics  # noqa: F401
-
+        import_early("torch_harmonics")
         return super().to(*args, **kwargs)
 
 

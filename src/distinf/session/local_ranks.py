@@ -15,8 +15,7 @@ from typing import Any
 
 from distinf.session.network import listen
 
-# What all workers import. They must neither compute nor start CUDA: it does not survive a fork.
-_PRELOADED = ["distinf.session.roles", "physicsnemo.distributed", "torch_harmonics"]
+_PRELOADED = ["distinf.session.preloaded"]
 _KILL_SECONDS = 5.0
 _TERMINATE_SECONDS = 1.0
 

@@ -8,6 +8,7 @@ import socket
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from distinf.compiler import delayed_compiler
 from distinf.errors import SessionError
 from distinf.session.launcher import RankInfo
 
@@ -64,7 +65,9 @@ def initialize_manager(
     not formed in ``timeout`` seconds.
     """
     import torch.distributed as dist
-    from physicsnemo.distributed import DistributedManager
+
+    with delayed_compiler():
+        from physicsnemo.distributed import DistributedManager
 
     if store is not None:
         try:

@@ -1,0 +1,9 @@
+"""What the fork server imports for all workers of this machine.
+
+None of it may compute, or start CUDA, which does not survive a fork.
+"""
+
+import distinf.session.roles  # noqa: F401
+from distinf.compiler import import_early
+
+import_early("physicsnemo.distributed", "torch_harmonics")
