@@ -1,13 +1,13 @@
-"""Earth2Studio's slow imports, in the way that takes least time.
+"""Earth2Studio's imports, made faster.
 
-Each of its models looks at the whole call stack when it is imported, and reads nothing there but a
-file name. `inspect.stack` looks up the source line of every frame as well, going through all
-modules each time: most of the time of these imports. So the source lines are left out, and
-the modules are imported from here, one after the other, rather than from deep within another one.
+Each of its models calls `inspect.stack` when it is imported, and uses only a file name of it.
+`inspect.stack` also looks up the source line of every frame, which takes most of the time of these
+imports. Here the source lines are left out, and the modules are imported one after the other from
+a short call stack.
 
-They leave a million objects, for ever. Looking through these for garbage, again and again while
-they come, takes a seventh of the rest, and afterwards 0.7 s each time, in which the process does
-nothing else. So there is none of it meanwhile, and these objects are left out later.
+The imports create a million objects that stay. Garbage collection would search them again and
+again, a seventh of the remaining time, and later for 0.7 s each time. So it is off during the
+imports, and leaves these objects out afterwards.
 """
 
 from __future__ import annotations
@@ -28,23 +28,17 @@ _ORDER = (
 
 
 def import_first(target: str) -> None:
-    """Import what a class of Earth2Studio stands on.
-
-    Parameters
-    ----------
-    target : str
-        Its dotted name; of anything else nothing is imported.
-    """
+    """Import the packages that a class of Earth2Studio needs; nothing for any other target."""
     for number, module in enumerate(_ORDER):
         if target.startswith(module):
-            with _stack_without_source_lines(), _no_garbage():
+            with _stack_without_source_lines(), _no_garbage_collection():
                 for before in _ORDER[: number + 1]:
                     importlib.import_module(before)
 
 
 @contextmanager
 def _stack_without_source_lines() -> Iterator[None]:
-    """Give the frames of `inspect.stack` without their source lines for a while."""
+    """Let `inspect.stack` leave out the source lines during the block."""
     whole = inspect.stack
 
     def stack(context: int = 1) -> list[inspect.FrameInfo]:
@@ -58,8 +52,8 @@ def _stack_without_source_lines() -> Iterator[None]:
 
 
 @contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Look for no garbage for a while, and never again among what is there then."""
+def _no_garbage_collection() -> Iterator[None]:
+    """Collect no garbage during the block; afterwards leave out the objects that exist by then."""
     wanted = gc.isenabled()
     gc.disable()
     try:
