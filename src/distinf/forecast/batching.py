@@ -1,4 +1,4 @@
-"""Initial times and members: what the prognostic steps together, and what is one task."""
+"""Initial times and members: how they share a batch, and how a batch is split into tasks."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Block:
 
 
 def blocks(times: np.ndarray, members: int | None, nsteps: int, batch: int) -> list[Block]:
-    """Divide times and members into blocks of at most ``batch`` states, in this order.
+    """Divide times and members into blocks of at most ``batch`` states.
 
-    Members of one time come first into the same block; times share one only where all their
-    members fit. ``members`` is the size of the ensemble, None without one.
+    ``members`` is the size of the ensemble, None without one. Several times share a block only if
+    all their members fit into it.
     """
     if members is None:
         return [Block(times[i : i + batch], None, nsteps) for i in range(0, len(times), batch)]
@@ -39,7 +39,7 @@ def blocks(times: np.ndarray, members: int | None, nsteps: int, batch: int) -> l
 
 
 def tasks(x: torch.Tensor, coords: Coords) -> Iterator[State]:
-    """Split a state of several times and members into those of one each, as views."""
+    """Split a state of several times and members into views of one time and member each."""
     axes = [key for key in ("ensemble", "time") if key in coords]
     for index in np.ndindex(*(len(coords[key]) for key in axes)):
         part, own = x, OrderedDict(coords)
