@@ -14,8 +14,8 @@ def balanced_geopotential(u: Array, v: Array, mean: float) -> Array:
 
     Then the divergence equation of the shallow-water system reads :math:`\nabla^2(\Phi +
     |\mathbf{v}|^2/2) = \mathbf{k}\cdot\nabla\times((\zeta + f) \mathbf{v})` for the rotational
-    wind :math:`\mathbf{v}` (nonlinear balance equation, Charney 1955, Tellus 7, 22-26). It is solved
-    for :math:`\Phi` in spherical harmonics, as many as keep the products free of aliasing.
+    wind :math:`\mathbf{v}` (nonlinear balance equation, Charney 1955, Tellus 7, 22-26). It is
+    solved for :math:`\Phi` in spherical harmonics, as many as keep products free of aliasing.
 
     ``u`` and ``v`` are in m s-1, of shape (nlat, nlon), on rows from 90 to -90 degrees with both
     poles and columns eastward from 0; only their rotational part counts. ``mean`` is the global
