@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distinf.coords import Coords, Selection, State, plan_key, plan_subset, rename_variables
+from distinf.coords import Coords, Selection, State, plan_key, plan_subset
 from distinf.diagnostics.inputs import STATE, Inputs, names_in, plan_inputs
 from distinf.errors import ConfigError
 from distinf.seeds import seed_of, seeded
@@ -204,7 +204,8 @@ class Chain:
         return self._cuts[key]
 
     def _renamed(self, name: str, coords: Coords) -> Coords:
-        return rename_variables(coords, self._links[name].rename)
+        new = self._links[name].rename
+        return OrderedDict(coords, variable=np.array([new.get(v, v) for v in names_in(coords)]))
 
 
 def lower_precision(precision: str | None, device: torch.device) -> AbstractContextManager[Any]:
