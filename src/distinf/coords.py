@@ -57,15 +57,12 @@ class Selection:
 
         from distinf.copying import copy, gather
 
-        y = x.detach()
+        y, gathers = x.detach(), []
         for dim, index in self.indices.items():
             if isinstance(index, slice):
                 y = y.narrow(dim, index.start, index.stop - index.start)
-        gathers = [
-            (dim, self._on(y.device, dim, index))
-            for dim, index in self.indices.items()
-            if not isinstance(index, slice)
-        ]
+            else:
+                gathers.append((dim, self._on(x.device, dim, index)))
         last = gathers.pop() if gathers else None
         for dim, index in gathers:
             y = torch.index_select(y, dim, index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -137,24 +137,10 @@ def _covering(data: Any, wanted: Coords) -> Any:
 
 def _wrapped(data: Any, change: Callable[[Any], Any]) -> Any:
     """Return a data source of the same kind whose fields are changed."""
-    # Earth2Studio recognises a forecast source by a parameter of its method `__call__`.
-    forecast = "lead_time" in inspect.signature(data.__call__).parameters
-    return (_ChangedForecast if forecast else _Changed)(data, change)
 
+    class Changed:
+        @wraps(type(data).__call__)  # Earth2Studio recognises the kind by the signature
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return change(data(*args, **kwargs))
 
-@dataclass(frozen=True)
-class _Changed:
-    data: Any
-    change: Callable[[Any], Any]
-
-    def __call__(self, time: Any, variable: Any) -> Any:
-        return self.change(self.data(time, variable))
-
-
-@dataclass(frozen=True)
-class _ChangedForecast:
-    data: Any
-    change: Callable[[Any], Any]
-
-    def __call__(self, time: Any, lead_time: Any, variable: Any) -> Any:
-        return self.change(self.data(time, lead_time, variable))
+    return Changed()
