@@ -10,6 +10,7 @@ import ast
 import difflib
 import importlib.util
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -68,19 +69,11 @@ class Declared:
         for node in _parse(self.path).body:
             if not isinstance(node, ast.Try):
                 continue
-            groups = [
-                call.args[0].value
-                for handler in node.handlers
-                for call in ast.walk(handler)
-                if isinstance(call, ast.Call)
-                and isinstance(call.func, ast.Name)
-                and call.func.id == "OptionalDependencyFailure"
-                and call.args
-                and isinstance(call.args[0], ast.Constant)
-            ]
+            handlers = "\n".join(map(ast.unparse, node.handlers))
+            extra = re.search(r"OptionalDependencyFailure\('(.+?)'", handlers)
             for module in _imported(node.body):
-                if groups and importlib.util.find_spec(module) is None:
-                    return str(groups[0]), module
+                if extra is not None and importlib.util.find_spec(module) is None:
+                    return extra[1], module
         return None
 
     def strings(self, method: str) -> list[str]:
@@ -256,17 +249,13 @@ def unread(name: str, why: str) -> str:
 
 def unreachable(error: BaseException) -> str | None:
     """Describe the failure of the network behind an error in one line; None if there is none."""
-    for cause in _causes(error):
+    seen: set[int] = set()  # a chain of causes may be circular
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
         library = type(cause).__module__.split(".")[0]
         if isinstance(cause, ConnectionError | TimeoutError) or library.startswith(_NETWORK):
             text = str(cause).split("\n")[0].strip() or type(cause).__name__
             return text if len(text) <= 300 else text[:300] + "..."
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
     return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()  # a chain of causes may be circular
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
