@@ -133,7 +133,7 @@ def _time(item: Any, where: str) -> np.datetime64:
     fraction = (match["fraction"] or "").ljust(9, "0")
     nanoseconds = int((read - _EPOCH).total_seconds()) * 10**9 + int(fraction)
     if not -_LIMIT < nanoseconds < _LIMIT:
-        raise ConfigError(f"{where}={shown}: cannot be held; {_RANGE}")
+        raise ConfigError(f"{where}={shown}: out of range; {_RANGE}")
     return np.datetime64(nanoseconds, "ns")
 
 

@@ -66,12 +66,10 @@ def plan_inputs(
         else:
             taken.setdefault(source, []).append(variable)
     if missing:
-        behind = f" nor does {' or '.join(sources[:-1])}, behind which it comes" * (
-            len(sources) > 1
-        )
+        before = f", nor does {' or '.join(sources[:-1])} before it" if sources[1:] else ""
         raise ConfigError(
             f"{where} needs the variables {', '.join(missing)}, which the prognostic "
-            f"does not produce{behind}; the prognostic produces "
+            f"does not produce{before}; the prognostic produces "
             f"{', '.join(names_in(made[STATE]))}. A diagnostic that makes them "
             f"can come before it: {where}.after=its name"
         )

@@ -63,8 +63,8 @@ def chains(placements: Mapping[str, Placement]) -> list[list[str]]:
             path.append(before)
         if placement.after is not None and placement.workers is not None:
             raise ConfigError(
-                f"diagnostic.{name}.workers={placement.workers}: it runs on the workers of "
-                f"{path[-1]}, behind which it comes; set diagnostic.{path[-1]}.workers"
+                f"diagnostic.{name}.workers={placement.workers}: it runs after "
+                f"{path[-1]}, on the same workers; set diagnostic.{path[-1]}.workers"
             )
         group = groups.setdefault(path[-1], [])
         group += [link for link in reversed(path) if link not in group]

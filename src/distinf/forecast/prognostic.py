@@ -159,14 +159,13 @@ def forecasts(
             events.record(Event("read", label, 0, began, clock.time()))
         return Start(0, x, coords)
 
-    upcoming = in_background(partial(start_of, todo[0]), "distinf-read") if todo else None
+    starts = (in_background(partial(start_of, block), "distinf-read") for block in todo)
+    upcoming = next(starts, None)
     steps = StepClock(events)
-    for number, block in enumerate(todo):
+    for block in todo:
         assert upcoming is not None
         start = upcoming.result()
-        upcoming = None
-        if number + 1 < len(todo):
-            upcoming = in_background(partial(start_of, todo[number + 1]), "distinf-read")
+        upcoming = next(starts, None)
         began = clock.time()
         x, coords = start.x.to(device), start.coords
         if start.step == 0 and block.members is not None:
@@ -207,7 +206,7 @@ class StepClock:
     """Records each step when it has been computed, without waiting for a GPU.
 
     On the CPU that is when the model returns it; for a GPU another thread waits. ``marking``
-    returns an event behind what the calling thread has enqueued, None for the CPU.
+    returns an event after what the calling thread has enqueued, None for the CPU.
     """
 
     def __init__(

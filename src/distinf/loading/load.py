@@ -46,7 +46,7 @@ def load_model(model: str, package: str | None = None, **settings: Any) -> Any:
     except ConfigError:
         raise
     except FileNotFoundError as error:
-        raise ConfigError(f"package {root} is not one of {name}: {error}") from error
+        raise ConfigError(f"package {root} is not a package of {name}: {error}") from error
     except Exception as error:
         if (why := unreachable(error)) is None:
             raise
