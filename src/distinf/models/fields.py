@@ -51,8 +51,6 @@ class FileSource:
         If it does not exist, cannot be read or has no such fields.
     """
 
-    weight_free = True
-
     def __init__(self, path: str) -> None:
         self._path = path
         if not os.path.exists(path):
@@ -133,8 +131,6 @@ def _join(arrays: list[xr.DataArray], dim: str = "variable") -> xr.DataArray:
 class RandomFields:
     """Independent normal noise on a `global_grid`, the same for a seed, time and variable."""
 
-    weight_free = True
-
     def __init__(self, nlat: int = 721, nlon: int = 1440, seed: int = 0) -> None:
         self.grid = global_grid(nlat, nlon)
         self._seed = seed
@@ -186,7 +182,3 @@ def replay(path: str, variable: list[str] | None = None, step: int | None = None
         source.grid,
         np.timedelta64(step, "h") if step is not None else when[1] - when[0],
     )
-
-
-persistence.weight_free = True  # type: ignore[attr-defined]
-replay.weight_free = True  # type: ignore[attr-defined]

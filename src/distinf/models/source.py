@@ -22,8 +22,6 @@ class GridSource:
     Variables are ``u{level}``, ``v{level}`` (m s-1) and ``z{level}`` (geopotential, m2 s-2).
     """
 
-    weight_free = True
-
     def __init__(self, nlat: int, nlon: int, level: int) -> None:
         self._lat, self._lon = regular_grid(nlat, nlon)
         self._variables = [f"u{level}", f"v{level}", f"z{level}"]

@@ -51,8 +51,6 @@ class WindDecomposition(torch.nn.Module):
         If there is no level, or `lmax` or `radius` is out of range.
     """
 
-    weight_free = True
-
     def __init__(
         self,
         levels: Sequence[int | str] = (850,),
