@@ -21,20 +21,19 @@ class Block:
     nsteps: int
 
 
-def blocks(times: np.ndarray, members: int | None, nsteps: int, batch: int) -> list[Block]:
-    """Divide times and members into blocks of at most ``batch`` states.
+def blocks(cases: Block, batch: int) -> list[Block]:
+    """Divide a block into blocks of at most ``batch`` states.
 
-    ``members`` is the size of the ensemble, None without one. Several times share a block only if
-    all their members fit into it.
+    Several times share a block only if all their members fit into it.
     """
+    times, members, nsteps = cases.times, cases.members, cases.nsteps
     if members is None:
         return [Block(times[i : i + batch], None, nsteps) for i in range(0, len(times), batch)]
-    every = np.arange(members)
-    dates = max(1, batch // members)
+    dates = max(1, batch // len(members))
     return [
-        Block(times[i : i + dates], every[j : j + batch], nsteps)
+        Block(times[i : i + dates], members[j : j + batch], nsteps)
         for i in range(0, len(times), dates)
-        for j in range(0, members, batch)
+        for j in range(0, len(members), batch)
     ]
 
 

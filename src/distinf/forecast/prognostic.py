@@ -119,8 +119,7 @@ def states(
     lead times; the prognostic steps ``batch`` states together. ``options`` are those of
     :func:`forecasts`. States are [(ensemble=1,) time=1, lead_time=1, variable, ...].
     """
-    members = None if cases.members is None else len(cases.members)
-    todo = blocks(cases.times, members, cases.nsteps, batch)
+    todo = blocks(cases, batch)
     if marks is not None:
         todo = [
             dataclasses.replace(block, nsteps=lacks[1] * every)
