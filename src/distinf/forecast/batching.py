@@ -20,6 +20,12 @@ class Block:
     members: np.ndarray | None
     nsteps: int
 
+    @property
+    def coords(self) -> dict[str, np.ndarray]:
+        """Coordinates of its times and members."""
+        ensemble = {} if self.members is None else {"ensemble": self.members}
+        return {"time": self.times, **ensemble}
+
 
 def blocks(cases: Block, batch: int) -> list[Block]:
     """Divide a block into blocks of at most ``batch`` states.

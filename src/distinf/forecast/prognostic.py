@@ -20,7 +20,7 @@ from distinf.forecast.initial import Perturb, members_of, read
 from distinf.forecast.restart import RestartStates, Start
 from distinf.gpu import record_event
 from distinf.report import Event, Events
-from distinf.seeds import seed_all, set_generators, task_seed
+from distinf.seeds import seed_all, seed_of, set_generators
 from distinf.store import Marks
 
 log = logging.getLogger("distinf")
@@ -142,7 +142,7 @@ def forecasts(
 ) -> Iterator[State]:
     """Forecast one block after the other; yield states [(ensemble,) time, lead_time=1, ...].
 
-    The initial condition of the next block is read during the forecast of the present one.
+    The initial condition of the next block is read during the forecast of the current one.
     ``perturbation`` perturbs the initial condition of one member, see `distinf.forecast.perturb`.
     With the run's ``seed``, a prognostic that draws random numbers is seeded for each block.
     ``restart`` saves states; a block begins with its newest saved one.
@@ -169,7 +169,7 @@ def forecasts(
         x, coords = start.x.to(device), start.coords
         if start.step == 0 and block.members is not None:
             x, coords = members_of(x, coords, block.members, perturbation)
-        label = _label(block)
+        label = step_words(block.coords).strip()
         if start.step > 0:
             log.info("%s: continues from its saved step %d", label, start.step)
         if seed is not None:
@@ -188,14 +188,8 @@ def forecasts(
             restart.finish(block)
 
 
-def _label(block: Block) -> str:
-    ensemble = {} if block.members is None else {"ensemble": block.members}
-    return step_words({"time": block.times, **ensemble}).strip()
-
-
 def _seed(prognostic: Any, block: Block, seed: int) -> None:
-    member = None if block.members is None else int(block.members[0])
-    draws = task_seed(seed, "prognostic", block.times[0], None, member)
+    draws = seed_of(seed, "prognostic", block.coords)
     seed_all(draws)
     if callable(getattr(prognostic, "set_rng", None)):
         prognostic.set_rng(seed=draws)
