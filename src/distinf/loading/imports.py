@@ -53,7 +53,7 @@ def _stack_without_source_lines() -> Iterator[None]:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Collect no garbage during the block; afterwards leave out the objects that exist by then."""
+    """Collect no garbage during the block; afterwards skip the objects that exist then."""
     wanted = gc.isenabled()
     gc.disable()
     try:
