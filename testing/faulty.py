@@ -37,8 +37,6 @@ class Faulty:
         How long a call takes.
     """
 
-    weight_free = False
-
     def __init__(
         self,
         faults: dict[int, str],

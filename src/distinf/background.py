@@ -14,8 +14,8 @@ T = TypeVar("T")
 def use_compute_threads() -> None:
     """Let this thread compute with as many threads as ``torch.set_num_threads`` has set.
 
-    torch itself does so at a thread's first parallel operation. Until then MKL takes all cores,
-    and the last bits of what it computes are others.
+    torch does so only at a thread's first parallel operation. Until then MKL uses all cores, which
+    changes the last bits of its results.
     """
     import torch
 
@@ -23,7 +23,7 @@ def use_compute_threads() -> None:
 
 
 def in_background(work: Callable[[], T], name: str) -> Future[T]:
-    """Run a function on a daemon thread of its own, which has this name."""
+    """Run a function on a new daemon thread with this name."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -34,26 +34,30 @@ def in_background(work: Callable[[], T], name: str) -> Future[T]:
     return future
 
 
-def in_order(work: Callable[[], T]) -> Future[T]:
-    """Run a function on this process's ordered thread, after all that were given before.
+class Ordered:
+    """A daemon thread that runs functions in the order in which they were given."""
 
-    The thread sends tensors, so the function must not wait for the reply of a call.
-    """
-    future: Future[T] = Future()
-    _queue.put((work, future))
-    if _first.acquire(blocking=False):
-        threading.Thread(target=_serve, name="distinf-ordered", daemon=True).start()
-    return future
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._queue: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._started = threading.Lock()  # held from the first function on
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Run a function after all earlier ones."""
+        future: Future[T] = Future()
+        self._queue.put((work, future))
+        if self._started.acquire(blocking=False):
+            threading.Thread(target=self._serve, name=self._name, daemon=True).start()
+        return future
+
+    def _serve(self) -> None:
+        while True:
+            # In one expression: no tensor is kept while this thread waits for the next function.
+            _run(*self._queue.get())
 
 
-_queue: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
-_first = threading.Lock()  # held from the first call of `in_order` on
-
-
-def _serve() -> None:
-    while True:
-        # Passed on at once: no tensor is kept while this thread waits for the next function.
-        _run(*_queue.get())
+# Sends tensors, so a function on this thread must not wait for the reply of a call.
+in_order = Ordered("distinf-ordered").submit
 
 
 def _run(work: Callable[[], T], future: Future[T]) -> None:

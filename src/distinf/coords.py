@@ -1,7 +1,7 @@
-"""Coordinates: how a task is named in words, and what a diagnostic selects from a state.
+"""Coordinates: the name of a task in words, and what a diagnostic selects from a state.
 
-A selection is planned once from coordinates and applied at every step: views first, then at most
-one gather per dimension, into memory of its own.
+A selection is planned once from coordinates and applied at every step: first views, then at most
+one gather for each dimension, into new memory.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:  # so that a config is checked without torch
 Coords = OrderedDict[str, np.ndarray]
 State = tuple["torch.Tensor", Coords]
 
-# Set per step, not by a diagnostic's request; as in Earth2Studio's `map_coords`.
+# Dimensions that a diagnostic does not select; as in Earth2Studio's `map_coords`.
 _FREE = ("batch", "ensemble", "time", "lead_time")
-_NUMBERS = "iuf"  # kinds of NumPy's types that have a distance in degrees or in a level's units
-_ROUND = 360.0  # degrees
-_SAME, _DIGITS = 1e-4, 4  # of coordinates that were rounded to float32
+_NUMBERS = "iuf"  # kinds of NumPy types that have a distance
+_CIRCLE = 360.0  # degrees
+_SAME, _DIGITS = 1e-4, 4  # rounding to float32 changes coordinates by less
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What to take along which dimension; dimensions that are not named are taken whole.
+    """What to select along which dimensions; the others are taken whole.
 
     ``coords`` holds the coordinates of the selected dimensions.
     """
@@ -48,24 +48,21 @@ class Selection:
     def __call__(
         self, x: torch.Tensor, coords: Coords, empty: Allocate | None = None
     ) -> tuple[torch.Tensor, Coords]:
-        """Copy the selection out of a state, into a contiguous tensor with its coordinates.
+        """Copy the selection from a state into a contiguous tensor; return it and its coordinates.
 
-        ``coords`` must have the dimensions that the plan was made for. ``empty`` gives the
-        memory, by default new memory on the device of ``x``.
+        ``coords`` must have the dimensions of the plan. ``empty`` gives the memory, by default on
+        the device of ``x``.
         """
         import torch
 
         from distinf.copying import copy, gather
 
-        y = x.detach()
+        y, gathers = x.detach(), []
         for dim, index in self.indices.items():
             if isinstance(index, slice):
                 y = y.narrow(dim, index.start, index.stop - index.start)
-        gathers = [
-            (dim, self._on(y.device, dim, index))
-            for dim, index in self.indices.items()
-            if not isinstance(index, slice)
-        ]
+            else:
+                gathers.append((dim, self._on(x.device, dim, index)))
         last = gathers.pop() if gathers else None
         for dim, index in gathers:
             y = torch.index_select(y, dim, index)
@@ -83,13 +80,13 @@ class Selection:
         return out, self.select_coords(coords)
 
     def count(self, coords: Coords) -> int:
-        """Return the number of values that it selects from a state with these coordinates."""
+        """Return the number of selected values of a state with these coordinates."""
         # Coordinates of a curvilinear grid have two dimensions each.
         axes = self.select_coords(coords).items()
         return math.prod(v.shape[-1] if key == "lon" else len(v) for key, v in axes)
 
     def _on(self, device: torch.device, dim: int, index: torch.Tensor) -> torch.Tensor:
-        """Return an index on a device; its copy would wait for the GPU's work at every step."""
+        """Return an index on a device, kept there: a copy at every step would wait for the GPU."""
         if (device, dim) not in self._placed:
             self._placed[device, dim] = index.to(device)
         return self._placed[device, dim]
@@ -107,25 +104,12 @@ def plan(
 ) -> Selection:
     """Plan how to select from a state what a diagnostic needs.
 
-    Variables, levels and every other dimension are selected by value. Latitudes and longitudes
-    are selected by the nearest value, and only within one spacing of the coarser grid; longitudes
-    are compared modulo 360 degrees. Empty (free) coordinates and time dimensions are taken as they
-    are.
-
-    Parameters
-    ----------
-    coords : Coords
-        Coordinates of the state.
-    wanted : Mapping[str, np.ndarray]
-        The diagnostic's ``input_coords()``.
-    who, source : str, optional
-        Who needs it, and what it is taken from; named in errors.
-
-    Raises
-    ------
-    ConfigError
-        If the state does not have a dimension or some of its values (names both), or has another
-        curvilinear grid.
+    ``coords`` are those of the state, ``wanted`` is the diagnostic's ``input_coords()``. Latitudes
+    and longitudes are selected by the nearest value, only within one spacing of the coarser grid;
+    longitudes are compared modulo 360 degrees. Every other dimension is selected by value. Empty
+    (free) coordinates and time dimensions are taken whole. Raises `ConfigError`, which names
+    ``who`` and ``source``, if the state lacks a dimension or a value, or has another curvilinear
+    grid.
     """
     indices: dict[int, Index] = {}
     selected: dict[str, np.ndarray] = {}
@@ -151,7 +135,7 @@ def plan(
 
 
 def plan_key(coords: Coords) -> tuple[object, ...]:
-    """Key of a cache of plans: the same for each time, lead time and member."""
+    """Key of a cache of plans; the same for all times, lead times and members."""
     return tuple(
         (name, None if name in _FREE else (values.shape, values.tobytes()))
         for name, values in coords.items()
@@ -161,10 +145,10 @@ def plan_key(coords: Coords) -> tuple[object, ...]:
 def check_covered(
     coords: Mapping[str, np.ndarray], lat: np.ndarray, lon: np.ndarray, who: str, source: str
 ) -> None:
-    """Raise `ConfigError` if a point is farther from a grid than one of the grid's spacings.
+    """Raise `ConfigError` if a point is farther than one spacing from a grid.
 
-    The grid and the points are in degrees, of one dimension each or of two. ``who`` needs the
-    points, ``source`` has the grid: the error names both.
+    The grid (``coords``) and the points are in degrees, of one dimension each or of two. The error
+    names ``who``, which needs the points, and ``source``, which has the grid.
     """
     if coords["lat"].ndim == 1:
         for key, values in (("lat", lat), ("lon", lon)):
@@ -200,7 +184,7 @@ def _is_same_grid(key: str, have: np.ndarray, values: np.ndarray) -> bool:
     if have.shape != values.shape:
         return False
     off = np.abs(have - values)
-    off = np.minimum(off % _ROUND, -off % _ROUND) if key == "lon" else off
+    off = np.minimum(off % _CIRCLE, -off % _CIRCLE) if key == "lon" else off
     both_nan = np.isnan(have) & np.isnan(values)
     return bool(np.all((off <= _SAME) | both_nan))
 
@@ -219,11 +203,11 @@ def _index(key: str, have: np.ndarray, values: np.ndarray, who: str, source: str
     if have.size == 0:
         raise ConfigError(f"{who} needs {key} {_axis_words(values)}, but {source} has {key} none")
     off = np.abs(have.astype(np.float64)[:, np.newaxis] - values.astype(np.float64))
-    off = np.where(np.isnan(have)[:, np.newaxis], np.inf, off)  # nothing is near to such a point
+    off = np.where(np.isnan(have)[:, np.newaxis], np.inf, off)  # NaN is near to nothing
     index = np.argmin(off, axis=0)
     column = np.arange(len(values))
-    if key == "lon":  # the other way round, where that is shorter
-        around = np.minimum(off % _ROUND, -off % _ROUND)
+    if key == "lon":  # eastward or westward, whichever is shorter
+        around = np.minimum(off % _CIRCLE, -off % _CIRCLE)
         other = np.argmin(around, axis=0)
         shorter = around[other, column] < off[index, column] - _SAME
         index, off = np.where(shorter, other, index), np.minimum(off, around)
@@ -246,14 +230,14 @@ def _index(key: str, have: np.ndarray, values: np.ndarray, who: str, source: str
 
 
 def _is_equal(have: np.ndarray, values: np.ndarray) -> bool:
-    """Whether two axes are equal, NaN being equal to NaN."""
+    """Whether two axes are equal; NaN equals NaN."""
     floats = have.dtype.kind == values.dtype.kind == "f"
     return np.array_equal(have, values, equal_nan=floats)
 
 
 def _spacing(key: str, axis: np.ndarray) -> np.ndarray:
-    """Distance of each point to its nearest neighbour, so that a gap is none; 0 of a single one."""
-    period = _ROUND if key == "lon" else np.inf
+    """Distance of each point to its nearest neighbour; 0 for a single point."""
+    period = _CIRCLE if key == "lon" else np.inf
     rounded = np.round(axis.astype(np.float64), _DIGITS)
     rounded = rounded % period if key == "lon" else rounded
     points = np.unique(rounded[~np.isnan(rounded)])
@@ -279,22 +263,10 @@ def plan_region(
 ) -> Selection:
     """Plan how to select a region of a grid.
 
-    Parameters
-    ----------
-    coords : Coords
-        Coordinates with ``lat`` and ``lon``, of one dimension each or of two. Of two-dimensional
-        ones it selects the smallest rectangle of rows and columns that holds the region.
-    region : Mapping[str, Sequence[float]]
-        ``lat``: south and north, ``lon``: west and east, in degrees; either may be missing. A
-        region may lie across the meridian where the grid begins, as ``[-10, 30]`` or
-        ``[350, 30]``; its longitudes then ascend from the west.
-    who : str, optional
-        Named in errors.
-
-    Raises
-    ------
-    ConfigError
-        If no point of the grid is in the region.
+    ``region`` has ``lat``: south and north, and ``lon``: west and east, in degrees; either may be
+    missing. It may cross the meridian where the grid begins, as ``[-10, 30]`` or ``[350, 30]``;
+    its longitudes then ascend from the west. From a curvilinear grid, it selects the smallest
+    rectangle of rows and columns that contains the region. Raises `ConfigError` if that is empty.
     """
     lat, lon = coords.get("lat"), coords.get("lon")
     if lat is None or lon is None:
@@ -338,7 +310,7 @@ def plan_subset(
     who: str,
     region_of: str | None = None,
 ) -> Selection:
-    """Plan how to select variables and, unless it is None, a region; errors name ``who``."""
+    """Plan how to select variables and, if it is not None, a region; errors name ``who``."""
     cut = plan(coords, {"variable": np.array(variables)}, who)
     if region is None:
         return cut
@@ -347,10 +319,9 @@ def plan_subset(
 
 
 def step_words(coords: Mapping[str, Any], where: tuple[int, ...] = ()) -> str:
-    """Name a step in words, behind the name of its diagnostic, as far as its coords say.
+    """Name a step by its coords, such as " 2023-06-01T00:00 +6 h member 2 and 3 more".
 
-    For instance " 2023-06-01T00:00 +6 h member 2 and 3 more". ``where`` is its index in the
-    leading dimensions (ensemble,) time; without it, the first ones are named.
+    ``where`` is its index in the leading dimensions (ensemble,) time, by default the first.
     """
     own = dict(coords)
     for key, i in zip([k for k in coords if k in ("ensemble", "time")], where, strict=False):
@@ -366,13 +337,6 @@ def step_words(coords: Mapping[str, Any], where: tuple[int, ...] = ()) -> str:
     if (count := max(1, len(times)) * max(1, len(members))) > 1:
         words.append(f"and {count - 1} more")
     return " ".join(words)
-
-
-def rename_variables(coords: Coords, names: Mapping[str, str]) -> Coords:
-    """Return coordinates with new names of variables."""
-    new = OrderedDict(coords)
-    new["variable"] = np.array([names.get(str(v), str(v)) for v in coords["variable"]])
-    return new
 
 
 def _as_index(index: np.ndarray) -> Index:

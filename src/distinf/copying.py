@@ -1,4 +1,4 @@
-"""Copies of large tensors in host memory by several threads: one does not use all bandwidth."""
+"""Copies of large tensors in host memory by several threads, which use more bandwidth than one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+_LIBC = ctypes.CDLL(None)
 _THREADS = 4  # enough for most of a socket's memory bandwidth
-# Bytes that a thread copies at a time: few enough that `look` finds them in its cache, and that no
-# thread waits long for one whose core is busy.
+# Bytes that a thread copies at a time: few enough to be in its cache when `look` reads them, and to
+# keep the wait for a thread on a busy core short.
 _BLOCK = 4 * 2**20
 
 
@@ -34,7 +35,7 @@ def copy(
 ) -> None:
     """Do ``out.copy_(x)``, for tensors of one shape.
 
-    ``look`` is called with every block of ``out``, on any thread, directly after it was copied.
+    ``look`` is called with each block of ``out`` directly after its copy, on any thread.
     """
     dim = next((dim for dim, size in enumerate(out.shape) if size > 1), 0)
     blocks = _blocks(out, out.shape[dim]) if out.ndim and x.device == out.device else 1
@@ -55,14 +56,14 @@ def _blocks(out: torch.Tensor, most: int) -> int:
 
 
 def _run(work: Callable[[int], object], blocks: int) -> None:
-    """Do all blocks, each on whichever thread is free, this one among them."""
+    """Do all blocks, each on a free thread, including this one."""
     if blocks == 1:
         work(0)
         return
     todo = iter(range(blocks))
 
     def take_turns() -> None:
-        # In whatever mode the caller is, its tensors can be written to in this one.
+        # Tensors of every mode can be written to in inference mode.
         with torch.inference_mode():
             for block in todo:
                 work(block)
@@ -72,21 +73,21 @@ def _run(work: Callable[[int], object], blocks: int) -> None:
         take_turns()
     finally:
         for other in others:
-            if not other.cancel():  # one that has not begun finds nothing left to do
+            if not other.cancel():  # if it has not begun, no block is left for it
                 other.result()
 
 
 class _Helpers:
-    """Threads beside the one that copies, on other cores than it.
+    """Threads that copy on other cores than the calling thread.
 
-    Left alone, Linux lets a thread that wakes up share the core of the one that woke it for some
-    milliseconds, which is as long as a copy takes, while other cores idle.
+    By default Linux runs a thread that wakes up on the core of the thread that woke it for some
+    milliseconds, as long as a copy takes, while other cores are idle.
     """
 
     def __init__(self, number: int) -> None:
         self._number = number
         self._ids: list[int] = []
-        self._beside: int | None = None
+        self._avoided: int | None = None
         self._pool = ThreadPoolExecutor(
             number, "distinf-copy", lambda: self._ids.append(threading.get_native_id())
         )
@@ -94,11 +95,11 @@ class _Helpers:
     def submit(self, work: Callable[[], None], most: int) -> list[Future[None]]:
         """Run the same work on at most ``most`` of these threads."""
         core = _current_core()
-        if core is not None and core != self._beside and len(self._ids) == self._number:
-            self._beside = core
+        if core is not None and core != self._avoided and len(self._ids) == self._number:
+            self._avoided = core
             others = sorted(_cores() - {core})
             for i, thread in enumerate(self._ids):
-                with contextlib.suppress(OSError):  # this process lost cores
+                with contextlib.suppress(OSError):  # the process may no longer use these cores
                     os.sched_setaffinity(thread, others[i :: self._number])
         return [self._pool.submit(work) for _ in range(min(self._number, most))]
 
@@ -110,17 +111,9 @@ def _helpers() -> _Helpers:
 
 @functools.cache
 def _cores() -> frozenset[int]:
-    """Cores that this process may use; one where the system does not say."""
+    """Cores that this process may use; one if the system does not know."""
     return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0})
 
 
 def _current_core() -> int | None:
-    try:
-        return int(_libc().sched_getcpu())
-    except (AttributeError, OSError):
-        return None
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
+    return int(_LIBC.sched_getcpu()) if hasattr(_LIBC, "sched_getcpu") else None

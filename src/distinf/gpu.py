@@ -1,8 +1,8 @@
 """The order of work on a GPU: which stream or thread waits for which.
 
-The driver's thread never waits for its GPU here. A copy to host memory runs on a stream of its own
-behind an event of the stream that computed the tensors; whoever needs the bytes waits for the
-copy's event, on another thread.
+The driver's thread never waits for its GPU here. A copy to host memory runs on its own stream,
+after an event of the stream that computed the tensors. Another thread waits for the event of the
+copy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Allocate = Callable[[torch.Tensor], torch.Tensor | None]
 
 
 class Cuda:
-    """The part of ``torch.cuda`` that orders work; tests replace it by a simulated GPU."""
+    """The part of ``torch.cuda`` that orders work; tests use a simulated GPU instead."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -35,27 +35,27 @@ class Cuda:
         return tensor.device == self.device
 
     def stream(self) -> Any:
-        """Return a stream that waits for no other one."""
+        """Return a new stream."""
         return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def default_stream(self) -> Any:
-        """Return the stream of all work for which no other stream is named."""
+        """Return the default stream."""
         return torch.cuda.default_stream(self.device)
 
     def current_stream(self) -> Any:
-        """Return the stream on which the calling thread's work runs."""
+        """Return the stream of the calling thread."""
         return torch.cuda.current_stream(self.device)
 
     def using(self, stream: Any) -> AbstractContextManager[Any]:
-        """Run the calling thread's work on a stream, and on its device, during a block."""
+        """Use a stream, and its device, in the calling thread during a block."""
         return torch.cuda.stream(stream)
 
     def event(self) -> Any:
-        """Return an event; a thread that waits for it does not spin."""
+        """Return an event; a thread waits for it without using its core."""
         return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
     def host_like(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Allocate pinned host memory for a tensor; torch keeps it for the next one."""
+        """Allocate pinned host memory for a tensor; torch reuses it."""
         return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
 
     def copy(self, into: torch.Tensor, out_of: torch.Tensor) -> None:
@@ -67,29 +67,29 @@ class Cuda:
         return tensor.to(self.device, non_blocking=True)
 
     def lend(self, tensor: torch.Tensor, stream: Any) -> None:
-        """Keep a freed tensor's memory until a stream has done what is enqueued on it by then."""
+        """Let a tensor, when freed, keep its memory until a stream has done its enqueued work."""
         tensor.record_stream(stream)
 
     def probe(self) -> None:
-        """Compute something small; raises if the context can no longer be used."""
+        """Compute something small; raises if the context is unusable."""
         torch.zeros(1, device=self.device).add_(1).item()
 
     def release(self) -> None:
-        """Return the memory that torch's allocator holds unused to the GPU."""
+        """Free the unused memory of torch's allocator."""
         torch.cuda.empty_cache()
 
 
 def on_gpu(tree: Any) -> torch.device | None:
-    """Device of the first tensor in nested containers that is on a GPU; None if none is."""
+    """Device of the first GPU tensor in nested containers; None if there is none."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return None
     return next((x.device for x in tensors_of(tree) if x.device.type == "cuda"), None)
 
 
 def record_event(tree: Any) -> Any:
-    """Record an event behind all that the calling thread has enqueued; None for host tensors.
+    """Record an event after all that the calling thread has enqueued; None for host tensors.
 
-    Another thread or stream that uses the tensors waits for it.
+    Another thread or stream must wait for it before it uses the tensors.
     """
     device = on_gpu(tree)
     return None if device is None else _record(Cuda(device))
@@ -102,10 +102,10 @@ def _record(cuda: Cuda) -> Any:
 
 
 def to_host(tree: Any) -> Future[Any]:
-    """Copy tensors of a GPU to host memory while the GPU computes; others stay as they are.
+    """Copy the GPU tensors in nested containers to host memory while the GPU computes.
 
-    The tensors, in nested containers, must not be written to until the future is done, except by
-    what this thread launches on its current stream before.
+    Until the future is done, the tensors must not be written to, except by work that this thread
+    has already enqueued on its current stream.
     """
     device = on_gpu(tree)
     if device is not None:
@@ -117,25 +117,25 @@ def to_host(tree: Any) -> Future[Any]:
 
 @functools.cache
 def copies_of(device: torch.device) -> Copies:
-    """Return this process's `Copies` of a GPU."""
+    """Return the `Copies` of a GPU, one for the process."""
     return Copies(Cuda(device))
 
 
 @dataclass(frozen=True)
 class HostCopy:
-    """A copy to host memory; its bytes are there once the event ``done`` has happened."""
+    """A copy to host memory, which is complete after the event ``done``."""
 
     value: Any
     done: Any
 
     def wait(self) -> Any:
-        """Wait on the host for this copy alone, not for the GPU's other streams."""
+        """Wait for this copy only, not for the GPU's other streams; return it."""
         self.done.synchronize()
         return self.value
 
 
 class Copies:
-    """Copies between a GPU and host memory, on a stream of their own."""
+    """Copies between a GPU and host memory, on their own stream."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
@@ -143,11 +143,11 @@ class Copies:
         self._turn = threading.Lock()
 
     def to_host(self, tree: Any, ready: Any = None, allocate: Allocate | None = None) -> HostCopy:
-        """Begin to copy tensors to host memory, behind the event ``ready``; returns at once.
+        """Begin to copy tensors to host memory, after the event ``ready``; returns at once.
 
-        By default ``ready`` is behind all that the calling thread's stream has enqueued. The
-        tensors may be freed, but not written to except on the stream that computed them. Where
-        ``allocate`` returns no host memory for a tensor, torch's pinned memory is used.
+        By default ``ready`` comes after all that the calling thread's stream has enqueued. The
+        tensors may be freed, but must only be written to on the stream that computed them. If
+        ``allocate`` returns None for a tensor, torch's pinned memory is used.
         """
         cuda = self._cuda
         ready = _record(cuda) if ready is None else ready
@@ -163,11 +163,11 @@ class Copies:
             return HostCopy(map_tensors(tree, copy), _record(cuda))
 
     def to_device(self, tree: Any, home: Any) -> Any:
-        """Copy tensors to this GPU, and wait on the host until they are complete.
+        """Copy tensors to this GPU, and wait until they are complete.
 
-        Tensors that are on it already were received on the calling thread's current stream. The
-        memory of all is not reused before what the stream ``home``, which uses them, has enqueued
-        when they are freed.
+        Tensors that are already there were received on the calling thread's current stream. When
+        they are freed, their memory is kept until the stream ``home``, which uses them, has done
+        its enqueued work.
         """
         cuda = self._cuda
         received = _record(cuda)
@@ -184,12 +184,11 @@ class Copies:
 
 
 class Lane:
-    """The one stream of a GPU on which a rank's models run.
+    """The stream of a GPU on which all models of a rank run.
 
-    Calls arrive on many threads, each with its own current stream and device, and torch's allocator
-    keeps freed memory for the stream that used it. So all models run on one: with ``beside`` a
-    stream of its own, which the thread that steps the prognostic does not wait for, else the
-    device's default stream.
+    Calls arrive on many threads, each with its own current stream, and torch's allocator reuses
+    freed memory only on the same stream. With ``beside`` it is a new stream, on which the
+    prognostic does not run, else the default stream.
     """
 
     def __init__(self, cuda: Cuda, beside: bool = False) -> None:
@@ -198,9 +197,10 @@ class Lane:
 
     @contextlib.contextmanager
     def entered(self, ready: Any = None) -> Iterator[None]:
-        """Run what the calling thread does during the block on this stream.
+        """Use this stream in the calling thread during the block.
 
-        It waits for the stream on which the call's tensors arrived, and for the event ``ready``.
+        It first waits for the stream on which the call's tensors arrived, and for the event
+        ``ready``.
         """
         arrived = self._cuda.current_stream()
         with self._cuda.using(self._stream):
@@ -210,7 +210,7 @@ class Lane:
             yield
 
     def take(self, tree: Any) -> Any:
-        """Copy a call's tensors to the GPU, and keep their memory until this stream is done."""
+        """Copy a call's tensors to the GPU, and keep their memory for this stream's work."""
 
         def take(tensor: torch.Tensor) -> torch.Tensor:
             there = tensor if self._cuda.owns(tensor) else self._cuda.to_device(tensor)
@@ -222,10 +222,11 @@ class Lane:
     def take_out(
         self, result: Any, rule: Rule, on_device: bool, allocate: Allocate | None
     ) -> tuple[Any, Callable[[], int]]:
-        """Copy a result out of the model's memory, and wait for all of the call's work.
+        """Copy a result from the model's memory, and wait until the call's work is done.
 
-        It stays on the GPU if ``on_device``; ``allocate`` is as in :meth:`Copies.to_host`. Returns
-        the copy, and the number of its values that are not finite; raises as `count_nonfinite`.
+        The copy is on the GPU if ``on_device``, else in host memory from ``allocate``, as in
+        :meth:`Copies.to_host`. Returns it and a function for the number of its NaN and infinite
+        values; raises as `count_nonfinite`.
         """
         tree, found = without_rules(result, rule)
         count = count_nonfinite(found)  # faster here than on the host
@@ -244,10 +245,9 @@ class Lane:
         return _copy_to_host(self._cuda, tensor, allocate)
 
     def recover(self, error: BaseException) -> bool:
-        """Whether the GPU can still be used after an error.
+        """Whether the GPU can still be used after an error, found out by a further call.
 
-        An illegal address or a failed assertion leaves a context in which every further call fails,
-        so a further call is tried.
+        After an illegal address or a failed assertion every further call of the context fails.
         """
         try:
             if isinstance(error, torch.OutOfMemoryError):

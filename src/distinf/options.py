@@ -1,7 +1,7 @@
-"""From a plain mapping to typed options, with one clear error for a misspelt key or a wrong value.
+"""From a mapping to typed options, with one clear error for a misspelt key or a wrong value.
 
-Without torch, so that a wrong config is answered at once. Each class of options declares what its
-values may be; pydantic checks that, and its first finding becomes one line: the key, its value and
+Imports no torch, so that a wrong config ends in a second. Each class of options declares its
+possible values. pydantic checks them, and its first error becomes one line: the key, its value and
 what would be right.
 """
 
@@ -20,14 +20,14 @@ from distinf.errors import ConfigError
 
 T = TypeVar("T")
 
-# The description of a type completes the sentence "key=value: ...".
+# The description of a type completes the message "key=value: ...".
 Count = Annotated[int, Field(ge=1, description="must be a whole number, at least 1")]
 _Seconds = Annotated[float, Field(gt=0, description="must be a number of seconds above 0")]
 _Names = Annotated[Sequence[str], Field(description="must be a list such as [t2m,msl]")]
 
 
 def valid_when(test: Callable[[Any], object], right: str) -> Any:
-    """Declare a value by a test of it: ``Annotated[T, *valid_when(...)]``; ``right`` as above."""
+    """Declare a value by a test: ``Annotated[T, *valid_when(...)]``; ``right`` ends the message."""
 
     def check(value: Any) -> Any:
         if not test(value):
@@ -79,7 +79,7 @@ def option_names(kind: Any) -> list[str]:
 
 
 def _right(hint: Any) -> str:
-    """Say what a value with this type hint may be."""
+    """Describe the possible values of a type hint."""
     inner = list(_flat(hint))
     null = type(None) in inner
     for described in inner:
@@ -104,52 +104,50 @@ class Runtime:
     Parameters
     ----------
     nproc : int | None
-        Ranks to start on this machine when no launcher did; 1: everything in this process. By
-        default None: `session` starts none, and ``python main.py`` as many as GPUs, at least 2; 3
-        on a machine without.
+        Ranks to start on this machine if no launcher started ranks; 1: everything in this process.
+        By default None: `session` starts none; ``python main.py`` starts one for each GPU, at
+        least 2 (3 without GPUs).
     carrier : str
-        How tensors travel: ``"cuda"`` (device to device), ``"host"`` (through host memory),
-        ``"auto"``, by default: the first where it has been seen to work at start, else the second.
+        How tensors are sent: ``"cuda"`` (from device to device), ``"host"`` (through host memory)
+        or ``"auto"``, by default: ``"cuda"`` if a trial at the start works, else ``"host"``.
     results : str
-        Where results are given to the caller: ``"host"`` memory, by default, or the driver's
-        ``"device"``, for an application that goes on computing there.
+        Where results are returned: in ``"host"`` memory, by default, or on the driver's
+        ``"device"``, for an application that computes there.
     threads : int
-        Compute threads of each rank on the CPU, by default 1. Set here because launchers
-        differ in it, and some operations' last bits depend on it.
+        CPU threads of each rank, by default 1. Launchers differ in it, and the last bits of some
+        operations depend on it.
     seed : int
-        Of all random draws, by default 0; see `distinf.seeds.task_seed`.
+        Seed of all random draws, by default 0; see `distinf.seeds.task_seed`.
     batch : int
         Dates and members that a recipe's prognostic steps together, by default 1.
     start_timeout : float
         Seconds within which all ranks must have found each other, by default 120.
     call_timeout : float | None
-        Seconds that one attempt of a diagnostic call may take before its worker is given up,
-        by default 3600; None: as long as the worker's process lives.
+        Seconds for one attempt of a diagnostic call; then its worker is lost. By default 3600;
+        None: no limit while the worker's process lives.
     max_attempts : int
-        Workers that may be lost while computing one and the same task before the run fails,
-        by default 3.
+        Attempts of one task, by default 3; each worker that is lost during the task costs one.
     liveness_timeout : float
-        Seconds without any sign of life after which a worker is lost, by default 60.
+        Seconds without a sign of life after which a worker is lost, by default 60.
     on_error : str
-        What an error of a model does: ``"fail"``, by default, ends the run once what is in flight
-        has been written; ``"skip"`` leaves the task out and goes on.
+        After an error of a model: ``"fail"``, by default, writes what is in flight and ends the
+        run; ``"skip"`` leaves the task out and continues.
     nonfinite : str
-        What NaN or an infinite value in a result is: ``"allow"``, ``"warn"``, by default, or
-        ``"fail"``, an error of the model. A recipe's ``diagnostic.<name>.nonfinite`` comes before
-        it.
+        NaN or an infinite value in a result: ``"allow"``, ``"warn"``, by default, or ``"fail"``, an
+        error of the model. A recipe's ``diagnostic.<name>.nonfinite`` has priority.
     driver_works : str
-        Whether rank 0 runs diagnostics, too: ``"never"``, ``"fallback"``, by default, when no
-        worker is left; ``"idle"``, also while the prognostic waits for a free worker.
+        When rank 0 runs diagnostics: ``"never"``; ``"fallback"``, by default, if no worker is left;
+        ``"idle"``, also while the prognostic waits for a free worker.
     expect_ranks : int | None
-        How many ranks there must be, by default None: as many as the launcher started.
+        Required number of ranks, by default None: as many as the launcher started.
     interface : str | None
-        Network interface on which ranks of several nodes talk, by default None: the one that
-        leads to rank 0. On one node they stay on loopback.
+        Network interface between nodes, by default None: the one of the route to rank 0. Ranks on
+        one node use loopback only.
 
     Raises
     ------
     ConfigError
-        If a value is out of its range.
+        If a value is wrong.
     """
 
     nproc: Count | None = None
@@ -201,41 +199,39 @@ class Output:
     Parameters
     ----------
     mode : str
-        ``"create"`` refuses an existing store, ``"overwrite"`` replaces it, ``"resume"``
-        continues it and creates one where there is none; by default ``"create"``.
+        ``"create"``, by default, refuses an existing store; ``"overwrite"`` replaces it;
+        ``"resume"`` continues it, or creates it.
     writer : str
         ``"driver"``, by default, or ``"workers"``: each writes its own results, into a store that
         all ranks reach; not with ``shards``.
     writers : int
         Threads of the driver that write, by default 2.
     prognostic_variables : list[str]
-        Variables of the prognostic that are stored as well, by default none.
+        Variables of the prognostic to store, too, by default none.
     variables : list[str] | None
-        Variables of the diagnostics that are stored, by default None: all.
+        Variables of the diagnostics to store, by default None: all.
     region : Mapping[str, list[float]] | None
         ``lat: [south, north]`` and ``lon: [west, east]`` in degrees, by default None: the whole
         grid.
     every : int
-        Every how many lead times are diagnosed and stored, by default 1.
+        Diagnose and store every n-th lead time, by default 1.
     shards : int | None
         Lead times in one file (a Zarr shard), by default None: one file for each.
     netcdf : str | None
-        A NetCDF file that is written as well at the end of the run, by default None. ``mode``
-        holds for it, too: ``"overwrite"`` replaces what distinf made, ``"resume"`` a copy of the
-        same store.
+        A NetCDF file to write at the end, too, by default None. ``mode`` applies to it:
+        ``"overwrite"`` replaces a file that distinf made, ``"resume"`` a copy of the same store.
     check_space : bool
-        Whether a run that may not fit on the disk is refused, by default True.
+        Whether to refuse a run that may not fit on the disk, by default True.
     verify : bool
-        Whether a resumed store is read back first, and what is damaged computed again, by default
-        False.
+        Whether to read back a resumed store and compute damaged steps again, by default False.
     restart_every : int | None
-        Steps between saved states of a prognostic that can restart from them, by default 10; None:
-        none is saved. They lie in the store until its forecast is complete.
+        Steps between two saved states of a prognostic that can restart, by default 10; None: none
+        is saved. They lie in the store until its forecast is complete.
 
     Raises
     ------
     ConfigError
-        If a value is out of its range.
+        If a value is wrong.
     """
 
     mode: Literal["create", "overwrite", "resume"] = "create"
@@ -260,19 +256,19 @@ class Output:
 
 
 def check_keys(given: Iterable[str], valid: Iterable[str], where: str) -> None:
-    """Refuse keys that do not exist.
+    """Check that all keys exist.
 
     Parameters
     ----------
     given, valid : Iterable[str]
-        Keys that are there, keys that may be.
+        The keys of a section, and its valid keys.
     where : str
         The section, such as ``"runtime"``; empty for the top level.
 
     Raises
     ------
     ConfigError
-        Names the wrong key, the most similar valid one and all valid ones.
+        If a key does not exist; names it, the most similar valid key and all valid keys.
     """
     valid = sorted(valid)
     for key in given:
@@ -287,14 +283,14 @@ def check_keys(given: Iterable[str], valid: Iterable[str], where: str) -> None:
 
 
 def from_mapping(kind: type[T], given: Mapping[str, Any], where: str) -> T:
-    """Make options, of a class by `options_dataclass`, from a section; raise `ConfigError`."""
+    """Make an object of an `options_dataclass` from a section; raise `ConfigError`."""
     check_keys(given, option_names(kind), where)
     made = object.__new__(kind)
     _construct(made, where, **given)
     return made
 
 
-# Names that stand in older configs and stores, and what they are called now.
+# Names in older configs and stores, and their present names.
 _MOVED = {
     f"distinf.fields.{name}": f"distinf.models.{name}"
     for name in ("FileSource", "RandomFields", "persistence", "replay")
@@ -302,7 +298,7 @@ _MOVED = {
 
 
 def current_targets(section: Any) -> tuple[Any, dict[str, str]]:
-    """Replace old names of targets in a config; return it, and for each old name the new one."""
+    """Replace old names of targets in a config; return it, and the new name of each old one."""
     moved: dict[str, str] = {}
 
     def replaced(value: Any, key: str = "") -> Any:

@@ -1,6 +1,6 @@
-"""What the section ``parameters`` says: initial times and members.
+"""The section ``parameters``: initial times and members.
 
-Without torch, so that a wrong config is answered at once.
+Imports no torch, so that a wrong config ends in a second.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from distinf.options import check_keys
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RANGE = "dates lie between 1677-09-22 and 2262-04-11 (datetime64[ns])"
-_LIMIT = 2**63  # of nanoseconds from the epoch
+_LIMIT = 2**63  # nanoseconds from the epoch
 _MOST_TIMES = 10_000_000
 _NANOSECONDS = {"min": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
-# Less than `datetime.fromisoformat` reads: a date alone must have its hyphens.
+# Stricter than `datetime.fromisoformat`: a date must have its hyphens.
 _TIME = re.compile(
-    r"(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})"
-    r"(?P<clock>[T ][0-9]{2}(:[0-9]{2}(:[0-9]{2}(\.(?P<fraction>[0-9]{1,9}))?)?)?"
-    r"(?P<zone>Z|[+-][0-9]{2}(:?[0-9]{2})?)?)?"
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+    r"([T ][0-9]{2}(:[0-9]{2}(:[0-9]{2}(\.(?P<fraction>[0-9]{1,9}))?)?)?"
+    r"(Z|[+-][0-9]{2}(:?[0-9]{2})?)?)?"
 )
 
 
 def parse_ensemble(ensemble: Any, perturbation: Any) -> int | None:
-    """Read the size of the ensemble, None without one; refuse members that are all the same."""
+    """Read the size of the ensemble, None without one; members need a perturbation."""
     if ensemble is None:
         return None
     if type(ensemble) is not int or ensemble < 1:
@@ -44,16 +44,16 @@ def parse_ensemble(ensemble: Any, perturbation: Any) -> int | None:
             "perturbation, such as perturbation=gaussian (perturbation=zero for a prognostic that "
             "draws itself)"
         )
-    return int(ensemble)
+    return ensemble
 
 
 def parse_times(time: Any) -> np.ndarray:
     """Read initial times into an array, datetime64[ns] (UTC), [time].
 
     ``time`` is one time, a list of them, or ``start``, ``end`` (included) and ``interval``, such
-    as ``"6h"`` or ``"1d"``. A time is a date ``2023-06-01``, or a date and a time of day
+    as ``"6h"`` or ``"1d"``. A time is a date ``2023-06-01`` or a date and a time of day
     ``2023-06-01T06:00`` of ISO 8601; one with an offset from UTC is converted. Raises
-    `ConfigError` if one cannot be read or held, if one appears twice, or if there is none.
+    `ConfigError` if one is no time or out of range, if one appears twice, or if there is none.
     """
     if isinstance(time, Mapping):
         return _period(time)
@@ -105,7 +105,7 @@ def _period(given: Mapping[str, Any]) -> np.ndarray:
         raise ConfigError(
             f"parameters.time.end={given['end']} lies before its start {given['start']}"
         )
-    # As Python's integers, which do not overflow.
+    # Python's integers do not overflow.
     first, last, length = (int(value.astype(np.int64)) for value in (start, end, step))
     count = (last - first) // length + 1
     if count > _MOST_TIMES:
@@ -121,31 +121,24 @@ def _time(item: Any, where: str) -> np.datetime64:
     shown = " ".join(text.split())
     number = isinstance(item, Real)
     match = None if number else _TIME.fullmatch(text)
-    read = None if match is None else _read(match)
+    read = None
+    if match is not None:
+        with contextlib.suppress(ValueError):  # there is no such date
+            read = datetime.fromisoformat(text).replace(microsecond=0)
     if match is None or read is None:
         meant = _meant(text)
         write = f"write {meant}" if meant else "write it like 2023-06-01T00:00:00"
         raise ConfigError(f"{where}={shown}: not a time{' but a number' * number}; {write} (UTC)")
+    read = read if read.tzinfo else read.replace(tzinfo=UTC)
     fraction = (match["fraction"] or "").ljust(9, "0")
     nanoseconds = int((read - _EPOCH).total_seconds()) * 10**9 + int(fraction)
     if not -_LIMIT < nanoseconds < _LIMIT:
-        raise ConfigError(f"{where}={shown}: cannot be held; {_RANGE}")
+        raise ConfigError(f"{where}={shown}: out of range; {_RANGE}")
     return np.datetime64(nanoseconds, "ns")
 
 
-def _read(match: re.Match[str]) -> datetime | None:
-    """Whole seconds of a time, or None if there is no such date."""
-    fraction = match["fraction"]
-    text = match[0] if fraction is None else match[0].replace(f".{fraction}", "")
-    try:
-        read = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return read if read.tzinfo else read.replace(tzinfo=UTC)
-
-
 def _meant(text: str) -> str | None:
-    """How to write the time that digits alone, or a year and a month, probably mean."""
+    """Return how to write the time that digits alone, or a year and a month, probably mean."""
     match = re.fullmatch(
         r"([0-9]{4})-?([0-9]{2})?([0-9]{2})?([0-9]{2})?([0-9]{2})?([0-9]{2})?", text
     )

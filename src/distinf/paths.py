@@ -1,4 +1,4 @@
-"""Which paths and URLs contain others, and a folder that only this user can enter.
+"""Which paths and URLs contain others; a private folder of this user.
 
 Paths are compared by the files that they name, URLs by their parts.
 """
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from distinf.errors import ConfigError, DistinfError
 
-# Names that fsspec's file systems have beside their first one.
+# Other schemes of fsspec's file systems, and the first one of each.
 _SCHEMES = {
     **{"s3a": "s3", "s3n": "s3", "gcs": "gs", "https": "http"},
     **{"abfss": "abfs", "az": "abfs", "adl": "abfs"},
@@ -40,21 +40,17 @@ class _Location:
         if self.path is None or other.path is None:
             return False
         # The same folder by another mount, or by a name in other letters.
-        own = _identity(self.path)
-        return own is not None and own in map(_identity, (other.path, *other.path.parents))
+        return any(_is_same(self.path, outer) for outer in (other.path, *other.path.parents))
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Identify a file among all others of this machine; None if it does not exist."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+def _is_same(one: Path, other: Path) -> bool:
+    with contextlib.suppress(OSError):  # one of them does not exist
+        return one.samefile(other)
+    return False
 
 
 def _locations(text: str) -> Iterator[_Location]:
-    """Where a path or URL points to; ``simplecache::s3://...`` to each of its parts."""
+    """Yield where a path or URL points to; for ``simplecache::s3://...`` each of its parts."""
     if "://" not in text:
         path = Path(os.path.realpath(text))
         yield _Location("file", path.parts, path)
@@ -65,7 +61,7 @@ def _locations(text: str) -> Iterator[_Location]:
             continue
         scheme = _SCHEMES.get(scheme.lower(), scheme.lower())
         if scheme in _LOCAL:
-            yield from _locations(rest)  # as fsspec: file://a is a folder below the working one
+            yield from _locations(rest)  # relative, too: so does fsspec
             continue
         url = urlsplit(link)
         whole = posixpath.normpath(f"/{url.path}")
@@ -82,12 +78,11 @@ def lies_in(inner: str, outer: str) -> bool:
 def check_overlap(
     outputs: Mapping[str, str], apart: Mapping[str, str], around: Mapping[str, str]
 ) -> None:
-    """Refuse an output that would destroy something else.
+    """Raise `ConfigError` if an output would destroy something else; it names both.
 
-    ``outputs`` maps each config key to the path or URL that is written there; they must not overlap
-    each other. ``apart`` are paths by name that must neither contain an output nor lie in one;
-    ``around`` are folders that may contain an output, but must not lie in one or be one. The
-    `ConfigError` names the key, its path and what lies there.
+    ``outputs`` are the paths and URLs that are written, by their keys; they must not overlap each
+    other. ``apart`` are paths, by name, that must not overlap an output. ``around`` are folders
+    that may contain an output, but must not lie in one or be one.
     """
     listed = list(outputs.items())
     for i, (key, path) in enumerate(listed):
@@ -103,12 +98,9 @@ def check_overlap(
 
 
 def private_folder(kind: type[DistinfError]) -> Path:
-    """Return this user's private folder.
-
-    Raises an error of this kind if it belongs to another user, or others may enter it.
-    """
+    """Return this user's private folder; raise ``kind`` if it is not private."""
     folder = Path(tempfile.gettempdir()) / f"distinf-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):  # whatever it is
+    with contextlib.suppress(FileExistsError):  # checked below
         folder.mkdir(mode=0o700)
     found = folder.lstat()
     private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()

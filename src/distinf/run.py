@@ -1,6 +1,6 @@
 """The settings of a forecast run, typed; a recipe's config stops here.
 
-Without torch and without Earth2Studio, so that a wrong config is answered at once.
+Imports neither torch nor Earth2Studio, so that a wrong config ends in a second.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Run:
     restartable : bool | None
         ``prognostic.restartable``.
     diagnostics : Mapping[str, Mapping[str, Any]]
-        Of each diagnostic the section with ``_target_``, without its placement.
+        Of each diagnostic its section with ``_target_``, without the keys of its placement.
     placements : Mapping[str, Placement]
-        Of each diagnostic.
+        Of each diagnostic its placement.
     output, runtime : Output, Runtime
         Options of the store and of the session.
     output_path : str
@@ -54,7 +54,7 @@ class Run:
     folder : Path | None
         Folder for the file of events; None: none is written.
     renamed : Mapping[str, str]
-        Old names of targets that the config has, and the names of today.
+        Old names of targets in the config, and their present names.
     """
 
     settings: Mapping[str, Any]
@@ -80,12 +80,12 @@ class Run:
 
 
 def read_run(settings: Mapping[str, Any]) -> Run:
-    """Read a config; refuse keys that do not exist and values that cannot be.
+    """Check and read a config.
 
     Parameters
     ----------
     settings : Mapping[str, Any]
-        The resolved config, of plain containers.
+        The resolved config, in plain containers.
 
     Returns
     -------
@@ -95,7 +95,7 @@ def read_run(settings: Mapping[str, Any]) -> Run:
     Raises
     ------
     ConfigError
-        Names the key, and what would be right.
+        If a key does not exist or a value is wrong; it names the key and what would be right.
     """
     settings, renamed = current_targets(settings)
     check_keys(settings, _SECTIONS, "")
@@ -147,22 +147,22 @@ def read_run(settings: Mapping[str, Any]) -> Run:
 
 
 def check_files(run: Run, folders: Mapping[str, str]) -> None:
-    """Refuse outputs that must not be touched.
+    """Check that no output would destroy something.
 
     Parameters
     ----------
     run : Run
         The run.
     folders : Mapping[str, str]
-        Folders that hold the run, by what they are, such as the checkout; an output must not
+        Folders that hold the run, such as the checkout, by a name for errors; an output must not
         contain one of them.
 
     Raises
     ------
     ConfigError
-        If an output would destroy what the run reads, or where it runs.
+        If an output overlaps what the run reads, or contains one of the folders.
     StoreError
-        If there is something that ``output.mode`` does not replace or resume.
+        If something exists there that ``output.mode`` does not replace or resume.
     """
     from distinf.store import check_netcdf, check_output, check_resume, unfinished
 

@@ -1,4 +1,4 @@
-"""The seed of every random draw, from the run's seed and what the draw is for."""
+"""The seed of each random draw, made of the run's seed and the purpose of the draw."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def task_seed(
     lead_time: np.timedelta64 | None = None,
     ensemble: int | None = None,
 ) -> int:
-    """Seed of one task; it does not depend on the worker or on the order of the tasks.
+    """Seed of one task; it does not depend on the worker or the order of the tasks.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def task_seed(
 
 
 def seed_of(seed: int, diagnostic: str, coords: Mapping[str, np.ndarray]) -> int:
-    """`task_seed` of a task with these coords: their first time and member, last lead time."""
+    """`task_seed` of the first time, the last lead time and the first member of these coords."""
 
     def pick(key: str, index: int) -> Any:
         values = coords.get(key)
@@ -62,8 +62,8 @@ def _nanoseconds(value: Any, kind: str) -> str:
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Seed the global generators of Python, NumPy, torch and a device, then restore them."""
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002  # models draw from it
+    """Seed the global generators of Python, NumPy, torch and a device; restore them afterwards."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002  # models use it
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seed_all(seed)
@@ -82,7 +82,7 @@ def seed_all(seed: int) -> None:
 
 
 def generators(device: torch.device | str = "cpu") -> dict[str, np.ndarray]:
-    """States of the global generators of Python, NumPy and torch, as arrays that can be saved."""
+    """Return the states of the global generators of Python, NumPy and torch as arrays."""
     own = random.getstate()[1]
     numpy = np.random.get_state(legacy=False)  # noqa: NPY002
     last = [numpy["state"]["pos"], numpy["has_gauss"], numpy["gauss"]]

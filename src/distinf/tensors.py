@@ -11,10 +11,7 @@ import torch
 
 
 def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
-    """Replace every tensor in nested tuples, lists and dicts by what ``change`` returns for it.
-
-    The containers of the returned structure are new, and of the same types.
-    """
+    """Apply ``change`` to each tensor in nested tuples, lists and dicts; return new containers."""
 
     def change_tensor(leaf: Any) -> Any:
         return change(leaf) if isinstance(leaf, torch.Tensor) else leaf
@@ -23,7 +20,7 @@ def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
 
 
 def map_leaves(tree: Any, change: Callable[[Any], Any]) -> Any:
-    """Replace every value in nested tuples, lists and dicts; as :func:`map_tensors`."""
+    """Apply ``change`` to each value in nested tuples, lists and dicts; return new containers."""
     if isinstance(tree, tuple):
         items = [map_leaves(item, change) for item in tree]
         return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
@@ -45,12 +42,12 @@ def tensors_of(tree: Any) -> list[torch.Tensor]:
 
 
 def tensor_bytes(tree: Any) -> int:
-    """Bytes of all tensors in nested tuples, lists and dicts."""
+    """Return the size of all tensors in nested tuples, lists and dicts, in bytes."""
     return sum(tensor.nbytes for tensor in tensors_of(tree))
 
 
 def owned(tensor: torch.Tensor) -> torch.Tensor:
-    """Detach a tensor; copy it if its storage holds more than it, which would travel, too."""
+    """Detach a tensor; copy it if its storage, all of which would be sent, is larger."""
     own = tensor.detach() if tensor.requires_grad else tensor
     whole = own.untyped_storage().nbytes() == own.nbytes
     return own if whole and own.is_contiguous() else own.contiguous().clone()
@@ -58,10 +55,10 @@ def owned(tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Rule:
-    """What NaN or an infinite value in a result means.
+    """The rule for NaN and infinite values in a result.
 
-    ``mode`` is ``"allow"``: nothing; ``"warn"``: it is counted; or ``"fail"``: it is an error of
-    the model, which names the config key that says so.
+    ``mode`` is ``"allow"``, ``"warn"`` (they are counted) or ``"fail"`` (an error of the model that
+    names ``key``).
     """
 
     mode: str
@@ -70,7 +67,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Watched:
-    """A result of a model with rules for some of its entries; the worker's holds for the others."""
+    """A result with rules for some of its entries; the worker's rule applies to the others."""
 
     value: dict[str, Any]
     rules: Mapping[str, Rule]
@@ -85,7 +82,7 @@ Found = list[tuple[Rule, torch.Tensor]]
 
 
 def without_rules(result: Any, rule: Rule) -> tuple[Any, Found]:
-    """Return a result that may be `Watched` without its rules, and its tensors with theirs."""
+    """Return the value of a result, which may be `Watched`, and its tensors with their rules."""
     if not isinstance(result, Watched):
         return result, [(rule, tensor) for tensor in tensors_of(result)]
     entries = result.entries(rule)
@@ -93,9 +90,9 @@ def without_rules(result: Any, rule: Rule) -> tuple[Any, Found]:
 
 
 def count_nonfinite(found: Found) -> int:
-    """Count the values that are NaN or infinite, where a rule asks for it.
+    """Count NaN and infinite values, except where a rule allows them.
 
-    Raises `FloatingPointError` if there are any and a rule's mode is ``"fail"``.
+    Raises `FloatingPointError` if there is one and the rule's mode is ``"fail"``.
     """
     counts: dict[Rule, int] = {}
     for rule, tensor in found:
@@ -111,8 +108,8 @@ def count_nonfinite(found: Found) -> int:
 
 
 def is_finite(x: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite; False also where only their sum overflows."""
+    """Whether no value is NaN or infinite; False also if only their sum overflows."""
     if not (x.is_floating_point() or x.is_complex()):
         return True
-    # NaN and infinity stay in a sum, which takes a tenth of the time.
+    # NaN and infinity remain in the sum, which takes a tenth of the time of a test of each value.
     return cmath.isfinite(x.sum().item())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 # The bytes of a run depend on these.
@@ -13,8 +14,6 @@ def versions(packages: Iterable[str] = _RECORDED) -> dict[str, str]:
     """Versions of those of these packages that are installed, by default of those in a store."""
     found = {}
     for name in packages:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found

@@ -60,7 +60,7 @@ def test_a_package_without_the_models_files_is_named_once(tmp_path: Path, run: R
             *(f"diagnostic.climatenet.package={folder}", "runtime.nproc=3"),
         )
     )
-    assert f"diagnostic.climatenet: package {folder} is not one of ClimateNet" in error
+    assert f"diagnostic.climatenet: package {folder} is not a package of ClimateNet" in error
 
 
 @pytest.mark.slow

@@ -91,7 +91,9 @@ def test_a_file_that_two_ranks_fetch_is_fetched_once(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_a_package_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"the folder {tmp_path}/none does not exist"):
         load_model(CLIMATENET, str(tmp_path / "none"))
-    with pytest.raises(ConfigError, match=rf"package {tmp_path} is not one of ClimateNet.*\.zip"):
+    with pytest.raises(
+        ConfigError, match=rf"package {tmp_path} is not a package of ClimateNet.*\.zip"
+    ):
         load_model(CLIMATENET, str(tmp_path))
 
 

@@ -81,7 +81,7 @@ class Days:
 @given(st.integers(1, 5), st.none() | st.integers(1, 5), st.integers(1, 12))
 def test_blocks_hold_each_forecast_once(ndates, members, batch):
     times = TIMES[0] + np.arange(ndates) * np.timedelta64(1, "D")
-    made = blocks(times, members, 4, batch)
+    made = blocks(Block(times, np.arange(members) if members else None, 4), batch)
     pairs = [
         (time, member)
         for block in made
@@ -98,7 +98,7 @@ def test_blocks_hold_each_forecast_once(ndates, members, batch):
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 6])
 def test_states_do_not_depend_on_the_batch(batch):
     perturbation = perturb(partial(Noise, noise_amplitude=0.1), seed=5)
-    todo = blocks(TIMES, 2, 2, batch)
+    todo = blocks(Block(TIMES, np.arange(2), 2), batch)
     seen = {}
     for state in forecasts(Doubling(), Days(), todo, perturbation=perturbation):
         for x, coords in tasks(*state):
@@ -173,7 +173,7 @@ def test_data_that_is_interpolated_is_checked_whatever_its_kind(forecast):
     def first(lon):
         source = Globe(np.linspace(90, -90, 19), np.array(lon))
         source = Forecast(source) if forecast else source
-        return next(forecasts(Interpolated(), source, blocks(TIMES[:1], None, 1, 1)))[0]
+        return next(forecasts(Interpolated(), source, blocks(Block(TIMES[:1], None, 1), 1)))[0]
 
     assert first([0.0, 90.0, 180.0, 270.0])[0, 0, 0].tolist() == [[45, 90]] * 2
     with pytest.raises(ConfigError, match=r"the prognostic needs lon 45, 90, but the data"):
@@ -200,7 +200,7 @@ def test_what_a_perturbation_reads_lies_on_the_grid_of_the_prognostic(forecast):
         west = Forecast(west)
     perturbation = perturb(Bred, 0, Doubling(), west)
     (x, coords), *_ = forecasts(
-        Doubling(), west, blocks(TIMES[:1], 1, 1, 1), perturbation=perturbation
+        Doubling(), west, [Block(TIMES[:1], np.arange(1), 1)], perturbation=perturbation
     )
     assert x.shape == (1, 1, 1, 1, 3, 4)
     assert not x.any()
@@ -220,7 +220,7 @@ def test_the_next_date_is_read_while_this_one_is_forecast():
                 asked.set()
             return data(time, variable)
 
-    forecast = forecasts(Doubling(), Seen(), blocks(TIMES, None, 3, 1), events=events)
+    forecast = forecasts(Doubling(), Seen(), blocks(Block(TIMES, None, 3), 1), events=events)
     next(forecast)
     assert asked.wait(30)  # though nobody has asked for its first state
     list(forecast)
@@ -236,7 +236,7 @@ def test_an_error_of_the_data_source_reaches_the_forecast():
             return super().__call__(time, variable)
 
     with pytest.raises(ValueError, match="no such day"):
-        list(forecasts(Doubling(), Broken(), blocks(TIMES, None, 1, 1)))
+        list(forecasts(Doubling(), Broken(), blocks(Block(TIMES, None, 1), 1)))
 
 
 def test_a_prognostic_that_draws_begins_anew_with_each_block():

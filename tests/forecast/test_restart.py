@@ -47,7 +47,7 @@ def run(path, restart_every=3, leave_out=(), until=None, every=1, draw=True):
         restart = RestartStates(store.destination, restart_every, store.marks, every)
         todo = [
             Block(block.times, block.members, lacks[1] * every)
-            for block in blocks(TIMES[:2], None, NSTEPS, 1)
+            for block in blocks(Block(TIMES[:2], None, NSTEPS), 1)
             if (lacks := store.marks.incomplete(block.times, block.members))
         ]
         states = forecasts(Doubling(draw), Days(), todo, seed=3, restart=restart)

@@ -149,11 +149,11 @@ def test_a_target_that_is_not_there_is_refused():
 
 
 def test_a_setting_that_a_target_does_not_take_is_refused():
-    settings = {"_target_": "distinf.options.Output", "_convert_": "all", "modes": "create"}
-    with pytest.raises(ConfigError, match=r"output\.modes does not exist.*output\.mode\?"):
-        check_target(settings, "output")
-    del settings["modes"]
-    check_target(settings, "output")
+    settings = {"_target_": "distinf.models.RandomFields", "_convert_": "all", "seeds": 1}
+    with pytest.raises(ConfigError, match=r"data\.seeds does not exist.*data\.seed\?"):
+        check_target(settings, "data")
+    del settings["seeds"]
+    check_target(settings, "data")
 
 
 def test_targets_of_other_packages_are_not_imported():

@@ -277,8 +277,6 @@ def test_the_plans_do_not_grow_with_the_ensemble(monkeypatch):
 
 
 class Identity:
-    weight_free = True
-
     def __init__(self, lat, lon):
         self._grid = OrderedDict(lat=lat, lon=lon)
 

@@ -1,4 +1,4 @@
-"""Chains of diagnostics on a worker: which runs behind which, and what is stored of their results.
+"""Chains of diagnostics on a worker: which runs after which, and what is stored of their results.
 
 Promises: the result of a task does not depend on the worker, and only what is stored is sent back.
 """

@@ -1,7 +1,7 @@
-"""Diagnostics that run one behind the other on a worker; most often just one.
+"""Diagnostics that run one after the other on a worker; most often only one.
 
-Each takes its variables from the result of the one behind which it runs where that has them, else
-from the prognostic's state. Of the results only what is stored is sent back.
+Each takes its variables from the result of the diagnostic before it, else from the prognostic's
+state. Only what is stored is sent back.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from distinf.coords import Coords, Selection, State, plan_key, plan_subset, rename_variables
-from distinf.diagnostics.inputs import STATE, Inputs, plan_inputs
+from distinf.coords import Coords, Selection, State, plan_key, plan_subset
+from distinf.diagnostics.inputs import STATE, Inputs, names_in, plan_inputs
 from distinf.errors import ConfigError
 from distinf.seeds import seed_of, seeded
 from distinf.store import RemoteWriter
@@ -26,10 +26,7 @@ from distinf.transport import Later, forward_of
 
 @dataclass(frozen=True)
 class Link:
-    """One diagnostic of a chain: its name, what constructs its model (importable), its placement.
-
-    Fields from ``after`` on are as those of `distinf.diagnostics.Placement`.
-    """
+    """One diagnostic of a chain: its name, an importable factory of its model, its placement."""
 
     name: str
     factory: Callable[[], Any]
@@ -42,16 +39,13 @@ class Link:
 
 @dataclass(frozen=True)
 class StoredSubset:
-    """The variables (names in the store) and the region that are stored; None: all.
-
-    ``region`` is as of `distinf.coords.plan_region`.
-    """
+    """The variables (names in the store) and the region that are stored; None: all."""
 
     variables: Sequence[str] | None = None
     region: Mapping[str, Sequence[float]] | None = None
 
     def plan(self, coords: Coords, who: str, rename: Mapping[str, str]) -> Selection | None:
-        """Plan how to select it from a result with these coords; None if nothing is stored."""
+        """Plan how to select it from a result with these coords; None: nothing is stored."""
         names = [str(v) for v in coords["variable"]]
         if self.variables is not None:
             names = [v for v in names if rename.get(v, v) in self.variables]
@@ -59,9 +53,10 @@ class StoredSubset:
 
 
 class Chain:
-    """A chain of diagnostics, in the order in which they run, as one model.
+    """A chain of diagnostics as one model.
 
-    ``subset`` is what is stored of their results, by default everything; ``seed`` is the run's.
+    ``links`` are in the order of their calls. ``subset`` is what is stored of their results, by
+    default everything; ``seed`` is the run's.
     """
 
     def __init__(
@@ -101,8 +96,8 @@ class Chain:
         return self
 
     def input_coords(self) -> Coords:
-        """Return what it needs of a state: each link's variables without those of earlier links."""
-        wanted = [self._models[name].input_coords() for name in self._models]
+        """Return what it needs from a state: the variables that no earlier link produces."""
+        wanted = [model.input_coords() for model in self._models.values()]
         if len(wanted) == 1:
             return OrderedDict(wanted[0])
         variables: list[str] = []
@@ -110,7 +105,7 @@ class Chain:
         everything = False
         for name, coords in zip(self._models, wanted, strict=True):
             made = {v for other in self._before(name) for v in self._variables_of(other)}
-            asked = _asked(self._models[name])
+            asked = names_in(coords)
             everything = everything or (not asked and self._links[name].after is None)
             rest = [v for v in asked if v not in made]
             variables += [v for v in rest if v not in variables]
@@ -147,14 +142,14 @@ class Chain:
         return found
 
     def write_to(self, *store: Any) -> None:
-        """Write results into a store from here on; arguments as of `RemoteWriter`."""
+        """From now on, write results into a store; the arguments are those of `RemoteWriter`."""
         self._writer = RemoteWriter(*store)
 
     def forward(self, x: torch.Tensor, coords: Coords) -> dict[str, State] | Watched | Later:
         """Run the links on a state [(ensemble=1,) time=1, lead_time=1, variable, ...].
 
-        Returns what is stored of each link's result; after :meth:`write_to` it is written here,
-        and its place in the store is returned.
+        Returns what is stored of each link's result. After :meth:`write_to` this is written here
+        instead, and what was written is returned.
         """
         made: dict[str, State] = {STATE: (x, coords)}
         stored: dict[str, State] = {}
@@ -167,17 +162,19 @@ class Chain:
             lowered = lower_precision(self._links[name].precision, self._device)
             with seeded(seed_of(self._seed, name, coords), self._device), lowered:
                 y, y_coords = forward_of(model)(*inputs)
-            made[name] = (y if self._links[name].precision is None else y.to(x.dtype)), y_coords
-            y, y_coords = made[name]
+            if self._links[name].precision is not None:
+                y = y.to(x.dtype)
+            made[name] = y, y_coords
             cut = self._cut(name, y_coords)
             if cut is not None:
-                y, y_coords = cut(y, y_coords) if cut.indices else (y, y_coords)
+                if cut.indices:
+                    y, y_coords = cut(y, y_coords)
                 stored[name] = y, self._renamed(name, y_coords)
         result = Watched(stored, self._rules) if self._rules else stored
         return result if self._writer is None else Later(result, self._writer.write)
 
     def _before(self, name: str) -> list[str]:
-        """Links behind which a link runs, the nearest first."""
+        """Links before a link, the nearest first."""
         found: list[str] = []
         after = self._links[name].after
         while after is not None:
@@ -186,11 +183,11 @@ class Chain:
         return found
 
     def _variables_of(self, name: str) -> list[str]:
-        """Variables that a link produces for certain."""
-        model = self._models[name]
-        if not _asked(model):
+        """Variables that a link produces, as far as they are known without its input."""
+        wanted = self._models[name].input_coords()
+        if not names_in(wanted):
             return []  # its result has the variables of its input
-        return [str(v) for v in model.output_coords(model.input_coords())["variable"]]
+        return names_in(self._models[name].output_coords(wanted))
 
     def _plan(self, name: str, made: Mapping[str, Coords]) -> Inputs:
         key = (name, *map(plan_key, made.values()))
@@ -207,26 +204,21 @@ class Chain:
         return self._cuts[key]
 
     def _renamed(self, name: str, coords: Coords) -> Coords:
-        return rename_variables(coords, self._links[name].rename)
-
-
-def _asked(model: Any) -> list[str]:
-    """Return the variables that a model asks for; none if it takes all that there are."""
-    return [str(v) for v in model.input_coords().get("variable", ())]
+        new = self._links[name].rename
+        return OrderedDict(coords, variable=np.array([new.get(v, v) for v in names_in(coords)]))
 
 
 def lower_precision(precision: str | None, device: torch.device) -> AbstractContextManager[Any]:
-    """Let autocast lower the precision (None: not at all) where it deems that safe."""
+    """Use autocast with this precision; None: do not."""
     if precision is None:
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, precision))
 
 
 def compile_networks(model: Any, who: str) -> None:
-    """Compile the networks of a model in place, at their first call.
+    """Compile the networks of a model, its submodules; raise `ConfigError` if it has none.
 
-    Earth2Studio's models hold their networks as submodules. What is around them handles
-    coordinates and is not compiled. Raises `ConfigError` if there is no network.
+    The model itself handles coordinates and is not compiled.
     """
     networks = list(model.children()) if isinstance(model, torch.nn.Module) else []
     networks = [network for network in networks if any(True for _ in network.parameters())]

@@ -1,4 +1,4 @@
-"""Where the variables of a link's input come from, planned from coordinates alone."""
+"""Plans, from coordinates alone, where the variables of a link's input come from."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ import torch
 from distinf.coords import Coords, Selection, State, plan
 from distinf.errors import ConfigError
 
-STATE = ""  # the source that is the prognostic's state; others are names of links
+STATE = ""  # the name of the prognostic's state as a source; other sources are links
 _STEP = ("ensemble", "time", "lead_time")
+
+
+def names_in(coords: Mapping[str, np.ndarray]) -> list[str]:
+    """List the names of the variables."""
+    return [str(v) for v in coords.get("variable", ())]
 
 
 @dataclass(frozen=True)
@@ -24,15 +29,15 @@ class Inputs:
     coords: Coords
 
     def gather(self, made: Mapping[str, State]) -> State:
-        """Join a link's input from its sources, in memory that nothing else uses."""
+        """Copy a link's input out of its sources."""
         own = made[self.pieces[0][0]][1]
         given = OrderedDict((k, own[k] if k in _STEP else v) for k, v in self.coords.items())
         cut = [selection(*made[source]) for source, selection in self.pieces]
         if len(cut) == 1:
             return cut[0][0], given
         axis = list(given).index("variable")
-        names = [str(v) for _, c in cut for v in c["variable"]]
-        order = torch.tensor([names.index(str(v)) for v in given["variable"]])
+        names = [name for _, c in cut for name in names_in(c)]
+        order = torch.tensor([names.index(name) for name in names_in(given)])
         joined = torch.cat([x for x, _ in cut], dim=axis)
         return joined.index_select(axis, order.to(joined.device)), given
 
@@ -42,13 +47,13 @@ def plan_inputs(
 ) -> Inputs:
     """Plan the input of a link: each variable comes from the first source that has it.
 
-    ``wanted`` is the model's ``input_coords()``; without variables it takes the first source as it
-    is. ``sources`` are the links behind which it runs, the nearest first, and `STATE`; ``made``
-    has their coords. Raises `ConfigError` if no source has a variable, or the sources differ in
-    other coordinates.
+    ``wanted`` is the model's ``input_coords()``; without variables it takes all of the first
+    source. ``sources`` are the links before it, the nearest first, and `STATE`; ``made`` has their
+    coords. Raises `ConfigError` if no source has a variable, or the sources differ in other
+    coordinates.
     """
     where = f"diagnostic.{name}"
-    asked = [str(v) for v in wanted.get("variable", ())]
+    asked = names_in(wanted)
     if not asked:
         cut = plan(made[sources[0]], {**wanted, "variable": np.empty(0)}, where)
         return Inputs([(sources[0], cut)], cut.select_coords(made[sources[0]]))
@@ -61,13 +66,11 @@ def plan_inputs(
         else:
             taken.setdefault(source, []).append(variable)
     if missing:
-        behind = f" nor does {' or '.join(sources[:-1])}, behind which it comes" * (
-            len(sources) > 1
-        )
+        before = f", nor does {' or '.join(sources[:-1])} before it" if sources[1:] else ""
         raise ConfigError(
             f"{where} needs the variables {', '.join(missing)}, which the prognostic "
-            f"does not produce{behind}; the prognostic produces "
-            f"{', '.join(map(str, made[STATE]['variable']))}. A diagnostic that makes them "
+            f"does not produce{before}; the prognostic produces "
+            f"{', '.join(names_in(made[STATE]))}. A diagnostic that makes them "
             f"can come before it: {where}.after=its name"
         )
     pieces = [

@@ -1,6 +1,6 @@
-"""Where and how each diagnostic runs: behind which other one, on which workers, how precisely.
+"""Where and how each diagnostic runs: after which other one, on which workers, how precisely.
 
-Pure, and without torch, so that a wrong chain is answered at once.
+Imports no torch, so that a wrong chain ends in a second.
 """
 
 from __future__ import annotations
@@ -19,26 +19,7 @@ _Names = Annotated[Mapping[str, str], Field(description="must be like {tp: tp_af
 
 @options_dataclass("diagnostic")
 class Placement:
-    """The settings of a diagnostic that are not its model's.
-
-    Parameters
-    ----------
-    workers : int | None
-        Number of workers of its own, by default None: it shares those that belong to no other.
-    after : str | None
-        Name of the diagnostic behind which it runs, on the same worker, and from whose result it
-        takes the variables that are there; by default None.
-    rename : Mapping[str, str]
-        New names of its variables in the store.
-    precision : str | None
-        ``"float16"`` or ``"bfloat16"``: mixed precision by autocast; by default None: the model's
-        own precision.
-    compile : bool | None
-        Whether its networks are compiled by ``torch.compile``, by default None: they are not.
-    nonfinite : str | None
-        ``"allow"``, ``"warn"`` or ``"fail"``: the rule for NaN and infinite values in its result;
-        by default None: ``runtime.nonfinite``.
-    """
+    """The keys of a diagnostic that are not its model's; see ``cfg/placement/default.yaml``."""
 
     workers: Count | None = None
     after: Annotated[str, Field(description="name one diagnostic")] | None = None
@@ -51,7 +32,7 @@ class Placement:
 def split(settings: Mapping[str, Any], where: str) -> tuple[Placement, dict[str, Any]]:
     """Separate the section ``where`` of a config into a placement and its model's settings.
 
-    Raises `ConfigError` if a value of the placement is not possible.
+    Raises `ConfigError` if a value of the placement is wrong.
     """
     names = option_names(Placement)
     own = {key: value for key, value in settings.items() if key in names and value is not None}
@@ -60,10 +41,10 @@ def split(settings: Mapping[str, Any], where: str) -> tuple[Placement, dict[str,
 
 
 def chains(placements: Mapping[str, Placement]) -> list[list[str]]:
-    """Group the names of diagnostics into chains, each in the order in which it runs.
+    """Group the names of diagnostics into chains, each in the order of its calls.
 
-    Raises `ConfigError` if a link is missing, a chain is circular, or a later link asks for
-    workers.
+    Raises `ConfigError` if a link is missing, a chain is circular, or a link after the first asks
+    for workers.
     """
     groups: dict[str, list[str]] = {}
     for name, placement in placements.items():
@@ -82,8 +63,8 @@ def chains(placements: Mapping[str, Placement]) -> list[list[str]]:
             path.append(before)
         if placement.after is not None and placement.workers is not None:
             raise ConfigError(
-                f"diagnostic.{name}.workers={placement.workers}: it runs on the workers of "
-                f"{path[-1]}, behind which it comes; set diagnostic.{path[-1]}.workers"
+                f"diagnostic.{name}.workers={placement.workers}: it runs after "
+                f"{path[-1]}, on the same workers; set diagnostic.{path[-1]}.workers"
             )
         group = groups.setdefault(path[-1], [])
         group += [link for link in reversed(path) if link not in group]
@@ -93,11 +74,11 @@ def chains(placements: Mapping[str, Placement]) -> list[list[str]]:
 def assign(
     heads: Iterable[str], placements: Mapping[str, Placement], workers: Sequence[int]
 ) -> dict[str, list[int] | None]:
-    """Give workers of their own to the chains that ask for some, from the last rank on.
+    """Assign ranks to chains; a chain that asks for workers gets its own, from the last rank on.
 
-    ``heads`` are the first diagnostics of the chains, ``workers`` ascending ranks; rank 0 among
-    them means a run of one process. Returns for each head its ranks (None: every worker). Raises
-    `ConfigError` if there are too few.
+    ``heads`` are the first diagnostics of the chains, ``workers`` the ranks, ascending; rank 0 is
+    among them in a run of one process. Returns for each head its ranks (None: every worker).
+    Raises `ConfigError` if there are too few.
     """
     heads = list(heads)
     asked = {head: n for head in heads if (n := placements[head].workers) is not None}

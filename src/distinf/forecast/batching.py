@@ -1,4 +1,4 @@
-"""Initial times and members: what the prognostic steps together, and what is one task."""
+"""Initial times and members: how they share a batch, and how a batch is split into tasks."""
 
 from __future__ import annotations
 
@@ -20,26 +20,31 @@ class Block:
     members: np.ndarray | None
     nsteps: int
 
+    @property
+    def coords(self) -> dict[str, np.ndarray]:
+        """Coordinates of its times and members."""
+        ensemble = {} if self.members is None else {"ensemble": self.members}
+        return {"time": self.times, **ensemble}
 
-def blocks(times: np.ndarray, members: int | None, nsteps: int, batch: int) -> list[Block]:
-    """Divide times and members into blocks of at most ``batch`` states, in this order.
 
-    Members of one time come first into the same block; times share one only where all their
-    members fit. ``members`` is the size of the ensemble, None without one.
+def blocks(cases: Block, batch: int) -> list[Block]:
+    """Divide a block into blocks of at most ``batch`` states.
+
+    Several times share a block only if all their members fit into it.
     """
+    times, members, nsteps = cases.times, cases.members, cases.nsteps
     if members is None:
         return [Block(times[i : i + batch], None, nsteps) for i in range(0, len(times), batch)]
-    every = np.arange(members)
-    dates = max(1, batch // members)
+    dates = max(1, batch // len(members))
     return [
-        Block(times[i : i + dates], every[j : j + batch], nsteps)
+        Block(times[i : i + dates], members[j : j + batch], nsteps)
         for i in range(0, len(times), dates)
-        for j in range(0, members, batch)
+        for j in range(0, len(members), batch)
     ]
 
 
 def tasks(x: torch.Tensor, coords: Coords) -> Iterator[State]:
-    """Split a state of several times and members into those of one each, as views."""
+    """Split a state of several times and members into views of one time and member each."""
     axes = [key for key in ("ensemble", "time") if key in coords]
     for index in np.ndindex(*(len(coords[key]) for key in axes)):
         part, own = x, OrderedDict(coords)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,7 @@ Perturb = Callable[[torch.Tensor, Coords], State]
 def read(prognostic: Any, data: Any, times: np.ndarray, device: torch.device | str) -> State:
     """Read initial conditions [time, lead_time, variable, ...] on the prognostic's grid.
 
-    Raises
-    ------
-    ConfigError
-        If the data source cannot be reached, or has another grid.
+    Raises `ConfigError` if the data source cannot be reached, or has another grid.
     """
     from earth2studio.data import fetch_data
 
@@ -57,8 +54,8 @@ def read(prognostic: Any, data: Any, times: np.ndarray, device: torch.device | s
 def check_initial(prognostic: Any, data: Any) -> None:
     """Raise `ConfigError` if a prognostic cannot start from the grid of a data source.
 
-    Only a source that has ``grid``, a mapping with ``lat`` and ``lon``, is checked. The error
-    names both grids.
+    Only a source with ``grid``, a mapping with ``lat`` and ``lon``, is checked. The error names
+    both grids.
     """
     grid = getattr(data, "grid", None)
     if grid is None:
@@ -73,26 +70,13 @@ def check_initial(prognostic: Any, data: Any) -> None:
 def perturb(
     perturbation: Callable[..., Any], seed: int, prognostic: Any = None, data: Any = None
 ) -> Perturb:
-    """Return a function that perturbs the initial condition of one member.
+    """Return a function that perturbs a state [ensemble=1, time=1, ...] of one member.
 
-    Parameters
-    ----------
-    perturbation : Callable[..., Perturbation]
-        Class of one of Earth2Studio's perturbations, or a ``functools.partial`` of it. It is
-        constructed for each time and member, since some continue their own sequence of draws.
-        Arguments ``seed``, ``model`` and ``data`` that it takes and has not been given are given
-        here.
-    seed : int
-        The run's seed.
-    prognostic, data : PrognosticModel, DataSource, optional
-        For perturbations that are bred with a model; they read ``data`` on the grid of
-        ``prognostic``.
-
-    Returns
-    -------
-    Callable
-        Takes a state [ensemble=1, time=1, ...] and its coords and returns them perturbed; the same
-        for the same seed, time and member, whatever was perturbed before.
+    ``perturbation`` is a class of Earth2Studio's, or a ``functools.partial`` of it. It is
+    constructed for each time and member, because some continue a sequence of draws. So the result
+    depends only on the run's ``seed``, the time and the member. If it takes ``seed``, ``model`` or
+    ``data`` and has no value for it, it gets a seed, ``prognostic``, or ``data`` on the grid of
+    ``prognostic``.
     """
     given = getattr(perturbation, "keywords", {})
     taken = set(inspect.signature(perturbation).parameters) - {
@@ -116,7 +100,7 @@ def perturb(
 def members_of(
     x: torch.Tensor, coords: Coords, members: np.ndarray, perturbation: Perturb | None
 ) -> State:
-    """Repeat an initial condition for each member, perturbed one time and member at a time."""
+    """Repeat an initial condition for each member; perturb each time and member alone."""
     repeated = x.unsqueeze(0).repeat(len(members), *([1] * x.ndim))
     ensemble: Coords = OrderedDict(ensemble=members, **coords)
     if perturbation is not None:
@@ -126,7 +110,7 @@ def members_of(
 
 
 def _on_own_grid(prognostic: Any, data: Any) -> Any:
-    """Wrap a data source: it gives the same on the prognostic's grid, or raises `ConfigError`."""
+    """Wrap a data source so that it selects the prognostic's grid, or raises `ConfigError`."""
     wanted = prognostic.input_coords()
 
     def select(array: Any) -> Any:
@@ -140,7 +124,7 @@ def _on_own_grid(prognostic: Any, data: Any) -> Any:
 
 
 def _covering(data: Any, wanted: Coords) -> Any:
-    """Wrap a data source: its fields must surround the grid to which they are interpolated."""
+    """Wrap a data source so that it raises `ConfigError` if it does not cover the model's grid."""
 
     def check(array: Any) -> Any:
         lat, lon = ("lat", "lon") if "lat" in array.coords else ("_lat", "_lon")
@@ -152,25 +136,11 @@ def _covering(data: Any, wanted: Coords) -> Any:
 
 
 def _wrapped(data: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a source of the same kind whose fields are changed."""
-    # Earth2Studio tells the kinds apart by the signature of `__call__`; a function has none there.
-    forecast = "lead_time" in inspect.signature(data.__call__).parameters
-    return (_ChangedForecast if forecast else _Changed)(data, change)
+    """Return a data source of the same kind whose fields are changed."""
 
+    class Changed:
+        @wraps(type(data).__call__)  # Earth2Studio recognises the kind by the signature
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return change(data(*args, **kwargs))
 
-@dataclass(frozen=True)
-class _Changed:
-    data: Any
-    change: Callable[[Any], Any]
-
-    def __call__(self, time: Any, variable: Any) -> Any:
-        return self.change(self.data(time, variable))
-
-
-@dataclass(frozen=True)
-class _ChangedForecast:
-    data: Any
-    change: Callable[[Any], Any]
-
-    def __call__(self, time: Any, lead_time: Any, variable: Any) -> Any:
-        return self.change(self.data(time, lead_time, variable))
+    return Changed()

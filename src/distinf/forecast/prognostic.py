@@ -1,11 +1,9 @@
-"""The prognostic: from initial conditions to a sequence of states."""
+"""Steps the prognostic: from initial conditions to a sequence of states."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import queue
-import threading
 import time as clock
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,21 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from distinf.background import in_background
+from distinf.background import Ordered, in_background
 from distinf.coords import Coords, State, step_words
 from distinf.forecast.batching import Block, blocks, tasks
 from distinf.forecast.initial import Perturb, members_of, read
 from distinf.forecast.restart import RestartStates, Start
 from distinf.gpu import record_event
 from distinf.report import Event, Events
-from distinf.seeds import seed_all, set_generators, task_seed
+from distinf.seeds import seed_all, seed_of, set_generators
 from distinf.store import Marks
 
 log = logging.getLogger("distinf")
 
 
 def lead_times(prognostic: Any, nsteps: int) -> np.ndarray:
-    """Lead times of a forecast, the initial state's included: timedelta64[ns], [nsteps + 1]."""
+    """Lead times of a forecast, with that of the initial state: timedelta64[ns], [nsteps + 1]."""
     step = prognostic.output_coords(prognostic.input_coords())["lead_time"]
     return np.concatenate([step * i for i in range(nsteps + 1)]).astype("timedelta64[ns]")
 
@@ -46,7 +44,7 @@ def step_coords(
     time : np.datetime64
         Initial time.
     lead_time : np.timedelta64 | None, optional
-        By default None: that of the first step.
+        By default that of the first step.
     member : int | None, optional
         Member of an ensemble, by default None: no dimension ``ensemble``.
 
@@ -114,32 +112,14 @@ def states(
     batch: int = 1,
     **options: Any,
 ) -> Iterator[State]:
-    """Forecast many initial times and members; yield one case and lead time at a time.
+    """Forecast many initial times and members; yield the states of one task each.
 
-    Parameters
-    ----------
-    prognostic, data : PrognosticModel, DataSource | ForecastSource
-        As in :func:`rollout`.
-    cases : Block
-        All initial times, all members (numbered from 0; None without an ensemble) and the number
-        of steps.
-    marks : Marks | None, optional
-        What is complete in a store, by default None: nothing. Complete cases are left out, others
-        end with the last step that the store lacks.
-    every : int, optional
-        Steps between two stored lead times, by default 1.
-    batch : int, optional
-        States that the prognostic steps together, by default 1.
-    **options : Any
-        ``device``, ``events``, ``perturbation``, ``seed`` and ``restart`` of :func:`forecasts`.
-
-    Yields
-    ------
-    tuple[torch.Tensor, Coords]
-        States [(ensemble=1,) time=1, lead_time=1, variable, ...] and their coords.
+    ``cases`` holds all of them. Cases that are complete in a store, by its ``marks``, are left out;
+    others end with the last step that it lacks. ``every`` is the number of steps between two stored
+    lead times; the prognostic steps ``batch`` states together. ``options`` are those of
+    :func:`forecasts`. States are [(ensemble=1,) time=1, lead_time=1, variable, ...].
     """
-    members = None if cases.members is None else len(cases.members)
-    todo = blocks(cases.times, members, cases.nsteps, batch)
+    todo = blocks(cases, batch)
     if marks is not None:
         todo = [
             dataclasses.replace(block, nsteps=lacks[1] * every)
@@ -160,30 +140,12 @@ def forecasts(
     seed: int | None = None,
     restart: RestartStates | None = None,
 ) -> Iterator[State]:
-    """Forecast one block after the other.
+    """Forecast one block after the other; yield states [(ensemble,) time, lead_time=1, ...].
 
-    The initial condition of the next block is read while the present one is forecast.
-
-    Parameters
-    ----------
-    prognostic, data, device, events
-        As in :func:`rollout`.
-    todo : Sequence[Block]
-        The blocks.
-    perturbation : Callable | None, optional
-        Perturbs the initial condition of one member, by default None; see
-        `distinf.forecast.perturb`.
-    seed : int | None, optional
-        The run's seed: a prognostic that draws random numbers is seeded anew for each block. By
-        default None: it is not seeded.
-    restart : RestartStates | None, optional
-        Saves states; a block begins with its newest saved one. By default None: every block
-        begins with its initial condition.
-
-    Yields
-    ------
-    tuple[torch.Tensor, Coords]
-        States [(ensemble,) time, lead_time=1, variable, ...] and their coords.
+    The initial condition of the next block is read during the forecast of the current one.
+    ``perturbation`` perturbs the initial condition of one member, see `distinf.forecast.perturb`.
+    With the run's ``seed``, a prognostic that draws random numbers is seeded for each block.
+    ``restart`` saves states; a block begins with its newest saved one.
     """
 
     def start_of(block: Block) -> Start:
@@ -196,18 +158,18 @@ def forecasts(
             events.record(Event("read", label, 0, began, clock.time()))
         return Start(0, x, coords)
 
-    upcoming = in_background(partial(start_of, todo[0]), "distinf-read") if todo else None
-    for number, block in enumerate(todo):
+    starts = (in_background(partial(start_of, block), "distinf-read") for block in todo)
+    upcoming = next(starts, None)
+    steps = StepClock(events)
+    for block in todo:
         assert upcoming is not None
         start = upcoming.result()
-        upcoming = None
-        if number + 1 < len(todo):
-            upcoming = in_background(partial(start_of, todo[number + 1]), "distinf-read")
+        upcoming = next(starts, None)
         began = clock.time()
         x, coords = start.x.to(device), start.coords
         if start.step == 0 and block.members is not None:
             x, coords = members_of(x, coords, block.members, perturbation)
-        label = _label(block)
+        label = step_words(block.coords).strip()
         if start.step > 0:
             log.info("%s: continues from its saved step %d", label, start.step)
         if seed is not None:
@@ -215,29 +177,19 @@ def forecasts(
             if start.generators is not None:
                 set_generators(start.generators, device)
         states = prognostic.create_iterator(x, coords)
-        steps = StepClock(events)
-        try:
-            for step in range(start.step, block.nsteps + 1):
-                x, coords = next(states)
-                if restart is not None and step > start.step:
-                    restart.offer(block, step, x, coords)
-                steps.stepped(f"{label} step {step}", began, x)
-                yield x, coords
-                began = clock.time()
-        finally:
-            steps.close()
+        for step in range(start.step, block.nsteps + 1):
+            x, coords = next(states)
+            if restart is not None and step > start.step:
+                restart.offer(block, step, x, coords)
+            steps.stepped(f"{label} step {step}", began, x)
+            yield x, coords
+            began = clock.time()
         if restart is not None:
             restart.finish(block)
 
 
-def _label(block: Block) -> str:
-    ensemble = {} if block.members is None else {"ensemble": block.members}
-    return step_words({"time": block.times, **ensemble}).strip()
-
-
 def _seed(prognostic: Any, block: Block, seed: int) -> None:
-    member = None if block.members is None else int(block.members[0])
-    draws = task_seed(seed, "prognostic", block.times[0], None, member)
+    draws = seed_of(seed, "prognostic", block.coords)
     seed_all(draws)
     if callable(getattr(prognostic, "set_rng", None)):
         prognostic.set_rng(seed=draws)
@@ -246,17 +198,15 @@ def _seed(prognostic: Any, block: Block, seed: int) -> None:
 class StepClock:
     """Records each step when it has been computed, without waiting for a GPU.
 
-    On the CPU that is when the model returns it. A GPU only begins then: a thread waits for it, in
-    the order of the steps. ``marking`` returns an event behind what the calling thread has
-    enqueued, None for the CPU.
+    On the CPU that is when the model returns it; for a GPU another thread waits. ``marking``
+    returns an event after what the calling thread has enqueued, None for the CPU.
     """
 
     def __init__(
         self, events: Events | None, marking: Callable[[torch.Tensor], Any] = record_event
     ) -> None:
-        self._events = events
-        self._marking = marking
-        self._steps: queue.SimpleQueue[tuple[str, float, Any] | None] | None = None
+        self._events, self._marking = events, marking
+        self._before = 0.0
 
     def stepped(self, label: str, start: float, x: torch.Tensor) -> None:
         """Record a step that the model was asked for at ``start``; returns at once."""
@@ -265,28 +215,15 @@ class StepClock:
         computed = self._marking(x)
         if computed is None:
             self._events.record(Event("forecast", label, 0, start, clock.time()))
-            return
-        if self._steps is None:
-            self._steps = queue.SimpleQueue()
-            threading.Thread(target=self._run, name="distinf-steps", daemon=True).start()
-        self._steps.put((label, start, computed))
+        else:
+            _steps.submit(partial(self._record_computed, self._events, label, start, computed))
 
-    def close(self) -> None:
-        """End the thread behind the last step."""
-        if self._steps is not None:
-            self._steps.put(None)
+    def _record_computed(self, events: Events, label: str, start: float, computed: Any) -> None:
+        computed.synchronize()  # its error stays here: the user of the state gets it, too
+        now = clock.time()
+        # The model may be asked for a step while the GPU still computes the one before.
+        events.record(Event("forecast", label, 0, max(start, self._before), now))
+        self._before = now
 
-    def _run(self) -> None:
-        assert self._steps is not None
-        assert self._events is not None
-        before = 0.0
-        while (step := self._steps.get()) is not None:
-            label, start, computed = step
-            try:
-                computed.synchronize()
-            except RuntimeError:  # the GPU failed: whoever uses the state raises the error
-                return
-            now = clock.time()
-            # The model may be asked for a step while the GPU still computes the one before.
-            self._events.record(Event("forecast", label, 0, max(start, before), now))
-            before = now
+
+_steps = Ordered("distinf-steps")

@@ -25,17 +25,17 @@ log = logging.getLogger("distinf")
 
 _COORD = "coord "
 _DTYPE = "dtype of x"  # only of types that NumPy lacks
-_AHEAD = 2  # saved states of a block that the store has not reached
-# Fields of a checkpoint state of Earth2Studio that holds nothing but the visible state.
+_AHEAD = 2  # saved states of a block that may be ahead of the store
+# Fields of a checkpoint state of Earth2Studio that holds only the visible state.
 _VISIBLE = {"x", "coord_keys", "coord_values"}
 
 
 def is_restartable(prognostic: Any, stated: bool | None = None) -> bool:
-    """Whether a prognostic continues from any of its states as if it had not been interrupted.
+    """Whether a forecast that continues from one of its states equals an uninterrupted one.
 
-    ``stated`` is ``prognostic.restartable`` of the config. By default it is restartable if it binds
-    a checkpoint state (``earth2studio.utils.checkpoint``) that holds nothing but a visible state.
-    Raises `ConfigError` if True is stated of a model that cannot be.
+    ``stated`` is ``prognostic.restartable`` of the config. By default this holds if the model binds
+    a checkpoint state (``earth2studio.utils.checkpoint``) of only its visible state. Raises
+    `ConfigError` if True is stated for a model for which it cannot hold.
     """
     several = len(prognostic.input_coords().get("lead_time", [0])) != 1
     draws = callable(getattr(prognostic, "set_rng", None))
@@ -56,8 +56,7 @@ def is_restartable(prognostic: Any, stated: bool | None = None) -> bool:
 class Start:
     """Where a block begins: its initial condition (step 0), or a saved state.
 
-    ``generators`` are the states of random generators that were saved with it, see
-    `distinf.seeds.generators`.
+    ``generators`` are the saved states of the random generators, of `distinf.seeds.generators`.
     """
 
     step: int
@@ -67,10 +66,10 @@ class Start:
 
 
 class RestartStates:
-    """The saved states in a store: for each block the newest that it has reached, and a few more.
+    """Saved states in a store: of each block the newest that the store has reached, and newer ones.
 
-    ``every`` and ``stored_every`` are the steps between two of them, and between two stored lead
-    times.
+    ``every`` is the number of steps between two saved states, ``stored_every`` that between two
+    stored lead times.
     """
 
     def __init__(
@@ -82,23 +81,23 @@ class RestartStates:
         self._ended: list[Block] = []
 
     def newest(self, block: Block) -> Start | None:
-        """Newest saved state of a block that is not ahead of the store."""
+        """Return the newest saved state of a block that is not ahead of the store."""
         reached = self._reached(block)
         for step in sorted(self._steps(block), reverse=True):
             if step > reached:
                 continue
             try:
                 return self._read(_name(block, step), step)
-            except Exception as error:  # half written by a lost node
+            except Exception as error:  # a node was lost while it wrote
                 log.warning("the saved state %s is damaged: %s", _name(block, step), error)
         return None
 
     def offer(self, block: Block, step: int, x: torch.Tensor, coords: Coords) -> None:
-        """Save every so-many-th state; copies it, and writes in the background."""
+        """Save a state if it is time for one: copy it now, and write in the background."""
         if step == 0 or step % self._every or step >= block.nsteps:
             return
         if self._writing is not None and not self._writing.done():
-            return  # the disk is slower than the forecast: a later state is saved
+            return  # the disk is slower than the forecast: save a later state
         reached = self._reached(block)
         steps = self._steps(block)
         if len([old for old in steps if old > reached]) >= _AHEAD:
@@ -111,7 +110,7 @@ class RestartStates:
         )
 
     def finish(self, block: Block) -> None:
-        """Wait for the last write; remove the saved states of blocks that are complete."""
+        """Wait for the last write; remove the saved states of complete blocks."""
         if self._writing is not None:
             self._writing.result()
         self._ended.append(block)
@@ -138,7 +137,7 @@ class RestartStates:
             self._destination.put(f"{RESTART}/{_name(block, step)}", data.getvalue())
             for old in past:
                 self._destination.remove(f"{RESTART}/{_name(block, old)}")
-        except OSError as error:  # the run needs its results only; their writes raise
+        except OSError as error:  # the run does not need it; writes of results raise
             log.warning("step %d of the prognostic could not be saved: %s", step, error)
 
     def _read(self, name: str, step: int) -> Start:
@@ -158,7 +157,7 @@ def _name(block: Block, step: int) -> str:
 
 
 def _packed(x: torch.Tensor) -> dict[str, np.ndarray]:
-    """Copy a state; one of a type that NumPy lacks as its bytes."""
+    """Copy a state into arrays; of a type that NumPy lacks, its bytes."""
     own = x.detach().to("cpu", copy=True).resolve_conj().resolve_neg()
     try:
         return {"x": own.numpy()}

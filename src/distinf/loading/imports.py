@@ -30,16 +30,10 @@ _ORDER = (
 
 
 def import_first(target: str) -> None:
-    """Import what a class of Earth2Studio stands on.
-
-    Parameters
-    ----------
-    target : str
-        Its dotted name; of anything else nothing is imported.
-    """
+    """Import the packages that a class of Earth2Studio needs; nothing for any other target."""
     for number, module in enumerate(_ORDER):
         if target.startswith(module):
-            with delayed_compiler(), _stack_without_sources(), _no_garbage():
+            with delayed_compiler(), _stack_without_sources(), _no_garbage_collection():
                 for before in _ORDER[: number + 1]:
                     importlib.import_module(before)
 
@@ -68,8 +62,8 @@ def _stack_without_sources() -> Iterator[None]:
 
 
 @contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Look for no garbage for a while, and never again among what is there then."""
+def _no_garbage_collection() -> Iterator[None]:
+    """Collect no garbage during the block; afterwards skip the objects that exist then."""
     wanted = gc.isenabled()
     gc.disable()
     try:

@@ -1,6 +1,6 @@
-"""Models and data sources of Earth2Studio by name, with one clear error where one cannot be had.
+"""Models and data sources of Earth2Studio by name; one clear error if one cannot be loaded.
 
-``_target_: distinf.loading.load_model`` in a config loads a model with a package,
+In a config, ``_target_: distinf.loading.load_model`` loads a model with its package, and
 ``_target_: distinf.loading.load_data`` makes a data source.
 """
 
@@ -18,7 +18,7 @@ from hydra.utils import get_object, instantiate
 
 from distinf.errors import ConfigError
 from distinf.loading.imports import import_first
-from distinf.loading.preflight import find, one_word, unfetched, unreachable
+from distinf.loading.preflight import cache_name, find, unfetched, unreachable
 from distinf.options import check_keys
 
 # Key that names the class, and the method that takes the other settings.
@@ -26,27 +26,12 @@ _LOADERS = {"load_model": ("model", "load_model"), "load_data": ("kind", "__init
 
 
 def load_model(model: str, package: str | None = None, **settings: Any) -> Any:
-    """Load a model with its package.
+    """Load a model, onto the CPU.
 
-    Parameters
-    ----------
-    model : str
-        Its class, such as ``"earth2studio.models.px.FCN"``.
-    package : str | None, optional
-        A local folder or a URL, by default None: the model's own default package.
-    **settings : Any
-        Further arguments of its ``load_model``.
-
-    Returns
-    -------
-    PrognosticModel | DiagnosticModel
-        The model, on the CPU.
-
-    Raises
-    ------
-    ConfigError
-        If the class, its extra, its package or a setting is missing, or its package cannot be
-        reached.
+    ``model`` is its class, such as ``"earth2studio.models.px.FCN"``; ``package`` a local folder or
+    a URL, None for its default package; ``settings`` are further arguments of its ``load_model``.
+    Raises `ConfigError` if the class, its extra or its package is missing or cannot be fetched, or
+    if there is no such setting.
     """
     _check_loader({"model": model, "package": package, **settings}, "load_model", "")
     found = _import(model)
@@ -61,7 +46,7 @@ def load_model(model: str, package: str | None = None, **settings: Any) -> Any:
     except ConfigError:
         raise
     except FileNotFoundError as error:
-        raise ConfigError(f"package {root} is not one of {name}: {error}") from error
+        raise ConfigError(f"package {root} is not a package of {name}: {error}") from error
     except Exception as error:
         if (why := unreachable(error)) is None:
             raise
@@ -71,22 +56,9 @@ def load_model(model: str, package: str | None = None, **settings: Any) -> Any:
 def load_data(kind: str, **settings: Any) -> Any:
     """Make a data source.
 
-    Parameters
-    ----------
-    kind : str
-        Its class, such as ``"earth2studio.data.GFS"``.
-    **settings : Any
-        Arguments of its constructor.
-
-    Returns
-    -------
-    DataSource | ForecastSource
-        The data source.
-
-    Raises
-    ------
-    ConfigError
-        If the class, its extra or a setting is missing, or it cannot be reached.
+    ``kind`` is its class, such as ``"earth2studio.data.GFS"``; ``settings`` are the arguments of
+    its constructor. Raises `ConfigError` if the class or its extra is missing, it cannot be
+    reached, or there is no such setting.
     """
     _check_loader({"kind": kind, **settings}, "load_data", "")
     found = _import(kind)
@@ -134,14 +106,13 @@ def load_section(settings: Mapping[str, Any], where: str) -> Any:
 
 def weight_free(settings: Mapping[str, Any]) -> bool:
     """Whether the object of a section has no weights."""
-    target = settings["_target_"]
-    return target.startswith("distinf.") and getattr(get_object(target), "weight_free", False)
+    return str(settings["_target_"]).startswith("distinf.models.")  # none of these has weights
 
 
 def load_weightless(settings: Mapping[str, Any], where: str, imported: bool = True) -> Any:
-    """Make a model that knows its coordinates, without its weights; None if it needs them.
+    """Make a model that knows its coordinates without its weights; None if it cannot be made.
 
-    ``imported``: whether Earth2Studio's models may be imported for it.
+    ``imported`` says whether Earth2Studio's models may be imported for it.
     """
     target = settings["_target_"]
     try:
@@ -168,21 +139,9 @@ def load_weightless(settings: Mapping[str, Any], where: str, imported: bool = Tr
 
 
 def check_target(given: Mapping[str, Any], where: str) -> None:
-    """Refuse settings of a ``_target_`` that it does not take.
+    """Raise `ConfigError` if a section's ``_target_`` does not exist or does not take its settings.
 
-    Only targets of this package and of Earth2Studio are looked at, and nothing is imported.
-
-    Parameters
-    ----------
-    given : Mapping[str, Any]
-        Settings with ``_target_``.
-    where : str
-        The section, for errors.
-
-    Raises
-    ------
-    ConfigError
-        If ``_target_`` is missing, or it or a key does not exist.
+    Only targets of distinf and of Earth2Studio are checked. Nothing is imported.
     """
     target = given.get("_target_")
     if not isinstance(target, str):
@@ -201,7 +160,7 @@ def check_target(given: Mapping[str, Any], where: str) -> None:
 
 
 def _check_loader(given: Mapping[str, Any], loader: str, where: str) -> None:
-    """Refuse, for ``load_model`` or ``load_data``, a wrong class or a setting it does not take."""
+    """Check the class and the settings that ``load_model`` or ``load_data`` is given."""
     key, method = _LOADERS[loader]
     dotted = f"{where}.{key}" if where else key
     target = given.get(key)
@@ -231,7 +190,7 @@ def _import(target: str) -> Any:
 
 
 def _check_extra(found: Any) -> None:
-    """Ask Earth2Studio which extra a class lacks; using it would print a page on every rank."""
+    """Raise if Earth2Studio could not import an extra: its own error prints a page on each rank."""
     from earth2studio.utils.imports import OptionalDependencyFailure
 
     source = getattr(sys.modules.get(found.__module__), "__file__", None)
@@ -270,7 +229,7 @@ def _open_package(found: Any, package: str | None) -> Any:
             ) from None
     if "://" not in package:
         return NodePackage(Package(str(_local_folder(package))))
-    # Files keep their names in the cache, so each URL needs a folder of its own there.
-    folder = Path(Package.default_cache("packages")) / one_word(package)
+    # Files keep their names in the cache, so each URL needs its own folder there.
+    folder = Path(Package.default_cache("packages")) / cache_name(package)
     options = {"cache_storage": str(folder), "same_names": True}
     return NodePackage(Package(package, cache_options=options))

@@ -1,8 +1,8 @@
-"""A model's package, shared by the ranks of one node: each file is fetched and unpacked once.
+"""A model's package for all ranks of one node: each file is fetched and unpacked once.
 
-Some models unpack a zip file beside itself whenever they are loaded, which fails where ranks do
-it at the same time, or where the package cannot be written to. Here a zip file is unpacked once
-into Earth2Studio's cache, and the model is shown an empty zip file that lies there.
+Some models unpack a zip file into its own folder whenever they are loaded. That fails if several
+ranks do it at the same time, or if the folder is read-only. Here a zip file is unpacked once into
+Earth2Studio's cache, and the model gets the path of an empty zip file there.
 """
 
 from __future__ import annotations
@@ -24,20 +24,14 @@ from distinf.paths import private_folder
 
 
 class NodePackage(Package):  # type: ignore[misc]
-    """A package whose files several processes of a node may ask for at once.
-
-    Parameters
-    ----------
-    package : Package
-        Any package of Earth2Studio.
-    """
+    """Any package of Earth2Studio, safe for several processes of a node."""
 
     def __init__(self, package: Package) -> None:
-        # Its constructor would only choose the file system and the cache anew.
+        # The constructor of `Package` would choose the file system and the cache again.
         self.__dict__.update(package.__dict__)
 
     def open(self, file_path: str) -> BufferedReader:
-        """Open a file, fetching it if no rank of this node has."""
+        """Open a file; fetch it if no rank of this node has fetched it."""
         with _lock(f"{self.root} {self.cache}"):
             load_cache = getattr(self.fs, "load_cache", None)
             if load_cache is not None:  # another rank may have fetched files since
@@ -46,7 +40,7 @@ class NodePackage(Package):  # type: ignore[misc]
             return opened
 
     def resolve(self, file_path: str) -> str:
-        """Path of a file on this node; of a zip file, an empty one beside its contents."""
+        """Path of a file on this node; for a zip file, of an empty one beside its contents."""
         path: str = super().resolve(file_path)
         return _unpacked(Path(path)) if file_path.endswith(".zip") else path
 

@@ -1,8 +1,7 @@
-"""What a config names, checked before anything is imported or fetched.
+"""Checks of what a config names, before anything is imported or fetched.
 
-Importing Earth2Studio's prognostics takes ten seconds, reading one of its source files some
-milliseconds: so a misspelt model or setting is answered at once, and so is a package or data
-source that is out of reach.
+Importing Earth2Studio's prognostics takes ten seconds, parsing one of its source files some
+milliseconds. So the check for misspelt models and settings reads source files only.
 """
 
 from __future__ import annotations
@@ -11,18 +10,19 @@ import ast
 import difflib
 import importlib.util
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from distinf.errors import ConfigError
 
-# Where default packages come from.
+# Hosts of default packages, by the scheme of their URL.
 _HOSTS = {"hf": "huggingface.co", "ngc": "api.ngc.nvidia.com"}
-# Where data comes from, and its folder in Earth2Studio's cache.
+# Host of each data source, and its folder in Earth2Studio's cache.
 _DATA = {
     "earth2studio.data.GFS": ("noaa-gfs-bdp-pds.s3.amazonaws.com", "gfs"),
     "earth2studio.data.IFS": ("ecmwf-forecasts.s3.amazonaws.com", "ifs"),
@@ -56,41 +56,24 @@ class Declared:
         return None
 
     def parameters(self, method: str = "__init__") -> list[str] | None:
-        """Names that a call of it, or of a method, takes; None if any, or if that is unknown."""
+        """Parameters of the function, or of a method of the class; None if it takes any name."""
         is_function = isinstance(self.node, ast.FunctionDef)
         found = self.node if isinstance(self.node, ast.FunctionDef) else self.method(method)
-        if found is None and method == "__init__":
-            return self._fields()
         if found is None or found.args.kwarg is not None:
             return None
         names = [arg.arg for arg in (*found.args.posonlyargs, *found.args.args)]
         return names[0 if is_function else 1 :] + [arg.arg for arg in found.args.kwonlyargs]
 
-    def _fields(self) -> list[str] | None:
-        decorators = " ".join(ast.unparse(item) for item in self.node.decorator_list)
-        if "dataclass" not in decorators:
-            return None
-        items = [item.target for item in self.node.body if isinstance(item, ast.AnnAssign)]
-        return [item.id for item in items if isinstance(item, ast.Name)]
-
     def missing_extra(self) -> tuple[str, str] | None:
-        """Extra that its file needs and the first module of it that is not installed."""
+        """Extra of Earth2Studio that its file needs, and the first module that is not installed."""
         for node in _parse(self.path).body:
             if not isinstance(node, ast.Try):
                 continue
-            groups = [
-                call.args[0].value
-                for handler in node.handlers
-                for call in ast.walk(handler)
-                if isinstance(call, ast.Call)
-                and isinstance(call.func, ast.Name)
-                and call.func.id == "OptionalDependencyFailure"
-                and call.args
-                and isinstance(call.args[0], ast.Constant)
-            ]
+            handlers = "\n".join(map(ast.unparse, node.handlers))
+            extra = re.search(r"OptionalDependencyFailure\('(.+?)'", handlers)
             for module in _imported(node.body):
-                if groups and importlib.util.find_spec(module) is None:
-                    return str(groups[0]), module
+                if extra is not None and importlib.util.find_spec(module) is None:
+                    return extra[1], module
         return None
 
     def strings(self, method: str) -> list[str]:
@@ -103,27 +86,23 @@ class Declared:
 def find(target: str, where: str) -> Declared | None:
     """Find the definition of a class or function without importing it.
 
-    None if only importing shows how it is defined; a ConfigError that names ``where`` and what is
-    similar if it does not exist.
+    None if only an import can show it. Raises `ConfigError`, with ``where`` and a similar name, if
+    it does not exist.
     """
     module, _, name = target.rpartition(".")
     path = _source_of(module)
     if path is None:
         raise ConfigError(f"{where}={target} cannot be imported: there is no module {module}")
-    names = _names_in(path)
+    names = _definitions(path)
     if name not in names:
-        _no_such_name(name, names, module, where)
+        there = sorted(n for n in names if n[:1].isupper() == name[:1].isupper() and n[:1] != "_")
+        close = difflib.get_close_matches(name, there, n=1)
+        meant = f" Did you mean {module}.{close[0]}?" if close else ""
+        raise ConfigError(
+            f"{where}={target} cannot be imported: {module} has no {name}.{meant} "
+            f"It has {', '.join(there)}"
+        )
     return _find_in(path, module, name)
-
-
-def _no_such_name(name: str, names: set[str], module: str, where: str) -> NoReturn:
-    there = sorted(n for n in names if n[:1].isupper() == name[:1].isupper() and n[:1] != "_")
-    close = difflib.get_close_matches(name, there, n=1)
-    meant = f" Did you mean {module}.{close[0]}?" if close else ""
-    raise ConfigError(
-        f"{where}={module}.{name} cannot be imported: {module} has no {name}.{meant} "
-        f"It has {', '.join(there)}"
-    )
 
 
 def _source_of(module: str) -> Path | None:
@@ -132,7 +111,7 @@ def _source_of(module: str) -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     place = Path(spec.submodule_search_locations[0]).joinpath(*rest)
-    # A package whose names are imported on first use lists them in a stub.
+    # A package that imports its names on first use lists them in a stub.
     inside = (place / "__init__.pyi", place / "__init__.py", place.with_name(f"{place.name}.py"))
     return next((path for path in inside if path.is_file()), None)
 
@@ -153,47 +132,40 @@ def _parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _names_in(path: Path) -> set[str]:
-    names: set[str] = set()
+def _definitions(path: Path) -> dict[str, ast.stmt]:
+    """Top-level names of a source file, and the statement that defines or imports each."""
+    found: dict[str, ast.stmt] = {}
     for node in _parse(path).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            names.add(node.name)
+            found[node.name] = node
         elif isinstance(node, ast.ImportFrom | ast.Import):
-            names.update(alias.asname or alias.name for alias in node.names)
+            found.update((alias.asname or alias.name, node) for alias in node.names)
         elif isinstance(node, ast.Assign):
-            names.update(t.id for t in node.targets if isinstance(t, ast.Name))
-    return names
+            found.update((t.id, node) for t in node.targets if isinstance(t, ast.Name))
+    return found
 
 
 def _find_in(path: Path, module: str, name: str) -> Declared | None:
-    for node in _parse(path).body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
-            return Declared(node, path, module)
-        if isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    origin = _absolute(node, module, path.stem == "__init__")
-                    same = origin.split(".")[0] == module.split(".")[0]
-                    source = _source_of(origin) if same else None
-                    return _find_in(source, origin, alias.name) if source else None
-    return None
-
-
-def _absolute(node: ast.ImportFrom, module: str, is_package: bool) -> str:
-    if node.level == 0:
-        return node.module or ""
-    parts = module.split(".")
-    parts = parts[: len(parts) - node.level + is_package]
-    return ".".join([*parts, *([node.module] if node.module else [])])
+    """Find a definition in a source file, or where the file imports it from in its library."""
+    node = _definitions(path).get(name)
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        return Declared(node, path, module)
+    if not isinstance(node, ast.ImportFrom):
+        return None
+    package = module if path.stem == "__init__" else module.rpartition(".")[0]
+    origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+    source = _source_of(origin) if origin.split(".")[0] == module.split(".")[0] else None
+    original = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
+    return _find_in(source, origin, original) if source is not None else None
 
 
 def check_reachable(given: Mapping[str, Any], where: str) -> None:
-    """Refuse a default package or data that is not cached and whose host has no address here.
+    """Raise `ConfigError` if a default package or data is not cached and its host has no address.
 
-    ``where`` names the section. Any other failure shows when it is fetched.
+    ``where`` is the section. Other failures show when it is fetched.
     """
     if any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy")):
-        return  # names are resolved there
+        return  # the proxy resolves names
     target, kind = given.get("_target_"), given.get("kind")
     if target == "distinf.loading.load_model" and given.get("package") is None:
         url, folders = _default_package(given, where)
@@ -218,12 +190,13 @@ def cached_folders(config: Mapping[str, Any]) -> Iterator[tuple[str, list[Path]]
         if given.get("_target_") != "distinf.loading.load_model":
             continue
         if package is None:
-            yield f"{where}.package", _cache("MODEL", _default_package(given, where)[1])
+            yield f"{where}.package", _cached("MODEL", _default_package(given, where)[1])
         elif "://" in package:
-            yield f"{where}.package", _cache("MODEL", [os.path.join("packages", one_word(package))])
+            folder = os.path.join("packages", cache_name(package))
+            yield f"{where}.package", _cached("MODEL", [folder])
 
 
-def one_word(package: str) -> str:
+def cache_name(package: str) -> str:
     """Name of the folder in which a package with this URL is cached."""
     return "".join(c if c.isalnum() or c in "._-@" else "_" for c in package)
 
@@ -236,17 +209,20 @@ def _default_package(given: Mapping[str, Any], where: str) -> tuple[str, list[st
     return url, [text for text in texts if text and "://" not in text and "/" not in text]
 
 
-def _cache(kind: str, folders: list[str]) -> list[Path]:
+def cache_home(kind: str) -> str:
+    """Earth2Studio's cache of a kind, ``"MODEL"`` or ``"DATA"``."""
     home = os.path.join(os.path.expanduser("~"), ".cache", "earth2studio")
     home = os.environ.get("EARTH2STUDIO_CACHE", home)
-    home = os.environ.get(f"EARTH2STUDIO_{kind}_CACHE", home)
-    return [Path(home, folder) for folder in folders]
+    return os.environ.get(f"EARTH2STUDIO_{kind}_CACHE", home)
+
+
+def _cached(kind: str, folders: list[str]) -> list[Path]:
+    return [Path(cache_home(kind), folder) for folder in folders]
 
 
 def _out_of_reach(host: str, folders: list[str], cache: str) -> str | None:
-    """Why a host cannot be reached; None if it can, or one of the cache's folders holds files."""
-    paths = _cache(cache, folders)
-    if any(path.is_dir() and any(path.iterdir()) for path in paths):
+    """Why a host has no address; None if it has one, or one of the cache's folders holds files."""
+    if any(path.is_dir() and any(path.iterdir()) for path in _cached(cache, folders)):
         return None
     try:
         socket.getaddrinfo(host, 443)
@@ -256,7 +232,7 @@ def _out_of_reach(host: str, folders: list[str], cache: str) -> str | None:
 
 
 def unfetched(package: str, name: str, why: str) -> str:
-    """Say that a package is out of reach, and what to do."""
+    """Message for a package that cannot be fetched."""
     return (
         f"package {package} of {name} could not be fetched ({why}). Run once where there is a "
         "network, so that it is cached, or name a local copy: package=/path/to/folder"
@@ -264,7 +240,7 @@ def unfetched(package: str, name: str, why: str) -> str:
 
 
 def unread(name: str, why: str) -> str:
-    """Say that a data source is out of reach, and what to do."""
+    """Message for a data source that cannot be reached."""
     return (
         f"data: {name} cannot be reached ({why}). Run once where there is a network, so that it "
         "is cached, or name a local file: data=file data.path=/path"
@@ -272,18 +248,14 @@ def unread(name: str, why: str) -> str:
 
 
 def unreachable(error: BaseException) -> str | None:
-    """Say in a line why the network failed; None if an error and its causes are no such failure."""
-    for cause in _chain(error):
+    """Describe the failure of the network behind an error in one line; None if there is none."""
+    seen: set[int] = set()  # a chain of causes may be circular
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
         library = type(cause).__module__.split(".")[0]
         if isinstance(cause, ConnectionError | TimeoutError) or library.startswith(_NETWORK):
             text = str(cause).split("\n")[0].strip() or type(cause).__name__
             return text if len(text) <= 300 else text[:300] + "..."
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
     return None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""What a run reads: files, packages and caches that its config names, and their fingerprints."""
+"""What a run reads: the files, packages and caches that its config names, and their records."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from distinf.loading.preflight import cached_folders
+from distinf.loading.preflight import cache_home, cached_folders
 from distinf.paths import check_overlap, lies_in
 
-# Keys whose values are names, whatever folder has the same one.
+# Keys whose values are names, even if a folder has the same name.
 _NAMES = ("after", "kind", "model", "precision", "rename", "variable", "variables")
 _SECTIONS = ("prognostic", "diagnostic", "data", "perturbation")
-_KNOWN = ("distinf", "earth2studio")  # their versions are recorded anyway
-# Models of distinf that compute by another scheme than in its first stores. A new one is a new
-# name: a store of one scheme is not continued by another.
+_KNOWN = ("distinf", "earth2studio")  # their versions are always recorded
+# Models of distinf whose numerical scheme changed, and its present name. A store of one scheme is
+# not continued with another.
 _SCHEMES = {"distinf.models.ShallowWater": "ETDRK4-B"}
 _WHOLE = 2**20  # a file up to this size is read whole
-_PIECE, _PIECES = 2**16, 16  # of a larger one these pieces are read
-_MANY = 200  # a folder of more files, such as a Zarr store, is recorded as one
-# Folders under other keys may be for a model's own scratch files.
+_PIECE, _PIECES = 2**16, 16  # of a larger one, this many pieces of this size are read
+_MANY = 200  # a folder with more files, such as a Zarr store, is one record
+# Keys of inputs; folders under other keys may hold a model's temporary files.
 _INPUT = r"\.(package|paths?(\[\d+\])?)$"
 
 
@@ -49,71 +49,49 @@ def inputs(section: Any, where: str) -> dict[str, str]:
 
 def caches() -> dict[str, str]:
     """Return the folders in which Earth2Studio and Hugging Face keep what they fetch."""
-    home = os.path.join(os.path.expanduser("~"), ".cache")
-    own = os.environ.get("EARTH2STUDIO_CACHE", os.path.join(home, "earth2studio"))
-    hugging = os.path.join(os.environ.get("XDG_CACHE_HOME", home), "huggingface")
-    hugging = os.environ.get("HF_HOME", hugging)
-    told = {
-        "Earth2Studio's cache of models": os.environ.get("EARTH2STUDIO_MODEL_CACHE", own),
-        "Earth2Studio's cache of data": os.environ.get("EARTH2STUDIO_DATA_CACHE", own),
+    home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
+    hugging = os.environ.get("HF_HOME", os.path.join(home, "huggingface"))
+    named = {
+        "Earth2Studio's cache of models": cache_home("MODEL"),
+        "Earth2Studio's cache of data": cache_home("DATA"),
         "Hugging Face's cache": os.environ.get("HF_HUB_CACHE", os.path.join(hugging, "hub")),
     }
     return {
-        name: os.path.expanduser(os.path.expandvars(path)) for name, path in told.items() if path
+        name: os.path.expanduser(os.path.expandvars(path)) for name, path in named.items() if path
     }
 
 
 def check_outputs(
     outputs: Mapping[str, str], config: Mapping[str, Any], folders: Mapping[str, str]
 ) -> None:
-    """Refuse outputs that would destroy what the run reads, or where it runs.
+    """Raise `ConfigError` if an output overlaps what the run reads, or contains a folder of it.
 
-    Parameters
-    ----------
-    outputs : Mapping[str, str]
-        Paths and URLs that are written, by the key of the config.
-    config : Mapping[str, Any]
-        The resolved config, which names what is read.
-    folders : Mapping[str, str]
-        Folders that hold the run; an output may lie in them, and may not contain them.
-
-    Raises
-    ------
-    ConfigError
-        Names both.
+    ``outputs`` are paths and URLs by their key, ``config`` names what is read, and ``folders`` hold
+    the run: an output may lie in them, but not contain them.
     """
     read: dict[str, str] = {}
     around = {"the working folder": os.getcwd(), **folders}
     named = caches()
     for section in _SECTIONS:
         named.update(inputs(config[section], section))
-    for name, place in named.items():
-        # A folder around the working folder holds more than an input or a cache.
-        (around if lies_in(os.getcwd(), place) else read)[name] = place
+    for name, path in named.items():
+        # A folder that contains the working folder is more than an input or a cache.
+        (around if lies_in(os.getcwd(), path) else read)[name] = path
     check_overlap(outputs, read, around)
 
 
 def read_files(config: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Record the input files and model packages that a config names.
+    """Record the input files and cached model packages that a config names, by their keys.
 
-    Parameters
-    ----------
-    config : Mapping[str, Any]
-        The resolved config.
-
-    Returns
-    -------
-    dict
-        For each key of the config that names files which are here, or a package that lies in
-        Earth2Studio's cache, its files: ``size`` in bytes, ``mtime`` in ns, ``sample``: a digest
-        of a small file, or of pieces of a large one. A folder of more than 200 files, or under
-        another key than ``path``, ``paths`` or ``package``, is one entry with ``many``: a digest
-        of their names and sizes.
+    A record of a file has ``size`` (bytes), ``mtime`` (ns) and ``sample``, a digest of its bytes,
+    or of pieces if it is large. A folder with more than 200 files, or under another key than
+    ``path``, ``paths`` or ``package``, is one record with ``many``, the number of files,
+    ``sample``, a digest of their names and sizes, and ``newest`` (ns).
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for section in _SECTIONS:
         for key, text in inputs(config.get(section), section).items():
-            # A folder around the working folder holds more than an input.
+            # A folder that contains the working folder is more than an input.
             if "://" not in text and not lies_in(os.getcwd(), text):
                 found[key] = _record(Path(text), re.search(_INPUT, key) is not None)
     for key, folders in cached_folders(config):
@@ -125,10 +103,9 @@ def read_files(config: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]
 
 
 def read_code(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return what computes in a run, but for the packages whose versions are recorded anyway.
+    """Return the version, or a digest of the files, of each other package that a config names.
 
-    The version, or a digest of the files, of each other package that a config names, and the
-    scheme of a model of distinf where earlier stores were made by another one.
+    Also the scheme of a model of distinf, where earlier stores were made with another one.
     """
     found: dict[str, str] = {}
     for section in _SECTIONS:
@@ -157,7 +134,7 @@ def _targets(section: Any) -> Iterator[str]:
 
 
 def _code(top: str, origin: Path) -> str:
-    """Version of a module that is installed, else a digest of its files."""
+    """Version of an installed package, else a digest of its source files."""
     if "site-packages" in origin.parts:
         with suppress(PackageNotFoundError):
             return version(top)
@@ -168,8 +145,8 @@ def _code(top: str, origin: Path) -> str:
     return digest.hexdigest()[:8]
 
 
-def _record(path: Path, decides: bool) -> dict[str, dict[str, Any]]:
-    """Record a file, or a folder: each file, if it decides the values, else all as one."""
+def _record(path: Path, is_input: bool) -> dict[str, dict[str, Any]]:
+    """Record a file, or a folder: each file of an input that is not too large, else all as one."""
     if path.is_file():
         return {path.name: _fingerprint(path)}
     names = sorted(
@@ -177,7 +154,7 @@ def _record(path: Path, decides: bool) -> dict[str, dict[str, Any]]:
         for own in path.rglob("*")
         if own.is_file() and own.name != "cache"  # fsspec's list of what it has cached
     )
-    if decides and len(names) <= _MANY:
+    if is_input and len(names) <= _MANY:
         return {name: _fingerprint(path / name) for name in names}
     digest, newest = hashlib.sha256(), 0
     for name in names:

@@ -1,4 +1,4 @@
-"""Models and data sources that need no weights."""
+"""Models and data sources without weights; the check of a config constructs them."""
 
 import lazy_loader
 

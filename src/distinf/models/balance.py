@@ -1,4 +1,4 @@
-"""Nonlinear balance: the geopotential that a rotational wind needs to start without a shock."""
+"""Nonlinear balance: the geopotential with which a rotational wind starts without a shock."""
 
 from __future__ import annotations
 
@@ -9,43 +9,22 @@ from distinf.models.sphere import EARTH_OMEGA, EARTH_RADIUS, GRAVITY, Array
 
 
 @torch.no_grad()
-def balanced_geopotential(
-    u: Array, v: Array, mean: float = 10e3 * GRAVITY, lmax: int | None = None
-) -> Array:
-    r"""Geopotential for which the divergence of the flow is zero and stays so at first.
+def balanced_geopotential(u: Array, v: Array, mean: float) -> Array:
+    r"""Geopotential (m2 s-2) for which the divergence of the flow and its tendency are zero.
 
-    With no divergence and no tendency of it, the divergence equation of the shallow-water system
-    reads :math:`\nabla^2(\Phi + |\mathbf{v}|^2/2) = \mathbf{k}\cdot\nabla\times((\zeta + f)
-    \mathbf{v})` for the rotational wind :math:`\mathbf{v}` (nonlinear balance equation, Charney
-    1955, Tellus 7, 22-26). It is solved for :math:`\Phi` in spherical harmonics.
+    Then the divergence equation of the shallow-water system reads :math:`\nabla^2(\Phi +
+    |\mathbf{v}|^2/2) = \mathbf{k}\cdot\nabla\times((\zeta + f) \mathbf{v})` for the rotational
+    wind :math:`\mathbf{v}` (nonlinear balance equation, Charney 1955, Tellus 7, 22-26). It is
+    solved for :math:`\Phi` in spherical harmonics, as many as keep products free of aliasing.
 
-    Parameters
-    ----------
-    u, v : numpy.ndarray
-        Wind in m s-1 on rows from 90 to -90 degrees with both poles and columns eastward from 0,
-        of shape (nlat, nlon). Only its rotational part counts.
-    mean : float, optional
-        Global mean of the geopotential in m2 s-2.
-    lmax : int, optional
-        Number of spherical harmonic degrees; by default (nlat + 2) // 3, for which the products
-        are free of aliasing.
-
-    Returns
-    -------
-    numpy.ndarray
-        Geopotential in m2 s-2, float64, of shape (nlat, nlon).
-
-    Raises
-    ------
-    ValueError
-        If `u` and `v` are not two fields of one shape.
+    ``u`` and ``v`` are in m s-1, of shape (nlat, nlon), on rows from 90 to -90 degrees with both
+    poles and columns eastward from 0; only their rotational part counts. ``mean`` is the global
+    mean of the geopotential.
     """
     from torch_harmonics.examples import ShallowWaterSolver
 
-    if u.ndim != 2 or u.shape != v.shape:
-        raise ValueError(f"u and v must have one shape (nlat, nlon), not {u.shape} and {v.shape}")
     nlat, nlon = u.shape
-    degrees = (min(nlat, nlon) + 2) // 3 if lmax is None else lmax
+    degrees = (min(nlat, nlon) + 2) // 3
     solver = ShallowWaterSolver(
         nlat,
         nlon,

@@ -72,8 +72,6 @@ class ErrorGrowth(torch.nn.Module):
         If one of them is out of range.
     """
 
-    weight_free = True
-
     def __init__(
         self,
         level: int = 850,
@@ -197,7 +195,7 @@ class ErrorGrowth(torch.nn.Module):
         return self._lmax or min(_LARGEST_LMAX, largest_lmax(nlat, nlon))
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move it as every module, and import early what delays the first call."""
+        """Move the module, and import what would delay the first call."""
         import_early("torch_harmonics")
         return super().to(*args, **kwargs)
 

@@ -1,7 +1,7 @@
-"""Fields on a global grid: from a file, random, or unchanged in time.
+"""Fields on a global grid: from a file, random, or constant in time.
 
-Earth2Studio's sources and prognostics take objects (coordinates, open files); these take plain
-numbers and names, so that a config can hold them.
+Earth2Studio's own sources and prognostics of this kind take objects, such as coordinates and open
+files. These take numbers and names, which a config can hold.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def global_grid(nlat: int, nlon: int, both_poles: bool | None = None) -> Coords:
 class FileSource:
     """Fields of any file or Zarr store that xarray opens, with Earth2Studio's variable names.
 
-    Either each variable is an array of its own, or one array has a dimension ``variable``.
-    Dimensions are ``time``, ``lat``, ``lon`` and, in a forecast, ``lead_time``. In a file without
-    ``lead_time``, the valid time is selected.
+    Each variable is one array, or one array has a dimension ``variable``. Dimensions are ``time``,
+    ``lat``, ``lon`` and, in a forecast, ``lead_time``. Without ``lead_time``, the valid time is
+    selected.
 
     Parameters
     ----------
@@ -50,8 +50,6 @@ class FileSource:
     ConfigError
         If it does not exist, cannot be read or has no such fields.
     """
-
-    weight_free = True
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -91,13 +89,13 @@ class FileSource:
         return list(self._fields)
 
     def check_time(self, time: np.datetime64) -> None:
-        """Raise `ConfigError` if an initial time is not in the file; it lists those that are."""
+        """Raise `ConfigError` if an initial time is not in the file; it lists the file's times."""
         self._check("times", [time], self.coords["time"].values)
 
     def __call__(self, time: Any, lead_time: Any, variable: Any) -> xr.DataArray:
         """Read fields [time, lead_time, variable, lat, lon] for initial times and lead times.
 
-        Raises `ConfigError` if some are not in the file; it lists what is.
+        Raises `ConfigError` if some are not in the file; it lists those that are.
         """
         times = np.atleast_1d(np.asarray(time, dtype="datetime64[ns]"))
         leads = np.atleast_1d(np.asarray(lead_time, dtype="timedelta64[ns]"))
@@ -133,8 +131,6 @@ def _join(arrays: list[xr.DataArray], dim: str = "variable") -> xr.DataArray:
 class RandomFields:
     """Independent normal noise on a `global_grid`, the same for a seed, time and variable."""
 
-    weight_free = True
-
     def __init__(self, nlat: int = 721, nlon: int = 1440, seed: int = 0) -> None:
         self.grid = global_grid(nlat, nlon)
         self._seed = seed
@@ -168,19 +164,9 @@ def persistence(variable: list[str], nlat: int = 721, nlon: int = 1440, step: in
 def replay(path: str, variable: list[str] | None = None, step: int | None = None) -> Any:
     """Return Earth2Studio's DataReplay, which reads states from a store instead of computing them.
 
-    Parameters
-    ----------
-    path : str
-        As `FileSource`; the initial state should come from there, too (``data=replayed``).
-    variable : list[str] | None, optional
-        Its variables, by default None: all of the store's.
-    step : int | None, optional
-        Hours, by default None: the store's.
-
-    Raises
-    ------
-    ConfigError
-        If the store holds a single state and no step is named.
+    ``path`` is as for `FileSource`; the initial state should come from there, too
+    (``data=replayed``). ``variable`` is by default all of the store's, ``step``, in hours, the
+    store's. Raises `ConfigError` if the store has only one state and ``step`` is not given.
     """
     import_first("earth2studio.models.px")
     from earth2studio.models.px import DataReplay
@@ -196,7 +182,3 @@ def replay(path: str, variable: list[str] | None = None, step: int | None = None
         source.grid,
         np.timedelta64(step, "h") if step is not None else when[1] - when[0],
     )
-
-
-persistence.weight_free = True  # type: ignore[attr-defined]
-replay.weight_free = True  # type: ignore[attr-defined]

@@ -26,7 +26,7 @@ _NAMES = {
 }
 _TIMES = ("time", "valid_time")
 _LEVELS = ("level", "lev", "plev", "pressure_level", "isobaricInhPa", "isobaricInPa", "pressure")
-_FACTORS = {  # of units, to hPa
+_FACTORS = {  # from units to hPa
     **dict.fromkeys(("hpa", "hectopascal", "hectopascals"), 1.0),
     **dict.fromkeys(("mb", "mbar", "millibar", "millibars"), 1.0),
     **dict.fromkeys(("pa", "pascal", "pascals"), 0.01),
@@ -37,44 +37,42 @@ _METRES_PER_SECOND = ("m s-1", "m/s", "m s**-1", "m s^-1", "meters/second", "m.s
 
 
 class NetCDFWinds(GridSource):
-    """Winds of files that xarray opens, with a geopotential balanced against them.
+    """Winds of files that xarray opens, with a geopotential in balance with them.
 
-    Variables are found by their CF standard names (else by common names), dimensions by CF
-    attributes. The wind is regridded by vector spherical harmonics: that is exact for the scales
-    that both grids resolve, periodic in longitude, and right at the poles, where interpolating
-    components is not. Its divergent part is left out, and the geopotential solves the nonlinear
-    balance equation (see `distinf.models.balance.balanced_geopotential`), so that the forecast
-    begins without a shock of gravity waves.
+    Variables and dimensions are found by CF attributes, else by common names. The wind is regridded
+    by vector spherical harmonics, which is exact for the scales that both grids resolve, also at
+    the poles, where interpolation of components is not. Its divergent part is left out, and the
+    geopotential solves the nonlinear balance equation (see
+    `distinf.models.balance.balanced_geopotential`), so that the forecast starts without large
+    gravity waves.
 
     Parameters
     ----------
     paths : str or list of str
         Files that hold u and v on one regular global latitude-longitude grid.
     level : float, optional
-        Which level, in the file's units; the file must have it, as a dimension or as a scalar
-        coordinate. By default the only one.
+        A level of the files, in their units. By default the only one.
     month : int, optional
-        Which calendar month (1 to 12), averaged over all of the file's times in it, whatever time
-        is asked for. Without it the files must have the time that is asked for; files without
-        times serve every request.
+        A calendar month (1 to 12), for every requested time: the mean of the files' times in it. By
+        default the files must have the requested time; files without times serve every request.
     nlat, nlon : int, optional
         Rows from 90 to -90 degrees with both poles, and columns eastward from 0, of the result.
     name_level : int, optional
-        Pressure level in hPa that the result's variables are labelled with, as in `ShallowWater`.
+        Pressure level in hPa in the names of the variables, as in `ShallowWater`.
     mean_depth : float, optional
         Mean depth of the layer in m.
     divergent : bool, optional
         Whether to keep the wind's divergent part; the geopotential is not balanced against it.
     time_tolerance : str, optional
-        How far the nearest of the files' times may lie from the one that is asked for, such as
-        ``"3h"``, by default None: they must be the same.
+        Largest distance of the requested time from the nearest one of the files, such as ``"3h"``.
+        By default they must be the same.
 
     Raises
     ------
     ConfigError
-        If a file cannot be opened, holds no u or v in m s-1 on a regular global grid, holds
-        several levels of which none was chosen, not the level that was, or one in hPa that is not
-        ``name_level``; names the file and what would be right.
+        If a file cannot be opened, has no u or v in m s-1 on a regular global grid, does not have
+        the level, has several and none is chosen, or its level in hPa is not ``name_level``; names
+        the file and what would be right.
     """
 
     def __init__(
@@ -89,8 +87,9 @@ class NetCDFWinds(GridSource):
         divergent: bool = False,
         time_tolerance: str | None = None,
     ) -> None:
-        self._paths = [str(path) for path in ([paths] if isinstance(paths, str) else paths)]
-        if not self._paths:
+        paths = [str(path) for path in ([paths] if isinstance(paths, str) else paths)]
+        self._names = ", ".join(paths)
+        if not paths:
             raise ConfigError("data.paths is empty: name one file or several")
         if month is not None and month not in range(1, 13):
             raise ConfigError(f"data.month={month}: must be 1 to 12")
@@ -104,32 +103,33 @@ class NetCDFWinds(GridSource):
         self._warning: str | None = None
         self._mean = mean_depth * GRAVITY
         super().__init__(nlat, nlon, name_level)
-        files = [(path, _open(path)) for path in self._paths]
+        files = [(path, _open(path)) for path in paths]
         self._u, level_of_u = self._prepare(*_find(files, "eastward_wind"))
         self._v, level_of_v = self._prepare(*_find(files, "northward_wind"))
         self._check_level(level_of_u, level_of_v)
         for dim in ("lat", "lon"):
             if not np.array_equal(self._u[dim].values, self._v[dim].values):
-                raise ConfigError(f"{', '.join(self._paths)}: u and v are on different grids")
+                raise ConfigError(f"{self._names}: u and v are on different grids")
         try:
             self._grid = SphereGrid.from_coords(self._u.lat.values, self._u.lon.values)
         except ValueError as error:
-            raise ConfigError(f"{', '.join(self._paths)}: {error}") from None
+            raise ConfigError(f"{self._names}: {error}") from None
 
     def check_time(self, time: np.datetime64) -> None:
         """Raise `ConfigError` if the files do not have a time; reads no data."""
         self._both(time)
 
     def _prepare(self, path: str, wind: xr.DataArray) -> tuple[xr.DataArray, list[float]]:
-        """Name the dims lat, lon and time; choose the level, and return it in hPa.
+        """Rename the dimensions to lat, lon and time, and choose the level; return it in hPa, too.
 
-        Without units there are two values; none if it is no pressure.
+        A level without units has two possible values; one that is no pressure has none.
         """
         units = wind.attrs.get("units", "")
         if units.strip() not in _METRES_PER_SECOND:
             raise ConfigError(f"{path}: {wind.name} has units {units!r}; m s-1 is needed")
-        if (one := _scalar(wind, "time", _TIMES)) is not None and _has_times(wind[one]):
-            wind = wind.expand_dims(one)
+        time = _coordinate(wind, "time", _TIMES)
+        if time is not None and time not in wind.dims and _has_times(wind[time]):
+            wind = wind.expand_dims(time)
         names = {}
         for ours, cf, common in (
             ("lat", "latitude", ("lat", "latitude", "y")),
@@ -137,46 +137,42 @@ class NetCDFWinds(GridSource):
             ("time", "time", _TIMES),
         ):
             found = _coordinate(wind, cf, common)
-            if found is not None:
+            if found is not None and found in wind.dims:
                 names[found] = ours
             elif ours != "time":
                 raise ConfigError(
                     f"{path}: {wind.name} has no one-dimensional {cf}; its dimensions are "
                     f"{', '.join(map(str, wind.dims))}"
                 )
-        hidden = [ours for name, ours in names.items() if name != ours and ours in wind.coords]
-        wind = wind.drop_vars(hidden).rename(
-            {name: ours for name, ours in names.items() if name != ours}
-        )
+        new = {name: ours for name, ours in names.items() if name != ours}
+        wind = wind.drop_vars([ours for ours in new.values() if ours in wind.coords]).rename(new)
         if "time" in wind.dims and not _has_times(wind["time"]):
             raise ConfigError(
                 f"{path}: the times of {wind.name} have no units, such as hours since 1970-01-01"
             )
-        others = [str(d) for d in wind.dims if d not in ("lat", "lon", "time")]
-        dim, one = _coordinate(wind, "vertical", _LEVELS), _scalar(wind, "vertical", _LEVELS)
-        is_level = dim is not None or one is not None
-        if (
-            not is_level
-            and len(others) == 1
-            and (wind.sizes[others[0]] > 1 or self._level is not None)
-        ):
-            dim = others[0]
+        level = _coordinate(wind, "vertical", _LEVELS)
+        is_level = level is not None
+        if level is not None and level not in wind.dims:
+            wind = wind.expand_dims(level)
+        others = [str(d) for d in wind.dims if d not in ("lat", "lon", "time", level)]
+        unnamed = level is None and len(others) == 1
+        if unnamed and (wind.sizes[others[0]] > 1 or self._level is not None):
+            level = others.pop()
         for other in others:
-            if other != dim and wind.sizes[other] > 1:
+            if wind.sizes[other] > 1:
                 raise ConfigError(f"{path}: {wind.name} has several {other}: leave one in the file")
-        wind = wind.squeeze([other for other in others if other != dim])
-        if dim is not None:
-            wind = self._choose(path, wind, dim)
-            one = dim if dim in wind.coords else None
+        wind = wind.squeeze(others)
+        pressures: list[float] = []
+        if level is not None:
+            wind = self._choose(path, wind, level)
+            if level in wind.coords:
+                pressures = _hectopascals(wind[level], is_level)
+                wind = wind.drop_vars(level)
         elif self._level is not None:
-            has = [] if one is None else [float(wind[one])]
-            if not np.any(np.isclose(has, self._level)):
-                there = "has no level" if one is None else f"is at {one} {has[0]:g} alone"
-                raise ConfigError(
-                    f"{path}: data.level={self._level:g}: {wind.name} {there}; set data.level=null"
-                )
-        pressures = [] if one is None else _hectopascals(wind[one], is_level)
-        return wind.drop_vars(one or []).transpose(..., "lat", "lon"), pressures
+            raise ConfigError(
+                f"{path}: data.level={self._level:g}: {wind.name} has no level; set data.level=null"
+            )
+        return wind.transpose(..., "lat", "lon"), pressures
 
     def _choose(self, path: str, wind: xr.DataArray, dim: str) -> xr.DataArray:
         values = wind[dim].values
@@ -190,10 +186,9 @@ class NetCDFWinds(GridSource):
         return wind.isel({dim: int(np.abs(values.astype(float) - self._level).argmin())})
 
     def _check_level(self, of_u: list[float], of_v: list[float]) -> None:
-        """Refuse a level that would be labelled as another one."""
-        paths = ", ".join(self._paths)
+        """Raise or prepare a warning if the level is another one than in the variables' names."""
         if of_u and of_v and not np.any(np.isclose(np.array(of_u)[:, None], of_v)):
-            raise ConfigError(f"{paths}: u is at {of_u[0]:g} hPa, but v at {of_v[0]:g} hPa")
+            raise ConfigError(f"{self._names}: u is at {of_u[0]:g} hPa, but v at {of_v[0]:g} hPa")
         pressures = of_u or of_v
         if not pressures or np.any(np.isclose(pressures, self._name_level)):
             return
@@ -204,18 +199,18 @@ class NetCDFWinds(GridSource):
         right = f"set prognostic.level={pressures[0]:g}"
         if self._level is not None:
             raise ConfigError(
-                f"{paths}: data.level={self._level:g} is {pressures[0]:g} hPa, but would be "
+                f"{self._names}: data.level={self._level:g} is {pressures[0]:g} hPa, but would be "
                 f"{label}: {right}, or choose another level"
             )
-        self._warning = f"{paths}: the wind at {pressures[0]:g} hPa is {label}: {right}"
+        self._warning = f"{self._names}: the wind at {pressures[0]:g} hPa is {label}: {right}"
 
     def _both(self, time: np.datetime64) -> list[xr.DataArray]:
-        """Select u and v at one of the files' times."""
+        """Select u and v at the same time of the files."""
         both = [self._at(self._u, time), self._at(self._v, time)]
         taken = [str(wind["time"].values)[:16] for wind in both if "time" in wind.coords]
         if len(set(taken)) > 1:
             raise ConfigError(
-                f"{', '.join(self._paths)}: next to {str(time)[:16]}, u is at {taken[0]}, but v at "
+                f"{self._names}: next to {str(time)[:16]}, u is at {taken[0]}, but v at "
                 f"{taken[1]}: choose a smaller data.time_tolerance, or a time that both have"
             )
         return both
@@ -224,21 +219,20 @@ class NetCDFWinds(GridSource):
         if "time" not in wind.dims:
             if self._month is not None:
                 raise ConfigError(
-                    f"{', '.join(self._paths)} has no times, so no month {self._month}: leave "
-                    "data.month null"
+                    f"{self._names} has no times, so no month {self._month}: leave data.month null"
                 )
             return wind
         if self._month is not None:
             months = wind.time.dt.month.values
             if self._month not in months:
                 raise ConfigError(
-                    f"{', '.join(self._paths)} has no time in month {self._month} (data.month); "
+                    f"{self._names} has no time in month {self._month} (data.month); "
                     f"it has the months {sorted(set(months.tolist()))}"
                 )
             return wind.isel(time=np.flatnonzero(months == self._month)).mean("time")
         if wind.time.dtype.kind != "M":
             raise ConfigError(
-                f"{', '.join(self._paths)} has times of the calendar {wind.time.dt.calendar}: "
+                f"{self._names} has times of the calendar {wind.time.dt.calendar}: "
                 "choose a calendar month by data.month"
             )
         # datetime64[us] has a longer range than datetime64[ns].
@@ -251,7 +245,7 @@ class NetCDFWinds(GridSource):
             if len(shown) > _LISTED:
                 shown = [f"{len(shown)} from {min(shown)} to {max(shown)}, next {shown[nearest]}"]
             raise ConfigError(
-                f"{', '.join(self._paths)} has no time {str(time)[:16]}; its times are "
+                f"{self._names} has no time {str(time)[:16]}; its times are "
                 f"{', '.join(shown)}: choose one of them by parameters.time, the nearest by "
                 "data.time_tolerance, such as 3h, or a calendar month by data.month"
             )
@@ -263,7 +257,7 @@ class NetCDFWinds(GridSource):
             self._warning = None
         wind = np.stack([wind.values for wind in self._both(time)])
         if not np.isfinite(wind).all():
-            raise ConfigError(f"{', '.join(self._paths)}: missing values in the wind at {time}")
+            raise ConfigError(f"{self._names}: missing values in the wind at {time}")
         u, v = self._regrid(torch.from_numpy(wind.astype(np.float64)))
         return np.stack([u, v, balanced_geopotential(u, v, self._mean)])
 
@@ -315,18 +309,11 @@ def _find(files: list[tuple[str, xr.Dataset]], standard_name: str) -> tuple[str,
 
 
 def _coordinate(wind: xr.DataArray, cf: str, common: Sequence[str]) -> str | None:
-    """Name of the dimension that is this coordinate, by CF attributes, else by common names."""
-    found: list[Any] = list(wind.cf.coordinates.get(cf, []))
-    return next((str(name) for name in [*found, *common] if name in wind.dims), None)
-
-
-def _scalar(wind: xr.DataArray, cf: str, common: Sequence[str]) -> str | None:
-    """Name of the scalar that is this coordinate, if no dimension is."""
-    if _coordinate(wind, cf, common) is not None:
-        return None
-    found: list[Any] = list(wind.cf.coordinates.get(cf, []))
-    scalars = [str(name) for name, values in wind.coords.items() if values.ndim == 0]
-    return next((str(name) for name in [*found, *common] if name in scalars), None)
+    """Name of a dimension, else of a scalar, by CF attributes, else by common names."""
+    names: list[Any] = [*wind.cf.coordinates.get(cf, []), *common]
+    scalars = [name for name, values in wind.coords.items() if values.ndim == 0]
+    found = [name for there in (wind.dims, scalars) for name in names if name in there]
+    return str(found[0]) if found else None
 
 
 def _has_times(values: xr.DataArray) -> bool:
@@ -335,7 +322,7 @@ def _has_times(values: xr.DataArray) -> bool:
 
 
 def _hectopascals(level: xr.DataArray, is_level: bool) -> list[float]:
-    """Return a level in hPa; without units it may be in hPa or in Pa."""
+    """Return the possible values of a level in hPa; without units it may be in hPa or in Pa."""
     units = str(level.attrs.get("units", "")).strip().lower()
     if units in _FACTORS:
         return [float(level) * _FACTORS[units]]

@@ -85,8 +85,6 @@ class ShallowWater(torch.nn.Module):
     ['u850', 'v850', 'z850']
     """
 
-    weight_free = True
-
     def __init__(
         self,
         nlat: int = 256,
@@ -212,7 +210,7 @@ class ShallowWater(torch.nn.Module):
         yield from self._rollout(x, coords)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move it as every module, and import early what delays the first step."""
+        """Move the module, and import what would delay the first step."""
         import_early("torch_harmonics")
         return super().to(*args, **kwargs)
 

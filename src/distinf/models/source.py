@@ -1,4 +1,4 @@
-"""What the data sources share: reading a request and answering it."""
+"""The interface of the data sources on a global grid."""
 
 from __future__ import annotations
 
@@ -17,40 +17,23 @@ Names = str | Sequence[str] | np.ndarray[Any, Any]
 
 
 class GridSource:
-    """A data source of wind and geopotential on a grid with both poles; subclasses have `_fields`.
+    """A data source of wind and geopotential on a grid with both poles; subclasses give `_fields`.
 
     Variables are ``u{level}``, ``v{level}`` (m s-1) and ``z{level}`` (geopotential, m2 s-2).
     """
-
-    weight_free = True
 
     def __init__(self, nlat: int, nlon: int, level: int) -> None:
         self._lat, self._lon = regular_grid(nlat, nlon)
         self._variables = [f"u{level}", f"v{level}", f"z{level}"]
 
     def __call__(self, time: Times, variable: Names) -> xr.DataArray:
-        """Return variables at times.
+        """Return variables at times [time, variable, lat, lon], float32.
 
-        Parameters
-        ----------
-        time : datetime, list of datetime, numpy.ndarray
-            Times; those without a zone are UTC.
-        variable : str, list of str, numpy.ndarray
-            Some of its variables.
-
-        Returns
-        -------
-        xarray.DataArray
-            Dims ``time, variable, lat, lon``, float32.
-
-        Raises
-        ------
-        ConfigError
-            If the source does not have a time, or holds missing values there.
-        ValueError
-            If a variable is unknown.
+        A time without a zone is UTC. Raises `ConfigError` if the source does not have a time or has
+        missing values there, `ValueError` if it does not have a variable.
         """
-        times = as_times(time)
+        in_utc = pd.to_datetime(np.asarray(time).ravel(), utc=True).tz_localize(None)
+        times = np.asarray(in_utc, dtype="datetime64[ns]")
         names = [str(name) for name in np.atleast_1d(np.asarray(variable))]
         unknown = [name for name in names if name not in self._variables]
         if unknown:
@@ -70,10 +53,3 @@ class GridSource:
     def _fields(self, time: np.datetime64) -> Array:
         """Return all variables at a time, of shape (variable, lat, lon)."""
         raise NotImplementedError
-
-
-def as_times(time: Times) -> np.ndarray[Any, Any]:
-    """Return one or several times as an array of datetime64[ns], UTC."""
-    given = time if isinstance(time, Sequence | np.ndarray) else [time]
-    times = pd.to_datetime(np.asarray(given).ravel(), utc=True).tz_localize(None)
-    return np.asarray(times, dtype="datetime64[ns]")

@@ -1,4 +1,4 @@
-"""Global latitude-longitude grids: their kinds, and how each is mapped to a quadrature grid.
+"""Global latitude-longitude grids: their kinds, and the map of each to a quadrature grid.
 
 Constants are those of Williamson et al. (1992), J. Comput. Phys. 102, 211-224.
 """
@@ -21,8 +21,8 @@ GRAVITY = 9.80616  # m s-2
 
 Array = npt.NDArray[np.float64]
 
-# Positions may be off by this share of the spacing: float32 coordinates and files that round
-# to three decimals pass, while Gaussian rows (spacing uneven by 0.8 %) never count as even.
+# Largest error of a position, as a share of the spacing. Coordinates in float32 or with three
+# decimals pass; Gaussian rows, whose spacing varies by 0.8 %, never count as equally spaced.
 _TOLERANCE = 5e-3
 
 
@@ -38,7 +38,7 @@ class SphereGrid:
 
     Spherical harmonic transforms need rows with known quadrature weights: equally spaced ones
     with both poles (Clenshaw-Curtis), or Gauss-Legendre ones. Other equally spaced rows are
-    interpolated along the meridian circle, which continues behind the pole at longitude + 180.
+    interpolated along the meridian, which continues beyond the pole at longitude + 180.
 
     Attributes
     ----------

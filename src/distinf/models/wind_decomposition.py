@@ -15,7 +15,7 @@ from distinf.compiler import import_early
 from distinf.coords import Coords, State
 from distinf.models.sphere import EARTH_RADIUS, SphereGrid
 
-# ECMWF's short names; Earth2Studio's vocabulary has none for these.
+# ECMWF's short names; Earth2Studio has none for these.
 _QUANTITIES = {
     "vo": ("relative vorticity", "s-1", "atmosphere_relative_vorticity"),
     "d": ("divergence of wind", "s-1", "divergence_of_wind"),
@@ -51,8 +51,6 @@ class WindDecomposition(torch.nn.Module):
     ValueError
         If there is no level, or `lmax` or `radius` is out of range.
     """
-
-    weight_free = True
 
     def __init__(
         self,
@@ -112,32 +110,16 @@ class WindDecomposition(torch.nn.Module):
     @batch_func()  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def __call__(self, x: torch.Tensor, coords: Coords) -> State:
-        """Decompose the wind.
+        """Decompose a wind [..., variable, lat, lon]: u and v (m s-1) of each level.
 
-        Parameters
-        ----------
-        x : torch.Tensor
-            u and v in m s-1 level by level, of shape (..., variable, lat, lon).
-        coords : Coords
-            Its coordinates.
-
-        Returns
-        -------
-        x : torch.Tensor
-            Relative vorticity and divergence (s-1), streamfunction and velocity potential
-            (m2 s-1) level by level, float32, on the device of the input.
-        coords : Coords
-            Its coordinates.
-
-        Raises
-        ------
-        ValueError
-            If the grid is not global or its rows are of no known kind.
+        Returns relative vorticity and divergence (s-1), streamfunction and velocity potential
+        (m2 s-1) of each level, float32, on the same device. Raises `ValueError` if the grid is not
+        global or its rows are of no known kind.
         """
         output = self.output_coords(coords)
         transform = self._transform(coords["lat"], coords["lon"], x.device)
         wind = x.float().reshape(len(x), len(self._levels), 2, *x.shape[-2:])
-        # One at a time: a transform's bytes depend on how many fields it is given.
+        # One field at a time: the last bits of a transform depend on the number of its fields.
         fields = [[transform(level) for level in state] for state in wind]
         return torch.stack([torch.cat(state) for state in fields]), output
 
@@ -156,7 +138,7 @@ class WindDecomposition(torch.nn.Module):
         return self._transforms[key]
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move it as every module, and import early what delays the first call."""
+        """Move the module, and import what would delay the first call."""
         import_early("torch_harmonics")
         return super().to(*args, **kwargs)
 
@@ -165,7 +147,7 @@ class _Transform(torch.nn.Module):
     """The decomposition on one grid: (2, nlat, nlon) to (4, nlat, nlon)."""
 
     def __init__(self, grid: SphereGrid, lmax: int, radius: float) -> None:
-        # Imported here because that takes seconds and a check of the config does not need it.
+        # This import takes seconds, and a check of the config does not need it.
         from torch_harmonics import InverseRealSHT, RealVectorSHT
 
         super().__init__()
