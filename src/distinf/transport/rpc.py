@@ -62,7 +62,12 @@ class _Group:
         self._shutdowns_of: dict[int, int] = {}
 
     def serve(self, rank: int, store: dist.Store) -> None:
-        """Wait for the driver's stop, then leave the group."""
+        """Serve calls until the driver stops this worker, then leave the group.
+
+        The wait is one call to the driver that it answers at the end, so the driver's death ends
+        it within milliseconds. ``store`` is the session's. Raises `SessionError` if the driver is
+        gone.
+        """
         try:
             together = rpc.rpc_sync(
                 _name_of(0), _until_stop, args=(rank, self._shutdowns), timeout=_FOREVER
@@ -114,6 +119,7 @@ class _Group:
 
 
 _group = _Group()
+serve = _group.serve
 
 
 def _name_of(rank: int) -> str:
@@ -203,15 +209,6 @@ def _end_process_after(seconds: float, message: str) -> threading.Timer:
     guard.daemon = True
     guard.start()
     return guard
-
-
-def serve(rank: int, store: dist.Store) -> None:
-    """Serve calls until the driver stops this worker; raises `SessionError` if the driver is gone.
-
-    The wait is one call to the driver that it answers at the end, so the driver's death ends
-    it within milliseconds. ``store`` is the session's.
-    """
-    _group.serve(rank, store)
 
 
 # What other ranks call here.
@@ -331,7 +328,8 @@ class RpcTransport:
             at_once = tensor_bytes(given) < SMALL
         elif not self._on_device:
             copies, at_once = copies_of(self._device), False
-            wait = copies.to_host(given, call.ready, self._memory.take_like).wait
+            take = self._memory.take
+            wait = copies.to_host(given, call.ready, lambda x: take(x.shape, x.dtype)).wait
         elif call.ready is not None:  # this may not be the thread that selected
             torch.cuda.current_stream(self._device).wait_event(call.ready)
         if at_once:
