@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch.distributed as dist
 
 # DistributedManager's names of launchers; all others set torch.distributed's variables ("env").
-_METHODS = {name: name for name in ("slurm", "openmpi", "none")}
+_METHODS = ("slurm", "openmpi", "none")
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -88,7 +88,7 @@ def initialize_manager(
         _distributed=store is not None,
         _device=device,
         _cuda=device.type == "cuda",
-        _initialization_method=_METHODS.get(info.launcher, "env"),
+        _initialization_method=info.launcher if info.launcher in _METHODS else "env",
     )
 
 
