@@ -51,9 +51,13 @@ def use_interface(name: str) -> None:
 
 def use_route(address: str) -> None:
     """Make TensorPipe and gloo listen on the interface that leads to an address."""
-    name = _interface_of(address_towards(address))
-    if name is not None:
-        use_interface(name)
+    own = address_towards(address)
+    for name, known in psutil.net_if_addrs().items():
+        if any(one.family == socket.AF_INET and one.address == own for one in known):
+            use_interface(name)
+            return
+    if own and ipaddress.ip_address(own).is_loopback:
+        use_interface("lo")
 
 
 def address_towards(host: str) -> str:
@@ -81,13 +85,3 @@ def bind_address(host: str, on_one_node: bool = False) -> str:
         return address
     except OSError:
         return "0.0.0.0"
-
-
-def _interface_of(address: str) -> str | None:
-    if not address:
-        return None
-    name: str
-    for name, known in psutil.net_if_addrs().items():
-        if any(one.family == socket.AF_INET and one.address == address for one in known):
-            return name
-    return "lo" if ipaddress.ip_address(address).is_loopback else None

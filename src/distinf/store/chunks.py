@@ -36,10 +36,8 @@ class File:
     """One file of each variable of a diagnostic, and of its marks."""
 
     diagnostic: str
-    index: tuple[int, ...]
-    """In the dimensions before lead_time."""
-    first: int
-    """Index of its first lead time."""
+    index: tuple[int, ...]  # in the dimensions before lead_time
+    first: int  # index of its first lead time
 
 
 class Marks:
@@ -148,9 +146,8 @@ class Written:
 
     file: File
     rank: int
-    start: float
+    start: float  # of the writing, in seconds since the epoch
     end: float
-    """When it was written, seconds since the epoch."""
     nbytes: int
 
 

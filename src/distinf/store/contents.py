@@ -36,19 +36,15 @@ class Content(enum.Enum):
     """What lies at a destination."""
 
     NOTHING = enum.auto()
-    FOREIGN = enum.auto()
-    """Something that distinf did not make."""
-    UNFINISHED = enum.auto()
-    """A store that is being created, or an empty folder."""
-    STORE = enum.auto()
-    """A store whose metadata is whole."""
+    FOREIGN = enum.auto()  # something that distinf did not make
+    UNFINISHED = enum.auto()  # a store that is being created, or an empty folder
+    STORE = enum.auto()  # a store whose metadata is whole
 
 
 class Destination(ABC):
     """Where a store lies: a folder, or an object store that fsspec knows."""
 
-    name: str
-    """Its path or URL."""
+    name: str  # its path or URL
 
     @abstractmethod
     def check_writable(self) -> None:

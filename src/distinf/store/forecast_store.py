@@ -169,7 +169,6 @@ class ForecastStore:
         except BaseException:
             self.destination.release()
             raise
-        self._turn = threading.Lock()
         self._pending, self._slots = pending, threading.BoundedSemaphore(pending)
         self._writers = ThreadPoolExecutor(output.writers, thread_name_prefix="distinf-write")
         self._error: BaseException | None = None
@@ -332,8 +331,7 @@ class ForecastStore:
             if not self._skip_errors or getattr(error, "kind", "") == StoreError.__name__:
                 self._error = self._error or error
             else:
-                with self._turn:
-                    self.skipped.append(f"{diagnostic}: {error}")
+                self.skipped.append(f"{diagnostic}: {error}")
         except BaseException as error:
             self._error = self._error or error
         finally:

@@ -49,8 +49,7 @@ class Seen:
 
     data: bytes
     version: str
-    age: float
-    """Seconds since it was written, by the store's own clock."""
+    age: float  # seconds since it was written, by the store's own clock
 
 
 class Conditional(Protocol):

@@ -81,15 +81,12 @@ class StoreLayout:
 class ArraySchema:
     """One array of a store; its attributes do not affect the values and are not compared."""
 
-    diagnostic: str
-    """Whose results or marks it holds."""
+    diagnostic: str  # whose results or marks it holds
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
-    shards: tuple[int, ...] | None
-    """Size of a file, if it holds several chunks."""
-    dtype: str
-    """``"float32"``, or ``"bool"`` of marks."""
+    shards: tuple[int, ...] | None  # size of a file, if it holds several chunks
+    dtype: str  # "float32", or "bool" of marks
     attributes: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -107,20 +104,19 @@ def plan_schema(layout: StoreLayout, leads: int = 1) -> Schema:
     coords = xr.Dataset(
         coords={key: (key, values, _COORD_ATTRIBUTES[key]) for key, values in axes.items()}
     )
-    dims: dict[str, list[str]] = {}
-    for name, own in diagnostics.items():
-        grid = OrderedDict((k, v) for k, v in own.items() if k not in (*axes, "variable"))
-        coords, dims[name] = _add_grid(coords, name, grid)
     ones = [1] * len(axes)
+    file = (*ones[:-1], leads)
     arrays: dict[str, ArraySchema] = {}
     for name, own in diagnostics.items():
-        size = tuple(coords.sizes[dim] for dim in (*axes, *dims[name]))
+        grid = OrderedDict((k, v) for k, v in own.items() if k not in (*axes, "variable"))
+        coords, grid_dims = _add_grid(coords, name, grid)
+        dims = (*axes, *grid_dims)
+        size = tuple(coords.sizes[dim] for dim in dims)
         leading, grid_shape = size[: len(axes)], size[len(axes) :]
-        file = (*ones[:-1], leads)
         for variable in map(str, own["variable"]):
             arrays[variable] = ArraySchema(
                 name,
-                (*axes, *dims[name]),
+                dims,
                 size,
                 (*ones, *grid_shape),
                 (*file, *grid_shape) if leads > 1 else None,
