@@ -36,6 +36,8 @@ _REPORT_SECONDS = 5.0  # beyond the trial's own deadline
 # Below and above TensorPipe's slot of 8 MiB and its staging area of 32 MiB.
 _SIZES = (1_000, 12_000_000)
 ENDED = "-"  # outcome of a trial that was only ended because another rank's had failed
+# Runs one rank's trial; its facts are added as JSON.
+_COMMAND = [sys.executable, "-c", "from distinf.transport.carrier import run_trial; run_trial()"]
 
 
 def choose_carrier(
@@ -45,14 +47,12 @@ def choose_carrier(
     store: dist.Store,
     on_one_node: bool,
     deadline: float,
-    command: Sequence[str] = (),
 ) -> Choice:
     """Choose the carrier of a session; every rank calls this at the same time.
 
-    ``wanted`` is ``runtime.carrier``; ``deadline`` that of the session's start, on the monotonic
-    clock, of which a trial takes at most half of what is left; ``command`` runs a trial, by default
-    that of :func:`trial_command`. All ranks get the same choice, or a `ConfigError` if
-    ``runtime.carrier=cuda`` does not work.
+    ``wanted`` is ``runtime.carrier``; ``deadline`` is that of the session's start, on the monotonic
+    clock: a trial takes at most half of the time left. All ranks get the same choice, or a
+    `ConfigError` if ``runtime.carrier=cuda`` does not work.
     """
     choice = choose_without_trial(wanted, peers, on_one_node)
     if choice is not None:
@@ -69,8 +69,7 @@ def choose_carrier(
         "seconds": seconds,
         "parent": os.getpid(),
     }
-    mine = _try(list(command) or trial_command(), facts, rank, len(peers), store, seconds)
-    store.set(f"trial/{rank}", mine)
+    store.set(f"trial/{rank}", _try(facts, store))
     keys = [f"trial/{peer.rank}" for peer in peers]
     until = time.monotonic() + seconds + _REPORT_SECONDS
     while not store.check(keys) and time.monotonic() < until:
@@ -146,31 +145,20 @@ def _ranks(ranks: Sequence[int], world_size: int) -> str:
 # A rank's trial, seen from that rank.
 
 
-def trial_command() -> list[str]:
-    """Command of one rank's trial, to which its facts are added as JSON."""
-    return [sys.executable, "-c", "from distinf.transport.carrier import run_trial; run_trial()"]
-
-
 def _address_of(store: Any) -> list[Any]:
     while hasattr(store, "underlying_store"):
         store = store.underlying_store
     return [store.host, store.port] if hasattr(store, "port") else []
 
 
-def _try(
-    command: list[str],
-    facts: dict[str, Any],
-    rank: int,
-    world_size: int,
-    store: dist.Store,
-    seconds: float,
-) -> str:
+def _try(facts: dict[str, Any], store: dist.Store) -> str:
     """Run this rank's trial to its end; return why it failed, empty if it did not."""
-    others = [f"trial/{other}" for other in range(world_size) if other != rank]
+    seconds, ranks = facts["seconds"], range(len(facts["peers"]))
+    others = [f"trial/{other}" for other in ranks if other != facts["rank"]]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(
-            [*command, json.dumps(facts)],
+            [*_COMMAND, json.dumps(facts)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
