@@ -1,9 +1,9 @@
-"""The choice of a carrier, which is how tensors travel: device to device only after it has worked.
+"""Chooses how tensors travel, the carrier: device to device only after a trial has succeeded.
 
 TensorPipe ends the whole process where GPUs cannot see each other ("Couldn't find GPU with UUID",
-pytorch#95487, tensorpipe#412) or where a network device cannot be used (tensorpipe#413), and fails
-only when a tensor travels. So each rank starts a process that tries it, and all ranks choose from
-the outcomes of all these trials.
+pytorch#95487, tensorpipe#412) or where a network device cannot be used (tensorpipe#413). This
+happens only when a tensor travels. So each rank starts a process for a trial, and all ranks choose
+from the outcomes of all trials.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def choose_carrier(
 
 
 def device_maps(rank: int, peers: Sequence[Peer]) -> dict[int, dict[torch.device, torch.device]]:
-    """For each peer that this rank sends to, which of its devices takes our device's tensors."""
+    """Return, for each peer that this rank sends to, its device for tensors of our device."""
     mine = torch.device(peers[rank].device)
     others = range(1, len(peers)) if rank == 0 else [0]
     return {other: {mine: torch.device(peers[other].device)} for other in others}

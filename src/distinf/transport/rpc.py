@@ -54,10 +54,10 @@ class _Group:
         self.memory: WorkerMemory | None = None
         self._lock = threading.Lock()
         self._stops: dict[int, torch.futures.Future[bool]] = {}
-        # How often this process has shut RPC down together with its peers, over all its sessions.
-        # Torch numbers these shutdowns in each process, out of our reach, and peers wait for one
-        # another under that number. So a driver at its second session cannot shut down together
-        # with ranks that it started for that session.
+        # How often this process has shut RPC down together with its peers, in all its sessions.
+        # Torch counts these shutdowns in each process, and ranks wait for each other under this
+        # number. So a driver in its second session cannot shut down together with ranks that it
+        # started for that session.
         self._shutdowns = 0
         self._shutdowns_of: dict[int, int] = {}
 
@@ -151,10 +151,10 @@ def join_rpc(
 ) -> None:
     """Join the RPC group of a session; every rank calls this at the same time.
 
-    ``store`` is used for this session alone. ``device_maps`` says for each peer which of its
-    devices takes the tensors of which of ours; if it is empty, tensors travel through host memory.
-    With ``several_nodes`` tensors travel from device to device between nodes, too. Raises
-    `SessionError` if the group is not formed in ``timeout`` seconds.
+    ``store`` belongs to this session alone. ``device_maps`` is that of
+    :func:`distinf.transport.device_maps`; if it is empty, tensors travel through host memory. With
+    ``several_nodes`` tensors travel from device to device between nodes, too. Raises `SessionError`
+    if the group is not formed in ``timeout`` seconds.
     """
     rank, channels = worker.rank, _HOST_CHANNELS
     if device_maps:
@@ -190,9 +190,9 @@ def join_rpc(
 def _forget_earlier_groups() -> None:
     """Reset torch's counts of RPC groups.
 
-    It numbers the groups that a process has joined, and their collectives, and ranks meet under
-    these numbers. A worker that was started for this session counts from zero, a driver at its
-    second session does not. The store is this session's alone, so equal numbers do no harm.
+    It numbers the groups that a process has joined, and their collectives; ranks meet under these
+    numbers. A worker that was started for this session counts from zero, a driver in its second
+    session does not. The store belongs to this session alone, so equal numbers do no harm.
     """
     rpc._init_counter = 0
     rpc.api._all_gather_sequence_id.clear()
@@ -262,9 +262,9 @@ class _Request:
 class RpcTransport:
     """The driver's end: carries calls to the workers, and runs those of rank 0 here.
 
-    ``worker`` is the driver's own; in ``store`` workers write that they have stopped; with
-    ``results_stay`` results come to the driver's device. Raises `SessionError` if no tensor travels
-    between two GPUs.
+    ``worker`` is the driver's own; in ``store`` workers note that they have stopped; with
+    ``results_stay`` results are put on the driver's device. Raises `SessionError` if no tensor
+    travels between two GPUs.
     """
 
     def __init__(
@@ -284,12 +284,11 @@ class RpcTransport:
         self._on_driver = OnDriver(InProcess(worker))
         self._on_device = choice.carrier == "cuda"
         self._memory = DriverMemory(len(self.workers))
-        self._results_stay = results_stay and worker.device.type == "cuda"
         self._lost: set[int] = set()
         self._closed = False
-        if self._results_stay:
-            # The stream of the thread that opens the session.
-            self._home = Cuda(worker.device).current_stream()
+        # The stream of the thread that opens the session, on which results are given.
+        stays = results_stay and worker.device.type == "cuda"
+        self._home = Cuda(worker.device).current_stream() if stays else None
         for rank in self.workers:
             if self._on_device:
                 self._open_channel(rank)
@@ -379,10 +378,9 @@ class RpcTransport:
         result.add_done_callback(complete)
 
     def _receive(self, reply: Reply) -> Reply:
-        if not self._results_stay or reply.failure is not None:
+        if self._home is None or reply.failure is not None:
             return reply
-        value = copies_of(self._device).to_device(reply.value, self._home)
-        return replace(reply, value=value)
+        return replace(reply, value=copies_of(self._device).to_device(reply.value, self._home))
 
     def _open_channel(self, rank: int) -> None:
         """Carry a tensor each way: when cuda_ipc does so first, it waits for the whole GPU."""

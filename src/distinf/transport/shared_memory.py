@@ -6,9 +6,9 @@
     driver: result  <- view until deleted <- slot <---- copied once <- result :worker
 
 A slot of the driver is free again once no tensor refers to it: the farm deletes a task's tensors
-when the task is done. If a call did not come back (its worker was lost, and may continue later), or
-the model kept its input, the slot is closed instead of used again. A worker's slot is free again
-once the driver says, with a later call, that it has deleted the result.
+when the task is done. If a call was not answered (its worker was lost, and may continue later), or
+the model kept its input, the slot is closed instead. A worker's slot is free again once the driver
+says, with a later call, that it has deleted the result.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Slots: memory that another process of this node can map, so that a tensor need not travel.
+"""Slots: memory that another process of this node can map, so that a tensor need not be sent.
 
-A slot is a memfd: it has no name in any file system and ends with the last process that holds it,
-however that process ends. The other process opens it through ``/proc/PID/fd``, which the same user
-may. Slots are used again, since the first touch of fresh memory takes several times the copy.
+A slot is a memfd: it has no name in any file system, and the system frees it when the last process
+that holds it has ended. Another process of the same user opens it through ``/proc/PID/fd``. Slots
+are used again, since the first write to new memory takes several times as long as a later one.
 """
 
 from __future__ import annotations

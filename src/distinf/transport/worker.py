@@ -1,4 +1,4 @@
-"""The worker's side of a call: resident models, one call at a time, an envelope for the reply."""
+"""The worker's side of a call: it holds models, runs one call at a time, and makes the reply."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Worker:
         self._turn = threading.Lock()
 
     def run(self, call: Call, allocate: Allocate | None = None) -> Reply:
-        """Run one call and put its value or error into an envelope; never raises.
+        """Run one call and return its value or error as a reply; never raises.
 
         The result is copied to the host memory, contiguous, that ``allocate`` returns for each of
         its tensors; by default, and where it returns None, only tensors on a GPU and views are
