@@ -15,17 +15,17 @@ from zarr.abc.store import Store
 from distinf.errors import StoreError
 from distinf.store.hold import LOCK, OWN
 
-# There while a store is being created; after a kill in between, the next run begins again.
+# Exists while a store is being created; after a kill in between, the next run begins again.
 CREATING = LOCK + ".creating"
-# The names of the store's arrays: what else lies there belongs to somebody else.
+# Lists the store's arrays: distinf did not write anything else that is there.
 CONTENTS = OWN + "contents"
 # A folder: states of the prognostic, until the forecast is complete.
 RESTART = OWN + "restart"
-# A token by which workers that write verify that they see the driver's store.
+# Holds a token by which workers that write verify that they see the driver's store.
 TOKEN = OWN + "meeting"
 
 _SHOWN = 3
-# What a killed write leaves: see `distinf.store.destination`; Zarr's own has no ``.json``.
+# What a killed write leaves: see `distinf.store.destination`; that of Zarr has no ``.json``.
 _PARTIAL = r"\.[0-9a-f]{32}\.partial"
 _METADATA = rf"zarr\.json({_PARTIAL})?|zarr{_PARTIAL}"
 _GROUP = re.compile(_METADATA)
