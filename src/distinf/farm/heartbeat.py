@@ -1,4 +1,4 @@
-"""Finds workers that no longer answer: the connection to a stopped process stays open."""
+"""Finds workers that no longer answer. The connection to a stopped process stays open."""
 
 from __future__ import annotations
 

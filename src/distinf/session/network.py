@@ -12,7 +12,7 @@ import psutil
 
 from distinf.errors import ConfigError
 
-# Where TensorPipe and gloo listen; without them, on what the host name resolves to.
+# Where TensorPipe and gloo listen; by default on the address that the host name resolves to.
 _VARIABLES = ("TP_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 
@@ -33,7 +33,7 @@ def check_interface(name: str) -> None:
 
 @contextmanager
 def interface_restored() -> Iterator[None]:
-    """Undo after the block what was set in it: a later session chooses for itself."""
+    """Restore the interface after the block, so that a later session chooses its own."""
     given = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     try:
         yield

@@ -6,14 +6,12 @@ import ctypes
 import os
 import socket
 from datetime import timedelta
-from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
 
 from distinf.errors import SessionError
 from distinf.session.launcher import RankInfo
-
-if TYPE_CHECKING:
-    import torch
-    import torch.distributed as dist
 
 # DistributedManager's names of launchers; all others set torch.distributed's variables ("env").
 _METHODS = ("slurm", "openmpi", "none")
@@ -27,8 +25,6 @@ _SET_BY_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNAB
 
 def choose_device(info: RankInfo) -> torch.device:
     """Choose this rank's device, its GPU where there is one, and make it current."""
-    import torch
-
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", info.local_rank % torch.cuda.device_count())
@@ -39,9 +35,9 @@ def choose_device(info: RankInfo) -> torch.device:
 def keep_freed_memory() -> None:
     """Let this process keep freed pieces of up to 32 MiB and use them again.
 
-    By default glibc returns them to the system, which hands them out again as zeroed pages, with
-    one fault each: a third of the time of writing a result. Nothing changes with another C
-    library, or where the environment sets glibc's malloc.
+    By default glibc returns them to the system, which must clear each page before its next use: a
+    third of the time of writing a result. Nothing changes with another C library, or where the
+    environment sets glibc's malloc.
     """
     if any(name in os.environ for name in _SET_BY_USER):
         return
@@ -63,7 +59,6 @@ def initialize_manager(
     (physicsnemo#1936, #819). So its attributes are set here. Raises `SessionError` if the group is
     not formed in ``timeout`` seconds.
     """
-    import torch.distributed as dist
     from physicsnemo.distributed import DistributedManager
 
     if store is not None:

@@ -4,9 +4,9 @@ The store is at the address that the launcher or the user set. Without one, rank
 free port, and the other ranks learn it in one of two ways while they start:
 
 - On one node from a file in a folder that only this user can read. Rank 0 keeps it locked: a file
-  that nobody locks is from a process that ended.
-- On several nodes from rank 0 itself, which answers on one of a few ports that follow from the
-  launch's id. The answer holds this id, so that ranks do not join another run.
+  without a lock is of a process that has ended.
+- On several nodes from rank 0 itself, which answers on one of a few ports that are computed from
+  the launch's id. The answer has this id, so that ranks do not join another run.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def meeting(
             yield dist.PrefixStore("distinf", store), address[0]
             return
         _kept[address] = store
-        # The launcher's store also outlives restarts of its ranks.
+        # The launcher's store also lives on when it restarts the ranks.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         yield dist.PrefixStore(f"distinf/{attempt}/{next(_sessions)}", store), address[0]
     elif info.rank != 0:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -53,7 +53,7 @@ class ObjectStore(Destination):
                 "would stand for the names of other stores: choose another name"
             )
         name = self._path(f"{LOCK}.{uuid.uuid4().hex}")
-        try:
+        with self._reaching():
             store = self._conditional()
             try:
                 if not holds_conditions(store, name):
@@ -64,20 +64,12 @@ class ObjectStore(Destination):
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     self._fs.rm_file(name)
-        except StoreError:
-            raise
-        except Exception as error:
-            raise self._unreachable(error) from error
 
     def hold(self) -> None:
         """Put an object that says who holds it, and renew it until `release`."""
         hold = ObjectHold(self.name, self._path(HOLDER), self._conditional())
-        try:
+        with self._reaching():
             hold.take()
-        except StoreError:
-            raise
-        except Exception as error:
-            raise self._unreachable(error) from error
         self._held = hold
 
     def release(self) -> None:
@@ -143,12 +135,11 @@ class ObjectStore(Destination):
         """Names below a prefix; None if it is an object."""
         fs = self._fs
         url = f"{self.name}/{folder}".rstrip("/")
-        try:
-            found = fs.ls(url, detail=False, refresh=True)
-        except FileNotFoundError:
-            return []
-        except Exception as error:
-            raise self._unreachable(error) from error
+        with self._reaching():
+            try:
+                found = fs.ls(url, detail=False, refresh=True)
+            except FileNotFoundError:
+                return []
         # By the full path: a child may be called as its parent. A folder's own marker ends in "/".
         above = str(fs._strip_protocol(url))
         if found == [above]:
@@ -171,17 +162,24 @@ class ObjectStore(Destination):
             "so two runs could write there at once; write to a folder, s3:// or gs://"
         )
 
-    def _unreachable(self, error: Exception) -> StoreError:
-        advice = ""
-        if self.name.startswith("s3://"):
-            advice = (
-                ". Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile in ~/.aws, and "
-                "AWS_ENDPOINT_URL for a server other than Amazon's; the bucket must exist"
-            )
-        return StoreError(
-            f"parameters.output_path={self.name} cannot be written: {type(error).__name__}: "
-            f"{error}{advice}"
-        )
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Raise a `StoreError` with advice where the file system fails."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except Exception as error:
+            advice = ""
+            if self.name.startswith("s3://"):
+                advice = (
+                    ". Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile in ~/.aws, and "
+                    "AWS_ENDPOINT_URL for a server other than Amazon's; the bucket must exist"
+                )
+            raise StoreError(
+                f"parameters.output_path={self.name} cannot be written: {type(error).__name__}: "
+                f"{error}{advice}"
+            ) from error
 
 
 class _HeldStore(FsspecStore):  # type: ignore[misc]

@@ -259,18 +259,18 @@ def mismatches(store: Store, schema: Schema) -> list[str]:
             if has is None or not _same(has, mine):
                 found = "nothing" if has is None else _words(has)
                 problems.append(f"{key}: the store has {found}, this run {_words(wanted.values)}")
-    only_there, only_here = results - set(schema.arrays), set(schema.arrays) - results
-    if only_there or only_here:
-        differ = [
-            f"{who} has {', '.join(sorted(lone))}, which {other} has not"
-            for who, lone, other in (
-                ("the store", only_there, "this run"),
-                ("this run", only_here, "the store"),
-            )
-            if lone
-        ]
-        problems.append(f"variables: {' and '.join(differ)}")
-    for name in sorted(results & set(schema.arrays)):
+    planned = set(schema.arrays)
+    only = [
+        f"{one} has {', '.join(sorted(names))}, which {other} has not"
+        for one, names, other in (
+            ("the store", results - planned, "this run"),
+            ("this run", planned - results, "the store"),
+        )
+        if names
+    ]
+    if only:
+        problems.append(f"variables: {' and '.join(only)}")
+    for name in sorted(results & planned):
         array, wanted_array = arrays[name], schema.arrays[name]
         for what, was, now in _layout(array, wanted_array):
             problems.append(f"{what} of {name}: the store has {was}, this run {now}")
