@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -298,6 +299,14 @@ def likely_cause(info: RankInfo, environ: Mapping[str, str] | None = None) -> st
             "`srun python ...`, without setting RANK and WORLD_SIZE"
         )
     return f"Likely cause: {cause}"
+
+
+def late(info: RankInfo, began: float, missing: str) -> str:
+    """Say for what this rank has waited since ``began``, on the monotonic clock, and why."""
+    return (
+        f"rank {info.rank} on {socket.gethostname()} waited {time.monotonic() - began:.0f} s "
+        f"(runtime.start_timeout) for {missing}. {likely_cause(info)}"
+    )
 
 
 def leave_if_superfluous(info: RankInfo | None) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from distinf.errors import ConfigError, DistinfError, SessionError
-from distinf.session.launcher import RankInfo, likely_cause
+from distinf.session.launcher import RankInfo, late
 from distinf.session.network import address_towards
 from distinf.transport import Peer
 from distinf.versions import versions
@@ -151,12 +151,8 @@ def _wait_for_all(
         if time.monotonic() > deadline:
             present = [rank for rank in ranks if rank not in absent]
             nodes = {_Introduction.of(store.get(f"here/{rank}")).peer.node for rank in present}
-            raise SessionError(
-                f"rank {info.rank} on {socket.gethostname()} waited "
-                f"{time.monotonic() - began:.0f} s (runtime.start_timeout) for rank(s) {absent} of "
-                f"{info.world_size}, which never arrived{_silent_nodes(info, nodes)}. "
-                f"{likely_cause(info)}"
-            )
+            missing = f"rank(s) {absent} of {info.world_size}, which never arrived"
+            raise SessionError(late(info, began, missing + _silent_nodes(info, nodes)))
         time.sleep(_POLL_SECONDS)
     return [_Introduction.of(store.get(f"here/{rank}")) for rank in ranks]
 

@@ -29,7 +29,7 @@ import torch.distributed as dist
 
 from distinf.errors import ConfigError, NoDriver, SessionError
 from distinf.paths import private_folder
-from distinf.session.launcher import RankInfo, likely_cause
+from distinf.session.launcher import RankInfo, late
 from distinf.session.network import bind_address, listen
 
 _LOOPBACK = "127.0.0.1"
@@ -114,11 +114,8 @@ def _find(info: RankInfo, deadline: float) -> tuple[str, int]:
         hosts = _hosts(info)
         return ask_port(info.job, hosts[:1] if info.launcher == "slurm" else hosts, deadline)
     except TimeoutError as error:
-        raise NoDriver(
-            f"rank {info.rank} on {socket.gethostname()} waited {time.monotonic() - began:.0f} s "
-            f"(runtime.start_timeout) for rank 0 of {info.world_size}, which never arrived: "
-            f"{error}. {likely_cause(info)}"
-        ) from None
+        missing = f"rank 0 of {info.world_size}, which never arrived: {error}"
+        raise NoDriver(late(info, began, missing)) from None
 
 
 def _store_at(info: RankInfo, host: str, port: int, deadline: float) -> dist.Store:
@@ -161,11 +158,9 @@ def _join(info: RankInfo, host: str, port: int, deadline: float) -> dist.Store:
             host, port, is_master=False, wait_for_workers=False, timeout=_left(deadline)
         )
     except Exception as error:
-        raise NoDriver(
-            f"rank {info.rank} on {socket.gethostname()} waited {time.monotonic() - began:.0f} s "
-            f"(runtime.start_timeout) for the rendezvous of rank 0 at {host}:{port}, which does "
-            f"not answer ({str(error).splitlines()[0]}). {likely_cause(info)}"
-        ) from error
+        why = str(error).splitlines()[0]
+        missing = f"the rendezvous of rank 0 at {host}:{port}, which does not answer ({why})"
+        raise NoDriver(late(info, began, missing)) from error
 
 
 def _left(deadline: float) -> timedelta:

@@ -335,14 +335,11 @@ def marks_array(diagnostic: str) -> str:
 
 def shape(coords: Coords) -> tuple[int, ...]:
     """Shape of a tensor with these coords; an n-dimensional grid appears n times in them."""
-    return tuple(v.shape[i] if v.ndim > 1 else len(v) for i, v in _axes(coords))
-
-
-def _axes(coords: Coords) -> Iterator[tuple[int, np.ndarray]]:
-    axis = 0
+    sizes, axis = [], 0
     for values in coords.values():
-        yield axis, values
-        axis = (axis + 1) % values.ndim if values.ndim > 1 else 0
+        sizes.append(values.shape[axis])
+        axis = (axis + 1) % values.ndim
+    return tuple(sizes)
 
 
 def check_names(renames: Mapping[str, Mapping[str, str]]) -> None:
