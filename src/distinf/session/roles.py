@@ -44,16 +44,14 @@ _REPLY_SECONDS = 2.0  # a process that ends directly after its reply may lose it
 _PATIENCE_SECONDS, _ERROR_PATIENCE_SECONDS = 5.0, 1.0
 
 
+@dataclass(eq=False)
 class Session:
     """The session of one rank, which computes on ``device``."""
 
-    def __init__(
-        self, info: RankInfo, runtime: Runtime, device: torch.device, resources: ExitStack
-    ) -> None:
-        self.info = info
-        self.runtime = runtime
-        self.device = device
-        self._resources = resources
+    info: RankInfo
+    runtime: Runtime
+    device: torch.device
+    _resources: ExitStack
 
     @property
     def rank(self) -> int:
@@ -77,19 +75,11 @@ class Session:
         self._resources.close()
 
 
+@dataclass(eq=False)
 class WorkerSession(Session):
     """A worker's session."""
 
-    def __init__(
-        self,
-        info: RankInfo,
-        runtime: Runtime,
-        device: torch.device,
-        resources: ExitStack,
-        store: dist.Store,
-    ) -> None:
-        super().__init__(info, runtime, device, resources)
-        self._store: dist.Store | None = store
+    _store: dist.Store | None
 
     def serve(self) -> None:
         """Serve calls until rank 0 stops this worker; later calls return at once."""

@@ -294,15 +294,9 @@ class RpcTransport:
                 self._open_channel(rank)
             else:
                 self._memory.try_rank(rank, functools.partial(self._ask_to_map, rank))
-
-    @property
-    def carrier(self) -> str:
-        """Its name, and how many workers take tensors from shared memory."""
-        sharing = len(self._memory.ranks)
-        if self._on_device or not sharing:
-            return "cuda" if self._on_device else "host"
-        some = "" if sharing == len(self.workers) else f" with {sharing} of {len(self.workers)}"
-        return f"host (shared memory{some})"
+        sharing, workers = len(self._memory.ranks), len(self.workers)
+        some = "" if sharing == workers else f" with {sharing} of {workers}"
+        self.carrier = choice.carrier + (f" (shared memory{some})" if sharing else "")
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Return memory for a tensor of a call: on its device, in a slot if that is the host."""
