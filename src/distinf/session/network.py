@@ -17,7 +17,7 @@ _VARIABLES = ("TP_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 
 def listen(address: str, port: int = 0) -> socket.socket:
-    """Open a listening socket, by default on a free port; many ranks may come at once."""
+    """Open a listening socket, by default on a free port; many ranks may connect at once."""
     return socket.create_server((address, port), backlog=1024)
 
 

@@ -105,7 +105,7 @@ class Destination(ABC):
         """
         self.check_replaceable()
         self.put(CREATING, b"")
-        # Last the group's metadata, by which distinf knows its own stores.
+        # The group's metadata last: distinf recognizes its own stores by it.
         for name in sorted(self.names(), key=lambda name: (name == "zarr.json", name)):
             if not name.startswith(LOCK):
                 self.remove(name)
@@ -120,10 +120,7 @@ class Destination(ABC):
         self._end_creation()
 
     def check_replaceable(self) -> None:
-        """Refuse to replace a store that others wrote, or to which somebody added something.
-
-        Raises `StoreError`, which names what distinf did not write.
-        """
+        """Refuse to replace what distinf did not write, which the `StoreError` names."""
         names = self.names()
         if names and not any(name.startswith(OWN) for name in names):  # its attributes were copied
             raise StoreError(

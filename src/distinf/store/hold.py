@@ -91,7 +91,7 @@ class ObjectHold:
             except Changed:
                 seen = self._store.read(self._path)
             who = _who(seen)
-            if seen is not None and self._is_mine(seen):  # the answer was lost on its way
+            if seen is not None and self._is_mine(seen):  # the answer to the write was lost
                 self._version = seen.version
                 break
             dead = seen is None or seen.age > _SILENCE_SECONDS or has_ended(who)
@@ -117,7 +117,7 @@ class ObjectHold:
             raise StoreError(self._lost)
 
     def release(self) -> None:
-        """Let other runs in; what another run has taken stays with it."""
+        """Let other runs in; a hold that another run has taken is not changed."""
         self._end.set()
         with self._turn:
             if self._version is not None and not self._lost:
@@ -153,7 +153,7 @@ class ObjectHold:
             if not self._is_mine(seen):
                 self._lost = f"this run lost its hold: {held_by(self._url, _who(seen), seen.age)}"
                 return False
-            self._version = seen.version  # the answer to a write was lost on its way
+            self._version = seen.version  # the answer to a write was lost
             if seen.data == data:
                 return True
 

@@ -37,7 +37,7 @@ class ObjectStore(Destination):
         self._held: ObjectHold | None = None
 
     def content(self) -> Content:
-        """Find out what lies there; a hold alone is nothing."""
+        """Find out what lies there; a hold alone counts as nothing."""
         names = self._names()
         if names is None:
             return Content.FOREIGN
@@ -79,7 +79,7 @@ class ObjectStore(Destination):
                 self._held.release()
 
     def check_held(self) -> None:
-        """Check the hold only: to look for the objects costs a request for every step."""
+        """Check the hold only: looking for the objects would cost one request per step."""
         if self._held is not None:
             self._held.check()
 
@@ -204,7 +204,7 @@ class _HeldStore(FsspecStore):  # type: ignore[misc]
         await super().delete(key)
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """Names below a prefix, without its own marker, into which Zarr would descend for ever."""
+        """Names below a prefix, without its own marker, into which Zarr would descend endlessly."""
         async for name in super().list_dir(prefix):
             if name:
                 yield name
@@ -249,7 +249,7 @@ class _S3:
             raise Changed from error
         except OSError as error:
             answer = getattr(error.__cause__, "response", {}).get("ResponseMetadata", {})
-            if answer.get("HTTPStatusCode") in (409, 412):  # 409: another write is on its way
+            if answer.get("HTTPStatusCode") in (409, 412):  # 409: another write is in progress
                 raise Changed from error
             raise
         return str(put["ETag"])

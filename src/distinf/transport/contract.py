@@ -25,7 +25,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Peer:
-    """What every rank knows of one rank."""
+    """Where one rank runs, as all ranks know it."""
 
     rank: int
     device: str = "cpu"  # that it computes on, such as "cuda:0"

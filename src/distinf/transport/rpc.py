@@ -190,8 +190,8 @@ def join_rpc(
 def _forget_earlier_groups() -> None:
     """Reset torch's counts of RPC groups.
 
-    It numbers the groups that a process has joined, and their collectives; ranks meet under these
-    numbers. A worker that was started for this session counts from zero, a driver in its second
+    It numbers the groups that a process has joined, and their collectives; ranks find each other by
+    these numbers. A worker that was started for this session counts from zero, a driver in its second
     session does not. The store belongs to this session alone, so equal numbers do no harm.
     """
     rpc._init_counter = 0
@@ -234,7 +234,7 @@ def _add_one(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _alive() -> None:
-    """Answer on a thread of its own, whatever a model computes."""
+    """Answer, also while a model computes."""
 
 
 @dataclass
@@ -344,7 +344,7 @@ class RpcTransport:
                 self._begin(
                     request, _run, tuple(message), lambda wire: self._receive(unpack(Answer(*wire)))
                 )
-            except Exception:  # also whatever pickling an argument raised
+            except Exception:  # also one of pickling an argument
                 self._memory.unsent(request.rank, message)
                 raise
         except Exception as error:

@@ -124,7 +124,7 @@ class DriverMemory:
         """
         try:
             slot = Slot(_PROBE)
-            # Not torch's random numbers, which belong to the user.
+            # Not torch's random numbers: the user may have set their seed.
             token = slot.memory.copy_(torch.tensor(list(os.urandom(_PROBE)), dtype=torch.uint8))
             answer = ask(slot.reference(token))
             if answer is not None and torch.equal(self._map(answer)[:_PROBE], token):

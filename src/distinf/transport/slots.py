@@ -169,10 +169,10 @@ def mapper(limit: int, pin: bool = False) -> Callable[[SlotReference], torch.Ten
 
 
 class PrivateView:
-    """A tensor in a slot of another process; what is written to it stays in this process.
+    """A tensor in a slot of another process, whose own tensor does not change with it.
 
-    Only pages that are written to are copied, so the owner's tensor does not change. Delete all
-    references to `tensor` before :meth:`close`. The constructor raises as `SlotReference.opened`.
+    Pages that are written to are copied. Delete all references to `tensor` before :meth:`close`.
+    The constructor raises as `SlotReference.opened`.
     """
 
     def __init__(self, reference: SlotReference) -> None:
