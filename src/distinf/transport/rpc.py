@@ -190,9 +190,9 @@ def join_rpc(
 def _forget_earlier_groups() -> None:
     """Reset torch's counts of RPC groups.
 
-    It numbers the groups that a process has joined, and their collectives; ranks find each other by
-    these numbers. A worker that was started for this session counts from zero, a driver in its second
-    session does not. The store belongs to this session alone, so equal numbers do no harm.
+    It numbers the groups that a process has joined, and their collectives; ranks find each other
+    by these numbers. A worker that was started for this session counts from zero, a driver in its
+    second session does not. The store is this session's alone, so equal numbers do no harm.
     """
     rpc._init_counter = 0
     rpc.api._all_gather_sequence_id.clear()
