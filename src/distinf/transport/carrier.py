@@ -60,10 +60,13 @@ def choose_carrier(
     seconds = max(1.0, min(_TRIAL_SECONDS, (deadline - time.monotonic()) / 2))
     if rank == 0:
         store.set("trial/name", uuid.uuid4().hex)
+    server: Any = store
+    while hasattr(server, "underlying_store"):
+        server = server.underlying_store
     facts = {
         "rank": rank,
         "peers": [dataclasses.asdict(peer) for peer in peers],
-        "address": _address_of(store),
+        "address": [server.host, server.port],
         "name": store.get("trial/name").decode(),
         "several_nodes": not on_one_node,
         "seconds": seconds,
@@ -143,12 +146,6 @@ def _ranks(ranks: Sequence[int], world_size: int) -> str:
 
 
 # A rank's trial, seen from that rank.
-
-
-def _address_of(store: Any) -> list[Any]:
-    while hasattr(store, "underlying_store"):
-        store = store.underlying_store
-    return [store.host, store.port] if hasattr(store, "port") else []
 
 
 def _try(facts: dict[str, Any], store: dist.Store) -> str:

@@ -159,13 +159,17 @@ class DriverMemory:
     def _view(self, rank: int, reference: SlotReference) -> torch.Tensor:
         memory = self._map(reference)
         lent, freed = self._lent[rank], self._freed[rank]
+        number = reference.number
+
+        def done() -> None:  # refers to no object of the session, which a result may outlive
+            freed.append(number)
+            lent.discard(number)
+
         if len(lent) < _LENT:
-            lent.add(reference.number)
-            # Bound to no object of the session, which a result may outlive.
-            done = partial(_release, lent, freed, reference.number)
+            lent.add(number)
             return view(memory, reference.dtype, reference.shape, done)
         result = _tensor_in(memory, reference).clone()
-        freed.append(reference.number)
+        done()
         return result
 
     def _drain(self, rank: int) -> tuple[int, ...]:
@@ -246,11 +250,6 @@ class WorkerMemory:
             return tensor
         self._lent[slot.number] = slot
         return slot.reference(tensor)
-
-
-def _release(lent: set[int], freed: deque[int], number: int) -> None:
-    freed.append(number)
-    lent.discard(number)
 
 
 def _tensor_in(memory: torch.Tensor, reference: SlotReference) -> torch.Tensor:
