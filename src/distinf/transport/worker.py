@@ -17,15 +17,7 @@ import torch
 from distinf.background import use_compute_threads
 from distinf.copying import copy
 from distinf.gpu import Allocate, Cuda, Lane
-from distinf.tensors import (
-    Found,
-    Rule,
-    Watched,
-    count_nonfinite,
-    is_finite,
-    map_tensors,
-    owned,
-)
+from distinf.tensors import Found, Rule, Watched, count_nonfinite, is_finite, map_tensors, owned
 from distinf.transport.contract import Call, Failure, Reply
 
 # Optional methods of a model that the driver asks for.
@@ -56,11 +48,7 @@ class Worker:
     """
 
     def __init__(
-        self,
-        rank: int,
-        device: torch.device,
-        nonfinite: str = "allow",
-        lane: Lane | None = None,
+        self, rank: int, device: torch.device, nonfinite: str = "allow", lane: Lane | None = None
     ) -> None:
         self._rule = Rule(nonfinite)
         own_lane = Lane(Cuda(device)) if device.type == "cuda" else _HostLane()
