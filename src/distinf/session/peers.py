@@ -49,7 +49,7 @@ def refuse(store: dist.Store, why: str, world_size: int = 1) -> None:
     """Tell the ranks that wait in :func:`gather` why there is no session.
 
     The store ends with this process, so this waits until the ranks below ``world_size`` have
-    arrived; by default it does not wait.
+    arrived; by default it waits for none.
     """
     others = [f"here/{rank}" for rank in range(1, world_size)]
     deadline = time.monotonic() + _START_SECONDS

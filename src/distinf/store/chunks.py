@@ -167,7 +167,7 @@ class Chunks:
         rank: int = 0,
     ) -> None:
         self._axes, self._diagnostics = layout.axes, layout.diagnostics
-        # Chunks of NaN, too: so a missing file is always a damage.
+        # Chunks of NaN, too, so that a missing file is always an error.
         whole = {"write_empty_chunks": True}
         self._arrays = {
             str(name): group[str(name)].with_config(whole)

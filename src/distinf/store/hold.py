@@ -28,8 +28,8 @@ OWN = ".distinf."
 LOCK = OWN + "lock"
 HOLDER = LOCK + ".json"
 
-# A holder renews its object in each beat. If it cannot, it stops writing when quiet for so long;
-# another run may take the store after the longer silence, when the last write has arrived.
+# A holder renews its object in each beat. Without a renewal it writes nothing more after the quiet
+# time; another run may take the store after the longer silence, when that writing has arrived.
 _BEAT_SECONDS = 20.0
 _QUIET_SECONDS = 60.0
 _SILENCE_SECONDS = 90.0
