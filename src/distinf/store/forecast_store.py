@@ -289,7 +289,9 @@ class ForecastStore:
         if self._closed:
             return
         if wait:
-            self._wait_for_all()
+            for _ in range(self._pending):
+                self._slots.acquire()
+            self._slots.release(self._pending)
         self._closed = True
         self._writers.shutdown(wait=True)
         try:
@@ -300,11 +302,6 @@ class ForecastStore:
         if done == total:
             self.destination.remove(RESTART)
         self.destination.release()
-
-    def _wait_for_all(self) -> None:
-        for _ in range(self._pending):
-            self._slots.acquire()
-        self._slots.release(self._pending)
 
     def _take(self, diagnostic: str, future: Future[Any]) -> None:
         try:
@@ -321,12 +318,11 @@ class ForecastStore:
                 self._chunks.mark(result)
             else:
                 self._chunks.add(diagnostic, *result)
-        except (TaskError, TaskLost) as error:
-            if not self._skip_errors or getattr(error, "kind", "") == StoreError.__name__:
-                self._error = self._error or error
-            else:
-                self.skipped.append(f"{diagnostic}: {error}")
         except BaseException as error:
-            self._error = self._error or error
+            of_store = getattr(error, "kind", "") == StoreError.__name__  # a worker could not write
+            if self._skip_errors and isinstance(error, TaskError | TaskLost) and not of_store:
+                self.skipped.append(f"{diagnostic}: {error}")
+            else:
+                self._error = self._error or error
         finally:
             self._slots.release()
