@@ -289,9 +289,7 @@ class ForecastStore:
         if self._closed:
             return
         if wait:
-            for _ in range(self._pending):
-                self._slots.acquire()
-            self._slots.release(self._pending)
+            self._wait_for_all()
         self._closed = True
         self._writers.shutdown(wait=True)
         try:
@@ -302,6 +300,11 @@ class ForecastStore:
         if done == total:
             self.destination.remove(RESTART)
         self.destination.release()
+
+    def _wait_for_all(self) -> None:
+        for _ in range(self._pending):
+            self._slots.acquire()
+        self._slots.release(self._pending)
 
     def _take(self, diagnostic: str, future: Future[Any]) -> None:
         try:
