@@ -189,17 +189,16 @@ def grow(destination: Destination, schema: Schema, attributes: Mapping[str, Any]
         group = zarr.open_group(store, mode="r+", use_consolidated=False)
         there = zarr.open_group(store, mode="r")
     _unmark_missing(group, there, schema)
-    for name, array in schema.arrays.items():
-        if group[name].shape != array.shape:
-            group[name].resize(array.shape)
     leads = (schema.coords["lead_time"].values / np.timedelta64(1, "s")).astype(np.int64)
-    if group["lead_time"].shape != leads.shape:
-        group["lead_time"].resize(leads.shape)
+    shapes = {name: array.shape for name, array in schema.arrays.items()}
+    shapes["lead_time"] = leads.shape
+    for name, size in shapes.items():
+        if group[name].shape != size:
+            group[name].resize(size)
     wrong = np.flatnonzero(group["lead_time"][:] != leads)
     if wrong.size:
         group["lead_time"][wrong[0] :] = leads[wrong[0] :]
-    grown = any(there[name].shape != array.shape for name, array in schema.arrays.items())
-    grown = grown or there["lead_time"].shape != leads.shape
+    grown = any(there[name].shape != size for name, size in shapes.items())
     if grown or attributes or there.metadata.consolidated_metadata is None:
         _commit(destination, schema, attributes)
 
