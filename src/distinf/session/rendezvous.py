@@ -216,19 +216,16 @@ def read_port(job: str, deadline: float) -> int:
     """
     path = _port_file(job)
     while time.monotonic() < deadline:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            time.sleep(_POLL_SECONDS)
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:  # its owner lives
-            text = os.read(handle, 200)
-            if text.endswith(b"}"):
-                return int(json.loads(text)["port"])
-        finally:
-            os.close(handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:  # its owner lives
+                text = os.read(handle, 200)
+                if text.endswith(b"}"):
+                    return int(json.loads(text)["port"])
+            finally:
+                os.close(handle)
         time.sleep(_POLL_SECONDS)
     raise TimeoutError(f"no living process of rank 0 has written {path}")
 

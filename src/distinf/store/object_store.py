@@ -296,7 +296,6 @@ class _Google:
                 _, data = self._fs.call(
                     "GET", "b/{}/o/{}", bucket, key, alt="media", generation=which
                 )
-                age = parsedate_to_datetime(headers["Date"]) - datetime.fromisoformat(
-                    about["updated"]
-                )
+                now = parsedate_to_datetime(headers["Date"])
+                age = now - datetime.fromisoformat(about["updated"])
                 return Seen(data, str(which), age.total_seconds())
