@@ -83,7 +83,9 @@ class DriverMemory:
             return None
         address = slot.memory.data_ptr()
         self._used[address] = slot
-        return view(slot.memory, dtype, shape, partial(self._forget, address))
+        return view(
+            slot.memory, dtype, shape, lambda: self._slots.give_back(self._used.pop(address))
+        )
 
     def expect(self, nbytes: int) -> None:
         """Create slots of a size, in the background."""
@@ -110,7 +112,9 @@ class DriverMemory:
         if self._used:
             args, kwargs = map_tensors((args, kwargs), pack_tensor)
         fields = call.model, call.method, call.task, args, kwargs
-        message = Message(fields, self._drain(rank), bool(used))
+        freed = self._freed[rank]
+        numbers = tuple(freed.popleft() for _ in range(len(freed)))
+        message = Message(fields, numbers, bool(used))
         return message, partial(self._unpack, rank, number, used)
 
     def unsent(self, rank: int, message: Message) -> None:
@@ -140,9 +144,6 @@ class DriverMemory:
         fits = slot is not None and tensor.is_contiguous() and tensor.nbytes <= slot.nbytes
         return slot if fits else None
 
-    def _forget(self, address: int) -> None:
-        self._slots.give_back(self._used.pop(address))
-
     def _unpack(
         self, rank: int, number: int, used: list[tuple[Slot, torch.Tensor]], answer: Answer
     ) -> Reply:
@@ -171,10 +172,6 @@ class DriverMemory:
         result = _tensor_in(memory, reference).clone()
         done()
         return result
-
-    def _drain(self, rank: int) -> tuple[int, ...]:
-        freed = self._freed[rank]
-        return tuple(freed.popleft() for _ in range(len(freed)))
 
 
 class WorkerMemory:
