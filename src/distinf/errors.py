@@ -1,4 +1,4 @@
-"""What can go wrong, in the words in which a user is told."""
+"""The errors that distinf raises."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SessionError(DistinfError, RuntimeError):
 
 
 class NoDriver(SessionError):
-    """Rank 0 was never there, so the rank that misses it must say so."""
+    """Rank 0 never arrived, so every other rank reports it."""
 
 
 class Interrupted(SessionError):
@@ -47,7 +47,7 @@ class WorkerLost(SessionError):
 
 
 class TaskLost(SessionError):
-    """Every worker that computed a task was lost, as often as ``runtime.max_attempts``."""
+    """``runtime.max_attempts`` workers were lost while they computed one task."""
 
 
 class CallTimeout(SessionError):
@@ -103,12 +103,9 @@ class TaskError(DistinfError, RuntimeError):
 
 
 class TasksSkipped(DistinfError):
-    """The run went to its end, but some tasks failed and are not in the store.
+    """The run ended, but some tasks failed and are not in the store.
 
-    Parameters
-    ----------
-    tasks : Sequence[str]
-        Each of these tasks, and why it failed.
+    ``tasks`` names each of them, and why it failed.
     """
 
     def __init__(self, tasks: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Notice that the parent process ended: a child that waits for it would stay for ever."""
+"""End a process when its parent has ended."""
 
 from __future__ import annotations
 

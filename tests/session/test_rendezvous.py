@@ -121,8 +121,10 @@ def test_the_way_to_loopback_is_loopback(monkeypatch):
     monkeypatch.delenv("TP_SOCKET_IFNAME", raising=False)
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     assert network.address_towards("127.0.0.1") == "127.0.0.1"
-    network.use_route("127.0.0.1")
-    assert os.environ["TP_SOCKET_IFNAME"] == os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    with network.interface_restored():
+        network.use_route("127.0.0.1")
+        assert os.environ["TP_SOCKET_IFNAME"] == os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    assert "TP_SOCKET_IFNAME" not in os.environ
 
 
 def test_a_name_that_is_loopback_here_is_not_where_others_find_this_machine():

@@ -7,7 +7,7 @@ same code runs in a session, in a simulation with a virtual clock and in a prope
 A worker computes one task at a time; ``depth`` tasks may be on it at once, so that the input
 of the next one is sent while the present one computes. There is no queue of new tasks: when
 every slot is taken, :meth:`Dispatcher.has_room` is false and the submitter waits. So memory is
-bounded by the number of workers. Only tasks of lost workers wait here, at most as many as those
+bounded by the number of workers. Only tasks of lost workers wait here, at most as many as these
 workers had slots.
 """
 

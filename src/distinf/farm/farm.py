@@ -31,7 +31,7 @@ class _Task:
     call: Call
     future: Future[Any]
     nbytes: int
-    attempt: int = 0
+    attempt: int = 1
     why: str = ""  # its worker was lost
 
 
@@ -146,11 +146,12 @@ class Farm:
             for number in self._dispatcher.on(rank):
                 if number in self._tasks:  # unless the session broke
                     self._tasks[number].why = reason
-            left = [worker for worker in self._dispatcher.workers if worker != rank]
+            workers = self._dispatcher.workers
+            left = [worker for worker in workers if worker != rank]
             decisions: list[Decision] = []
-            if rank in self._dispatcher.workers:
+            if rank in workers:
                 log.warning("rank %d was lost, %d worker(s) left: %s", rank, len(left), reason)
-                if 0 not in (rank, *left) and self._needs_driver(left):
+                if 0 not in workers and self._needs_driver(left):
                     log.warning("rank 0 runs diagnostics from here on")
                     decisions += self._dispatcher.join(0)
             decisions += self._dispatcher.mark_lost(rank)
@@ -192,10 +193,12 @@ class Farm:
         for decision in decisions:
             with self._changed:
                 task = self._tasks.get(decision.task)
+                if isinstance(decision, GiveUp):
+                    self._tasks.pop(decision.task, None)
             if task is None:  # the session broke in between
                 continue
             if isinstance(decision, GiveUp):
-                self._give_up(decision, task)
+                _fail(task.future, _lost(task, decision))
             else:
                 self._send(decision, task)
 
@@ -221,9 +224,9 @@ class Farm:
         if error is not None:
             _fail(task.future, error)
             return
-        self._settle(task, answer.result(), start.attempt)
+        self._settle(task, answer.result())
 
-    def _settle(self, task: _Task, reply: Reply, attempt: int) -> None:
+    def _settle(self, task: _Task, reply: Reply) -> None:
         """Give a task's future the value or the error of its reply."""
         if reply.failure is None:
             if reply.nonfinite:
@@ -234,7 +237,7 @@ class Farm:
             )
             _resolve(task.future, reply.value)
         else:
-            failure = _task_error(reply, task.call, attempt)
+            failure = _task_error(reply, task.call, task.attempt)
             # The run cannot go on after an error that left this process's own GPU unusable.
             if not self._skip_errors or reply.unusable:
                 self.fail(failure, abandon=False)
@@ -249,13 +252,7 @@ class Farm:
             raise late from None
         with self._changed:
             self._tasks.pop(number, None)
-        self._settle(task, reply, 1)
-
-    def _give_up(self, decision: GiveUp, task: _Task) -> None:
-        with self._changed:
-            self._tasks.pop(decision.task, None)
-            self._changed.notify_all()
-        _fail(task.future, _lost(task, decision))
+        self._settle(task, reply)
 
     def _warn_nonfinite(self, call: Call, reply: Reply) -> None:
         with self._changed:

@@ -1,4 +1,4 @@
-"""Finds workers that no longer answer: the connection to a stopped process stays open."""
+"""Finds workers that no longer answer. The connection to a stopped process stays open."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ class Pulse:
     def _check_answer(self, rank: int, answer: Future[None]) -> None:
         self._asked.discard(rank)
         # Closed connections are handled elsewhere: a call fails, or the process is found ended.
-        silent = isinstance(answer.exception(), CallTimeout)
-        if silent and not self._end.is_set() and rank not in self._missed:
+        silent = isinstance(answer.exception(), CallTimeout) and not self._end.is_set()
+        if silent and rank not in self._missed:
             self._missed.add(rank)  # one missed ping is normal after Ctrl-Z and fg
             self._ping(rank)
             return
         self._missed.discard(rank)
-        if silent and not self._end.is_set():
+        if silent:
             self._lost(
                 rank,
                 f"it has given no sign of life for {self._timeout:g} s (runtime.liveness_timeout); "

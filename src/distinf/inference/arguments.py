@@ -1,4 +1,4 @@
-"""Selects and copies the inputs of a task, so that they are its own."""
+"""Selects and copies the inputs of a task, so that the caller may change its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distinf.tensors import map_leaves
 from distinf.transport import Transport
 
 _FLOAT = 4  # bytes of a value of a state
-_SMALL = 2**14  # bytes that are not worth asking the transport where to put them
+_SMALL = 2**14  # bytes; smaller tensors are copied to plain memory
 
 
 class Arguments:

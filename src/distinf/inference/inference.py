@@ -178,10 +178,7 @@ class DistributedInference:
         return self._farm.submit(call, tensor_bytes((args, kwargs)), self._ranks)
 
     def map(
-        self,
-        *iterables: Iterable[Any],
-        buffersize: int | None = None,
-        unordered: bool = False,
+        self, *iterables: Iterable[Any], buffersize: int | None = None, unordered: bool = False
     ) -> Iterator[Any]:
         """Run ``forward`` on the items of iterables, one for each argument; as :meth:`starmap`."""
         return self.starmap(zip(*iterables, strict=False), buffersize, unordered)

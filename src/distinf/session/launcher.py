@@ -1,6 +1,6 @@
 """Which launcher started this process, and which of its ranks this is.
 
-Without torch, because every rank asks before anything else.
+Without torch, because every rank calls this first.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -193,7 +194,7 @@ def _from_openmpi(env: Mapping[str, str]) -> RankInfo:
         local_world_size=local_size,
         # A random number of this mpirun; the number of this launch, with mpirun's pid.
         job=_digest("openmpi", env, "OMPI_MCA_orte_precondition_transports", "PMIX_NAMESPACE"),
-        # Of the node that mpirun was called on, where its rank 0 runs by default.
+        # Addresses of the node on which mpirun was called, where its rank 0 runs by default.
         hosts=tuple(
             addresses[0].split(",")
             if addresses
@@ -300,6 +301,14 @@ def likely_cause(info: RankInfo, environ: Mapping[str, str] | None = None) -> st
     return f"Likely cause: {cause}"
 
 
+def late(info: RankInfo, began: float, missing: str) -> str:
+    """Say for what this rank has waited since ``began``, on the monotonic clock, and why."""
+    return (
+        f"rank {info.rank} on {socket.gethostname()} waited {time.monotonic() - began:.0f} s "
+        f"(runtime.start_timeout) for {missing}. {likely_cause(info)}"
+    )
+
+
 def leave_if_superfluous(info: RankInfo | None) -> None:
     """End this process, with status 0, if another copy of its mpirun computes instead."""
     if info is None or not info.superfluous:
@@ -319,7 +328,7 @@ def leave_if_superfluous(info: RankInfo | None) -> None:
 def follow_launcher(info: RankInfo | None) -> None:
     """End this process soon after its launcher's, even if that was killed.
 
-    By SIGTERM, which rank 0 takes as the end of its run: what was written is kept.
+    SIGTERM ends it, so rank 0 closes its run and keeps what was written.
     """
     if info is None or info.launcher in ("distinf", "environment"):
         return

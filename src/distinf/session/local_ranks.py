@@ -23,14 +23,14 @@ _TERMINATE_SECONDS = 1.0
 class LocalRanks:
     """Worker processes that rank 0 starts on this machine; ``target(*args)`` runs in each.
 
-    Python's fork server imports torch and what else all workers need once, beside rank 0, and
-    forks them. So they start sooner than processes of their own imports, and share their memory.
-    It stays until this process ends: the ranks of a second session start at once. The script that
-    starts them needs ``if __name__ == "__main__":``. They ignore Ctrl-C, which the terminal sends
-    to all processes, and end soon after rank 0.
+    Python's fork server imports torch and what else all workers need, once, while rank 0 imports
+    it, too, and forks the workers. So they start sooner and share this memory. The server runs
+    until this process ends: the workers of a second session start at once. The script that starts
+    them needs ``if __name__ == "__main__":``. They ignore Ctrl-C, which the terminal sends to all
+    processes, and end soon after rank 0.
 
-    They meet at the socket ``listener``. ``patience`` is how many seconds :meth:`stop` waits for
-    them to end by themselves, at first 0.
+    They join the store at the socket ``listener``. ``patience`` is how many seconds :meth:`stop`
+    waits for them to end by themselves, at first 0.
     """
 
     def __init__(self, nproc: int, target: Callable[..., None], args: tuple[Any, ...]) -> None:
@@ -62,7 +62,7 @@ class LocalRanks:
             )
             for rank in range(1, nproc)
         ]
-        # On a thread: the fork server answers when it has imported, and rank 0 also imports.
+        # On a thread, so that rank 0 imports while the fork server does.
         self._starting = threading.Thread(
             target=self._start, args=(processes,), name="distinf-start", daemon=True
         )

@@ -12,12 +12,12 @@ import psutil
 
 from distinf.errors import ConfigError
 
-# Where TensorPipe and gloo listen; without them, on what the host name resolves to.
+# Where TensorPipe and gloo listen; by default on the address that the host name resolves to.
 _VARIABLES = ("TP_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 
 def listen(address: str, port: int = 0) -> socket.socket:
-    """Open a listening socket, by default on a free port; many ranks may come at once."""
+    """Open a listening socket, by default on a free port; many ranks may connect at once."""
     return socket.create_server((address, port), backlog=1024)
 
 
@@ -33,7 +33,7 @@ def check_interface(name: str) -> None:
 
 @contextmanager
 def interface_restored() -> Iterator[None]:
-    """Undo after the block what was set in it: a later session chooses for itself."""
+    """Restore the interface after the block, so that a later session chooses its own."""
     given = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     try:
         yield
@@ -51,9 +51,13 @@ def use_interface(name: str) -> None:
 
 def use_route(address: str) -> None:
     """Make TensorPipe and gloo listen on the interface that leads to an address."""
-    name = _interface_of(address_towards(address))
-    if name is not None:
-        use_interface(name)
+    own = address_towards(address)
+    for name, known in psutil.net_if_addrs().items():
+        if any(one.family == socket.AF_INET and one.address == own for one in known):
+            use_interface(name)
+            return
+    if own and ipaddress.ip_address(own).is_loopback:
+        use_interface("lo")
 
 
 def address_towards(host: str) -> str:
@@ -81,13 +85,3 @@ def bind_address(host: str, on_one_node: bool = False) -> str:
         return address
     except OSError:
         return "0.0.0.0"
-
-
-def _interface_of(address: str) -> str | None:
-    if not address:
-        return None
-    name: str
-    for name, known in psutil.net_if_addrs().items():
-        if any(one.family == socket.AF_INET and one.address == address for one in known):
-            return name
-    return "lo" if ipaddress.ip_address(address).is_loopback else None

@@ -1,4 +1,4 @@
-"""Every rank waits for all others, learns where they run, and checks that they belong together."""
+"""Every rank waits for all others, reads where they run, and checks that they belong together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from distinf.errors import ConfigError, DistinfError, SessionError
-from distinf.session.launcher import RankInfo, likely_cause
+from distinf.session.launcher import RankInfo, late
 from distinf.session.network import address_towards
 from distinf.transport import Peer
 from distinf.versions import versions
@@ -49,7 +49,7 @@ def refuse(store: dist.Store, why: str, world_size: int = 1) -> None:
     """Tell the ranks that wait in :func:`gather` why there is no session.
 
     The store ends with this process, so this waits until the ranks below ``world_size`` have
-    arrived; by default only ranks that have arrived are told.
+    arrived; by default it waits for none.
     """
     others = [f"here/{rank}" for rank in range(1, world_size)]
     deadline = time.monotonic() + _START_SECONDS
@@ -114,7 +114,7 @@ def _introduction(
         job=info.job,
         world_size=info.world_size,
         versions={**dict.fromkeys(_PACKAGES, "none"), **versions(_PACKAGES)},
-        # As it looks after its way through JSON.
+        # As JSON gives it back, which the other ranks read.
         settings=must_match if must_match is None else json.loads(_json(must_match)),
     )
 
@@ -151,12 +151,8 @@ def _wait_for_all(
         if time.monotonic() > deadline:
             present = [rank for rank in ranks if rank not in absent]
             nodes = {_Introduction.of(store.get(f"here/{rank}")).peer.node for rank in present}
-            raise SessionError(
-                f"rank {info.rank} on {socket.gethostname()} waited "
-                f"{time.monotonic() - began:.0f} s (runtime.start_timeout) for rank(s) {absent} of "
-                f"{info.world_size}, which never arrived{_silent_nodes(info, nodes)}. "
-                f"{likely_cause(info)}"
-            )
+            missing = f"rank(s) {absent} of {info.world_size}, which never arrived"
+            raise SessionError(late(info, began, missing + _silent_nodes(info, nodes)))
         time.sleep(_POLL_SECONDS)
     return [_Introduction.of(store.get(f"here/{rank}")) for rank in ranks]
 
@@ -210,7 +206,7 @@ def end_if_here(peer: Peer) -> None:
 
 
 def route_to(peers: list[Peer], rank: int) -> str:
-    """Return a peer's address, if possible on another host; this rank listens on the way there."""
+    """Return a peer's address, if possible on another host; this rank listens on that route."""
     others = [peer for peer in peers if peer.rank != rank and peer.address]
     far = [peer for peer in others if peer.host != peers[rank].host]
     return (far or others)[0].address if others else ""

@@ -1,6 +1,6 @@
 """What the fork server imports for all workers of this machine.
 
-None of it may compute, or start CUDA, which does not survive a fork.
+No import may compute or start CUDA: neither survives a fork.
 """
 
 import distinf.session.roles  # noqa: F401

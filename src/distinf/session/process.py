@@ -6,18 +6,16 @@ import ctypes
 import os
 import socket
 from datetime import timedelta
-from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
 
 from distinf.compiler import delayed_compiler
 from distinf.errors import SessionError
 from distinf.session.launcher import RankInfo
 
-if TYPE_CHECKING:
-    import torch
-    import torch.distributed as dist
-
 # DistributedManager's names of launchers; all others set torch.distributed's variables ("env").
-_METHODS = {name: name for name in ("slurm", "openmpi", "none")}
+_METHODS = ("slurm", "openmpi", "none")
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -28,8 +26,6 @@ _SET_BY_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNAB
 
 def choose_device(info: RankInfo) -> torch.device:
     """Choose this rank's device, its GPU where there is one, and make it current."""
-    import torch
-
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", info.local_rank % torch.cuda.device_count())
@@ -40,9 +36,9 @@ def choose_device(info: RankInfo) -> torch.device:
 def keep_freed_memory() -> None:
     """Let this process keep freed pieces of up to 32 MiB and use them again.
 
-    By default glibc returns them to the system, which hands them out again as zeroed pages, with
-    one fault each: a third of the time of writing a result. Nothing changes with another C
-    library, or where the environment sets glibc's malloc.
+    By default glibc returns them to the system, which must clear each page before its next use: a
+    third of the time of writing a result. Nothing changes with another C library, or where the
+    environment sets glibc's malloc.
     """
     if any(name in os.environ for name in _SET_BY_USER):
         return
@@ -64,8 +60,6 @@ def initialize_manager(
     (physicsnemo#1936, #819). So its attributes are set here. Raises `SessionError` if the group is
     not formed in ``timeout`` seconds.
     """
-    import torch.distributed as dist
-
     with delayed_compiler():
         from physicsnemo.distributed import DistributedManager
 
@@ -91,7 +85,7 @@ def initialize_manager(
         _distributed=store is not None,
         _device=device,
         _cuda=device.type == "cuda",
-        _initialization_method=_METHODS.get(info.launcher, "env"),
+        _initialization_method=info.launcher if info.launcher in _METHODS else "env",
     )
 
 

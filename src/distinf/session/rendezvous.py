@@ -4,9 +4,9 @@ The store is at the address that the launcher or the user set. Without one, rank
 free port, and the other ranks learn it in one of two ways while they start:
 
 - On one node from a file in a folder that only this user can read. Rank 0 keeps it locked: a file
-  that nobody locks is from a process that ended.
-- On several nodes from rank 0 itself, which answers on one of a few ports that follow from the
-  launch's id. The answer holds this id, so that ranks do not join another run.
+  without a lock is of a process that has ended.
+- On several nodes from rank 0 itself, which answers on one of a few ports that are computed from
+  the launch's id. The answer has this id, so that ranks do not join another run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch.distributed as dist
 
 from distinf.errors import ConfigError, NoDriver, SessionError
 from distinf.paths import private_folder
-from distinf.session.launcher import RankInfo, likely_cause
+from distinf.session.launcher import RankInfo, late
 from distinf.session.network import bind_address, listen
 
 _LOOPBACK = "127.0.0.1"
@@ -65,7 +65,7 @@ def meeting(
             yield dist.PrefixStore("distinf", store), address[0]
             return
         _kept[address] = store
-        # The launcher's store also outlives restarts of its ranks.
+        # The launcher's store also lives on when it restarts the ranks.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         yield dist.PrefixStore(f"distinf/{attempt}/{next(_sessions)}", store), address[0]
     elif info.rank != 0:
@@ -114,11 +114,8 @@ def _find(info: RankInfo, deadline: float) -> tuple[str, int]:
         hosts = _hosts(info)
         return ask_port(info.job, hosts[:1] if info.launcher == "slurm" else hosts, deadline)
     except TimeoutError as error:
-        raise NoDriver(
-            f"rank {info.rank} on {socket.gethostname()} waited {time.monotonic() - began:.0f} s "
-            f"(runtime.start_timeout) for rank 0 of {info.world_size}, which never arrived: "
-            f"{error}. {likely_cause(info)}"
-        ) from None
+        missing = f"rank 0 of {info.world_size}, which never arrived: {error}"
+        raise NoDriver(late(info, began, missing)) from None
 
 
 def _store_at(info: RankInfo, host: str, port: int, deadline: float) -> dist.Store:
@@ -161,11 +158,9 @@ def _join(info: RankInfo, host: str, port: int, deadline: float) -> dist.Store:
             host, port, is_master=False, wait_for_workers=False, timeout=_left(deadline)
         )
     except Exception as error:
-        raise NoDriver(
-            f"rank {info.rank} on {socket.gethostname()} waited {time.monotonic() - began:.0f} s "
-            f"(runtime.start_timeout) for the rendezvous of rank 0 at {host}:{port}, which does "
-            f"not answer ({str(error).splitlines()[0]}). {likely_cause(info)}"
-        ) from error
+        why = str(error).splitlines()[0]
+        missing = f"the rendezvous of rank 0 at {host}:{port}, which does not answer ({why})"
+        raise NoDriver(late(info, began, missing)) from error
 
 
 def _left(deadline: float) -> timedelta:
@@ -221,19 +216,16 @@ def read_port(job: str, deadline: float) -> int:
     """
     path = _port_file(job)
     while time.monotonic() < deadline:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            time.sleep(_POLL_SECONDS)
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:  # its owner lives
-            text = os.read(handle, 200)
-            if text.endswith(b"}"):
-                return int(json.loads(text)["port"])
-        finally:
-            os.close(handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:  # its owner lives
+                text = os.read(handle, 200)
+                if text.endswith(b"}"):
+                    return int(json.loads(text)["port"])
+            finally:
+                os.close(handle)
         time.sleep(_POLL_SECONDS)
     raise TimeoutError(f"no living process of rank 0 has written {path}")
 

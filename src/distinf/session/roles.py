@@ -40,20 +40,18 @@ from distinf.transport import (
 log = logging.getLogger("distinf")
 
 _REPLY_SECONDS = 2.0  # a process that ends directly after its reply may lose it
-# In which local ranks may end by themselves; the second after an error.
+# In which local ranks may end by themselves; the second one after an error.
 _PATIENCE_SECONDS, _ERROR_PATIENCE_SECONDS = 5.0, 1.0
 
 
+@dataclass(eq=False)
 class Session:
-    """A rank among the ranks that have met; it computes on ``device``."""
+    """The session of one rank, which computes on ``device``."""
 
-    def __init__(
-        self, info: RankInfo, runtime: Runtime, device: torch.device, resources: ExitStack
-    ) -> None:
-        self.info = info
-        self.runtime = runtime
-        self.device = device
-        self._resources = resources
+    info: RankInfo
+    runtime: Runtime
+    device: torch.device
+    _resources: ExitStack
 
     @property
     def rank(self) -> int:
@@ -77,19 +75,11 @@ class Session:
         self._resources.close()
 
 
+@dataclass(eq=False)
 class WorkerSession(Session):
     """A worker's session."""
 
-    def __init__(
-        self,
-        info: RankInfo,
-        runtime: Runtime,
-        device: torch.device,
-        resources: ExitStack,
-        store: dist.Store,
-    ) -> None:
-        super().__init__(info, runtime, device, resources)
-        self._store: dist.Store | None = store
+    _store: dist.Store | None
 
     def serve(self) -> None:
         """Serve calls until rank 0 stops this worker; later calls return at once."""
@@ -215,7 +205,7 @@ def join(
         process.initialize_manager(info, device, None)
         resources.callback(process.end_manager)
         return DriverSession(info, runtime, worker, InProcess(worker), resources, [], None)
-    # The driver's diagnostics have a stream beside the one of its prognostic.
+    # The driver's diagnostics run on another stream than its prognostic.
     beside = info.rank == 0 and device.type == "cuda"
     lane = Lane(Cuda(device), beside=True) if beside else None
     worker = Worker(info.rank, device, runtime.nonfinite, lane)
@@ -231,7 +221,7 @@ def join(
 
 @dataclass(frozen=True)
 class Group:
-    """The ranks of a session that have met; their ``store`` is on ``host``."""
+    """The ranks of a session that have found each other; their ``store`` is on ``host``."""
 
     info: RankInfo
     peers: list[Peer]
@@ -246,7 +236,7 @@ def find_peers(
     local: LocalRanks | None,
     must_match: Mapping[str, Any] | None,
 ) -> Group:
-    """Meet the other ranks, and check that they belong together."""
+    """Find the other ranks, and check that they belong together."""
     listener = local.listener if local is not None else None
     with rendezvous.meeting(info, listener, deadline) as (store, host):
         found = peers.gather(

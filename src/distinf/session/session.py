@@ -1,4 +1,4 @@
-"""Open and close this rank's session. Without torch until the ranks join."""
+"""Open and close this rank's session. Imports torch only when the ranks join."""
 
 from __future__ import annotations
 
@@ -131,18 +131,15 @@ def _open(
     resources: ExitStack,
 ) -> Session:
     deadline = time.monotonic() + runtime.start_timeout
-    info = launcher.rank_info()
-    launcher.leave_if_superfluous(info)
+    launched = launcher.rank_info()
+    launcher.leave_if_superfluous(launched)
+    nproc = runtime.nproc or 1
+    info = launched or RankInfo("none" if nproc == 1 else "distinf", 0, nproc, 0, nproc)
+    _check_launch(runtime, info, launched.launcher if launched else "no launcher")
     local: LocalRanks | None = None
-    if info is None:
-        nproc = runtime.nproc or 1
-        info = RankInfo("none" if nproc == 1 else "distinf", 0, nproc, 0, nproc)
-        _check_launch(runtime, info, "no launcher")
-        if nproc > 1:
-            local = LocalRanks(nproc, _serve, (runtime,))  # they import while this rank does
-            resources.callback(local.stop)
-    else:
-        _check_launch(runtime, info, info.launcher)
+    if launched is None and nproc > 1:
+        local = LocalRanks(nproc, _serve, (runtime,))  # they import while this rank does
+        resources.callback(local.stop)
     if preflight is not None and info.rank == 0:
         try:
             preflight()
@@ -158,7 +155,7 @@ def _open(
 
 
 def _check_launch(runtime: Runtime, info: RankInfo, launcher: str) -> None:
-    """Refuse what this rank can know to be wrong by itself, before torch is imported."""
+    """Refuse what this rank alone can find to be wrong, before torch is imported."""
     if runtime.expect_ranks not in (None, info.world_size):
         raise ConfigError(
             f"runtime.expect_ranks={runtime.expect_ranks}, but there are {info.world_size} "

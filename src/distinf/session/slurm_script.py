@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator
+from pydantic import AfterValidator, Field, PlainValidator
 
 from distinf.errors import ConfigError
-from distinf.options import Count, from_mapping, option_names, options_dataclass, valid_when
+from distinf.options import Count, from_mapping, options_dataclass, valid_when
 
 # The forms that sbatch's manual lists for --time and --mem.
 _TIME = r"[0-9]+(:[0-9]+){0,2}|[0-9]+-[0-9]+(:[0-9]+){0,2}|(?i:unlimited|infinite)"
@@ -25,6 +25,9 @@ def _written(form: str, right: str) -> Any:
 
 
 _Word = Annotated[str, *_written(r"\S+", "must be one word")]
+_Lines = Annotated[
+    Sequence[str], AfterValidator(tuple), Field(description="must be a list of shell lines")
+]
 
 
 def _check_time(time: Any) -> Any:
@@ -76,15 +79,13 @@ class SlurmJob:
     exclusive: bool = False
     requeue: bool = False
     environment: Annotated[Mapping[str, Any] | None, PlainValidator(_check_environment)] = None
-    lines_before: Annotated[Sequence[str], Field(description="must be a list of shell lines")] = ()
+    lines_before: _Lines = ()
     container: _Word | None = None
 
     @property
     def wanted(self) -> bool:
         """Whether a batch script was asked for: any key was set."""
-        given = {name: getattr(self, name) for name in option_names(self)}
-        asked = SlurmJob(**{**given, "lines_before": tuple(self.lines_before)})
-        return self.action != "none" and asked != SlurmJob()
+        return self.action != "none" and self != SlurmJob()
 
 
 def read_job(section: Mapping[str, Any], given: Sequence[str]) -> SlurmJob:

@@ -1,7 +1,7 @@
 """Results as chunks of the store, and the marks that say which steps are complete.
 
 A step is marked after its chunks are durable. With ``output.shards`` a file holds several lead
-times; it is written once the store has, or lacks, no other result of it.
+times; it is written when all of its results that the store lacks have arrived.
 """
 
 from __future__ import annotations
@@ -36,10 +36,8 @@ class File:
     """One file of each variable of a diagnostic, and of its marks."""
 
     diagnostic: str
-    index: tuple[int, ...]
-    """In the dimensions before lead_time."""
-    first: int
-    """Index of its first lead time."""
+    index: tuple[int, ...]  # in the dimensions before lead_time
+    first: int  # index of its first lead time
 
 
 class Marks:
@@ -148,9 +146,8 @@ class Written:
 
     file: File
     rank: int
-    start: float
+    start: float  # of the writing, in seconds since the epoch
     end: float
-    """When it was written, seconds since the epoch."""
     nbytes: int
 
 
@@ -170,7 +167,7 @@ class Chunks:
         rank: int = 0,
     ) -> None:
         self._axes, self._diagnostics = layout.axes, layout.diagnostics
-        # Also for a result that is NaN everywhere, so that a file that is missing shows.
+        # Chunks of NaN, too, so that a missing file is always an error.
         whole = {"write_empty_chunks": True}
         self._arrays = {
             str(name): group[str(name)].with_config(whole)
@@ -281,10 +278,8 @@ class Chunks:
             )
         *index, lead = self._marks.index(diagnostic, coords)
         data = x.cpu().float().numpy()
-        # Views: none outlives the result but those that wait for other lead times of their file.
-        rows = list(
-            np.moveaxis(data[(0,) * leading], list(expected).index("variable") - leading, 0)
-        )
+        axis = list(expected).index("variable") - leading
+        rows = list(np.moveaxis(data[(0,) * leading], axis, 0))
         first = lead - lead % self._marks.leads_in_file
         return File(diagnostic, tuple(index), first), lead, rows
 
@@ -315,12 +310,12 @@ class Chunks:
             if self._marks.lacking_in_file(file) < count:
                 values = np.asarray(array[steps])  # what earlier runs wrote stays
             else:
-                # Zarr would read what is there, which a lost node may have left half written.
+                # Zarr would read the file, which a lost node may have left half written.
                 self._destination.remove(self._path(name, file))
                 values = np.full((count, *array.shape[len(steps) :]), np.nan)
             for lead, row in rows.items():
                 values[lead - file.first] = row
-        # With all dimensions of a chunk; else Zarr fills one and copies the values into it.
+        # With all dimensions of a chunk: else Zarr copies the values once more.
         where = (*(slice(i, i + 1) for i in file.index), steps[-1])
         array[where] = values[(np.newaxis,) * len(file.index)]
 

@@ -15,17 +15,17 @@ from zarr.abc.store import Store
 from distinf.errors import StoreError
 from distinf.store.hold import LOCK, OWN
 
-# There while a store is being created; after a kill in between, the next run begins again.
+# Exists while a store is being created; after a kill in between, the next run begins again.
 CREATING = LOCK + ".creating"
-# The names of the store's arrays: what else lies there belongs to somebody else.
+# Lists the store's arrays: distinf did not write anything else that is there.
 CONTENTS = OWN + "contents"
 # A folder: states of the prognostic, until the forecast is complete.
 RESTART = OWN + "restart"
-# A token by which workers that write verify that they see the driver's store.
+# Holds a token by which workers that write verify that they see the driver's store.
 TOKEN = OWN + "meeting"
 
 _SHOWN = 3
-# What a killed write leaves: see `distinf.store.destination`; Zarr's own has no ``.json``.
+# What a killed write leaves: see `distinf.store.destination`; that of Zarr has no ``.json``.
 _PARTIAL = r"\.[0-9a-f]{32}\.partial"
 _METADATA = rf"zarr\.json({_PARTIAL})?|zarr{_PARTIAL}"
 _GROUP = re.compile(_METADATA)
@@ -36,19 +36,15 @@ class Content(enum.Enum):
     """What lies at a destination."""
 
     NOTHING = enum.auto()
-    FOREIGN = enum.auto()
-    """Something that distinf did not make."""
-    UNFINISHED = enum.auto()
-    """A store that is being created, or an empty folder."""
-    STORE = enum.auto()
-    """A store whose metadata is whole."""
+    FOREIGN = enum.auto()  # something that distinf did not make
+    UNFINISHED = enum.auto()  # a store that is being created, or an empty folder
+    STORE = enum.auto()  # a store whose metadata is whole
 
 
 class Destination(ABC):
     """Where a store lies: a folder, or an object store that fsspec knows."""
 
-    name: str
-    """Its path or URL."""
+    name: str  # its path or URL
 
     @abstractmethod
     def check_writable(self) -> None:
@@ -109,7 +105,7 @@ class Destination(ABC):
         """
         self.check_replaceable()
         self.put(CREATING, b"")
-        # Last the group's metadata, by which distinf knows its own stores.
+        # The group's metadata last: distinf recognizes its own stores by it.
         for name in sorted(self.names(), key=lambda name: (name == "zarr.json", name)):
             if not name.startswith(LOCK):
                 self.remove(name)
@@ -124,10 +120,7 @@ class Destination(ABC):
         self._end_creation()
 
     def check_replaceable(self) -> None:
-        """Refuse to replace a store that others wrote, or to which somebody added something.
-
-        Raises `StoreError`, which names what distinf did not write.
-        """
+        """Refuse to replace what distinf did not write, which the `StoreError` names."""
         names = self.names()
         if names and not any(name.startswith(OWN) for name in names):  # its attributes were copied
             raise StoreError(

@@ -145,10 +145,7 @@ class Folder(Destination):
 
 
 class DurableStore(LocalStore):  # type: ignore[misc]
-    """Zarr's local store with fsync.
-
-    Zarr alone is safe against a killed process, not against a lost node.
-    """
+    """Zarr's local store with fsync: a write also survives a power failure."""
 
     async def set(self, key: str, value: Any) -> None:
         """Write a key; return when it would survive a power failure."""

@@ -15,7 +15,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import zarr
@@ -169,7 +168,6 @@ class ForecastStore:
         except BaseException:
             self.destination.release()
             raise
-        self._turn = threading.Lock()
         self._pending, self._slots = pending, threading.BoundedSemaphore(pending)
         self._writers = ThreadPoolExecutor(output.writers, thread_name_prefix="distinf-write")
         self._error: BaseException | None = None
@@ -228,12 +226,7 @@ class ForecastStore:
     def __enter__(self) -> ForecastStore:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None:
             self.close()
             return
@@ -328,13 +321,11 @@ class ForecastStore:
                 self._chunks.mark(result)
             else:
                 self._chunks.add(diagnostic, *result)
-        except (TaskError, TaskLost) as error:
-            if not self._skip_errors or getattr(error, "kind", "") == StoreError.__name__:
-                self._error = self._error or error
-            else:
-                with self._turn:
-                    self.skipped.append(f"{diagnostic}: {error}")
         except BaseException as error:
-            self._error = self._error or error
+            of_store = getattr(error, "kind", "") == StoreError.__name__  # a worker could not write
+            if self._skip_errors and isinstance(error, TaskError | TaskLost) and not of_store:
+                self.skipped.append(f"{diagnostic}: {error}")
+            else:
+                self._error = self._error or error
         finally:
             self._slots.release()

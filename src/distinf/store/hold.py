@@ -28,8 +28,8 @@ OWN = ".distinf."
 LOCK = OWN + "lock"
 HOLDER = LOCK + ".json"
 
-# A holder renews its object this often, and loses the store after a silence. It writes nothing
-# more after a shorter silence, so that what it has sent arrives before that.
+# A holder renews its object in each beat. Without a renewal it writes nothing more after the quiet
+# time; another run may take the store after the longer silence, when that writing has arrived.
 _BEAT_SECONDS = 20.0
 _QUIET_SECONDS = 60.0
 _SILENCE_SECONDS = 90.0
@@ -49,8 +49,7 @@ class Seen:
 
     data: bytes
     version: str
-    age: float
-    """Seconds since it was written, by the store's own clock."""
+    age: float  # seconds since it was written, by the store's own clock
 
 
 class Conditional(Protocol):
@@ -92,7 +91,7 @@ class ObjectHold:
             except Changed:
                 seen = self._store.read(self._path)
             who = _who(seen)
-            if seen is not None and self._is_mine(seen):  # the answer was lost on its way
+            if seen is not None and self._is_mine(seen):  # the answer to the write was lost
                 self._version = seen.version
                 break
             dead = seen is None or seen.age > _SILENCE_SECONDS or has_ended(who)
@@ -118,7 +117,7 @@ class ObjectHold:
             raise StoreError(self._lost)
 
     def release(self) -> None:
-        """Let other runs in; what another run has taken stays with it."""
+        """Let other runs in; a hold that another run has taken is not changed."""
         self._end.set()
         with self._turn:
             if self._version is not None and not self._lost:
@@ -154,7 +153,7 @@ class ObjectHold:
             if not self._is_mine(seen):
                 self._lost = f"this run lost its hold: {held_by(self._url, _who(seen), seen.age)}"
                 return False
-            self._version = seen.version  # the answer to a write was lost on its way
+            self._version = seen.version  # the answer to a write was lost
             if seen.data == data:
                 return True
 

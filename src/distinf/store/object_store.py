@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -37,7 +37,7 @@ class ObjectStore(Destination):
         self._held: ObjectHold | None = None
 
     def content(self) -> Content:
-        """Find out what lies there; a hold alone is nothing."""
+        """Find out what lies there; a hold alone counts as nothing."""
         names = self._names()
         if names is None:
             return Content.FOREIGN
@@ -53,7 +53,7 @@ class ObjectStore(Destination):
                 "would stand for the names of other stores: choose another name"
             )
         name = self._path(f"{LOCK}.{uuid.uuid4().hex}")
-        try:
+        with self._reaching():
             store = self._conditional()
             try:
                 if not holds_conditions(store, name):
@@ -64,20 +64,12 @@ class ObjectStore(Destination):
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     self._fs.rm_file(name)
-        except StoreError:
-            raise
-        except Exception as error:
-            raise self._unreachable(error) from error
 
     def hold(self) -> None:
         """Put an object that says who holds it, and renew it until `release`."""
         hold = ObjectHold(self.name, self._path(HOLDER), self._conditional())
-        try:
+        with self._reaching():
             hold.take()
-        except StoreError:
-            raise
-        except Exception as error:
-            raise self._unreachable(error) from error
         self._held = hold
 
     def release(self) -> None:
@@ -87,7 +79,7 @@ class ObjectStore(Destination):
                 self._held.release()
 
     def check_held(self) -> None:
-        """Check the hold only: to look for the objects costs a request for every step."""
+        """Check the hold only: looking for the objects would cost one request per step."""
         if self._held is not None:
             self._held.check()
 
@@ -143,12 +135,11 @@ class ObjectStore(Destination):
         """Names below a prefix; None if it is an object."""
         fs = self._fs
         url = f"{self.name}/{folder}".rstrip("/")
-        try:
-            found = fs.ls(url, detail=False, refresh=True)
-        except FileNotFoundError:
-            return []
-        except Exception as error:
-            raise self._unreachable(error) from error
+        with self._reaching():
+            try:
+                found = fs.ls(url, detail=False, refresh=True)
+            except FileNotFoundError:
+                return []
         # By the full path: a child may be called as its parent. A folder's own marker ends in "/".
         above = str(fs._strip_protocol(url))
         if found == [above]:
@@ -171,17 +162,24 @@ class ObjectStore(Destination):
             "so two runs could write there at once; write to a folder, s3:// or gs://"
         )
 
-    def _unreachable(self, error: Exception) -> StoreError:
-        advice = ""
-        if self.name.startswith("s3://"):
-            advice = (
-                ". Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile in ~/.aws, and "
-                "AWS_ENDPOINT_URL for a server other than Amazon's; the bucket must exist"
-            )
-        return StoreError(
-            f"parameters.output_path={self.name} cannot be written: {type(error).__name__}: "
-            f"{error}{advice}"
-        )
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Raise a `StoreError` with advice where the file system fails."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except Exception as error:
+            advice = ""
+            if self.name.startswith("s3://"):
+                advice = (
+                    ". Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile in ~/.aws, and "
+                    "AWS_ENDPOINT_URL for a server other than Amazon's; the bucket must exist"
+                )
+            raise StoreError(
+                f"parameters.output_path={self.name} cannot be written: {type(error).__name__}: "
+                f"{error}{advice}"
+            ) from error
 
 
 class _HeldStore(FsspecStore):  # type: ignore[misc]
@@ -206,7 +204,7 @@ class _HeldStore(FsspecStore):  # type: ignore[misc]
         await super().delete(key)
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """Names below a prefix, without its own marker, into which Zarr would descend for ever."""
+        """Names below a prefix, without its own marker, into which Zarr would descend endlessly."""
         async for name in super().list_dir(prefix):
             if name:
                 yield name
@@ -251,7 +249,7 @@ class _S3:
             raise Changed from error
         except OSError as error:
             answer = getattr(error.__cause__, "response", {}).get("ResponseMetadata", {})
-            if answer.get("HTTPStatusCode") in (409, 412):  # 409: another write is on its way
+            if answer.get("HTTPStatusCode") in (409, 412):  # 409: another write is in progress
                 raise Changed from error
             raise
         return str(put["ETag"])
@@ -298,7 +296,6 @@ class _Google:
                 _, data = self._fs.call(
                     "GET", "b/{}/o/{}", bucket, key, alt="media", generation=which
                 )
-                age = parsedate_to_datetime(headers["Date"]) - datetime.fromisoformat(
-                    about["updated"]
-                )
+                now = parsedate_to_datetime(headers["Date"])
+                age = now - datetime.fromisoformat(about["updated"])
                 return Seen(data, str(which), age.total_seconds())

@@ -1,7 +1,7 @@
 """What the values in a store come from: the config, the versions and the files that were read.
 
-A store keeps this record from its creation on. A resumed run compares its own with it: what
-decides the values must be the same; what may change the last bits is logged in one line.
+A store keeps this record from its creation on. A run that resumes it compares its own record: what
+decides the values must be equal; what may change the last bits is logged in one line.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _FREE = (
     r"prognostic\.restartable",
 )
 _DECIDING = ("runtime.batch", "runtime.seed", "runtime.threads", "output.shards")
-# Such an entry among the versions decides the values.
+# Versions whose names begin so decide the values.
 _SCHEME = "the scheme of "
-# The same as if it were not set.
+# Values that mean the same as no value.
 _SAME_AS_NONE = {r"diagnostic\.[^.]*\.compile": False}
 
 
@@ -105,28 +105,35 @@ class Provenance:
         was = json.loads(written.get("files", "{}"))
         for key in sorted(was.keys() & self.files.keys()):
             before, here = was[key], self.files[key]
+            # Few files are recorded one by one, many together as their folder.
             many = any("many" in record for record in (*before.values(), *here.values()))
             gone = sorted(before.keys() - here.keys())
-            if gone and many:  # there were as few as to record each, or are now
+            if gone and many:
                 yield f"files in the folder of {key} have changed", False
             elif gone:
                 yield f"{', '.join(gone)} ({key}) can no longer be found", False
             for name in sorted(before.keys() & here.keys()):
-                then, now = before[name], here[name]
-                what = f"the file {name} ({key})"
-                if "many" in then or "many" in now:
-                    if any(then.get(k) != now.get(k) for k in ("many", "sample")):
-                        yield f"files in the folder {name} ({key}) have changed", False
-                    elif then.get("newest", now.get("newest")) != now.get("newest"):
-                        how = "were written again, with the same names and sizes"
-                        yield f"files in the folder {name} ({key}) {how}", False
-                elif then["size"] != now["size"]:
-                    sizes = f"{then['size']} bytes then, {now['size']} now"
-                    yield f"{what} is not the one that the store was made from: {sizes}", True
-                elif then["sample"] != now["sample"]:
-                    yield f"{what} is not the one that the store was made from", True
-                elif then["mtime"] != now["mtime"]:
-                    yield f"{what} was written again, with the same size and samples", False
+                yield from _file_changes(f"{name} ({key})", before[name], here[name])
+
+
+def _file_changes(
+    name: str, then: Mapping[str, Any], now: Mapping[str, Any]
+) -> Iterator[tuple[str, bool]]:
+    """Compare two records of a file, or of a folder of many; as `Provenance._files`."""
+    changed = {key for key in (*then, *now) if then.get(key) != now.get(key)}
+    other = f"the file {name} is not the one that the store was made from"
+    if "many" in {*then, *now}:
+        if changed & {"many", "sample"}:
+            yield f"files in the folder {name} have changed", False
+        elif "newest" in changed and "newest" in then:  # earlier versions did not record it
+            how = "with the same names and sizes"
+            yield f"files in the folder {name} were written again, {how}", False
+    elif "size" in changed:
+        yield f"{other}: {then['size']} bytes then, {now['size']} now", True
+    elif "sample" in changed:
+        yield other, True
+    elif "mtime" in changed:
+        yield f"the file {name} was written again, with the same size and samples", False
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -81,15 +81,12 @@ class StoreLayout:
 class ArraySchema:
     """One array of a store; its attributes do not affect the values and are not compared."""
 
-    diagnostic: str
-    """Whose results or marks it holds."""
+    diagnostic: str  # whose results or marks it holds
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
-    shards: tuple[int, ...] | None
-    """Size of a file, if it holds several chunks."""
-    dtype: str
-    """``"float32"``, or ``"bool"`` of marks."""
+    shards: tuple[int, ...] | None  # size of a file, if it holds several chunks
+    dtype: str  # "float32", or "bool" of marks
     attributes: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -107,20 +104,19 @@ def plan_schema(layout: StoreLayout, leads: int = 1) -> Schema:
     coords = xr.Dataset(
         coords={key: (key, values, _COORD_ATTRIBUTES[key]) for key, values in axes.items()}
     )
-    dims: dict[str, list[str]] = {}
-    for name, own in diagnostics.items():
-        grid = OrderedDict((k, v) for k, v in own.items() if k not in (*axes, "variable"))
-        coords, dims[name] = _add_grid(coords, name, grid)
     ones = [1] * len(axes)
+    file = (*ones[:-1], leads)
     arrays: dict[str, ArraySchema] = {}
     for name, own in diagnostics.items():
-        size = tuple(coords.sizes[dim] for dim in (*axes, *dims[name]))
+        grid = OrderedDict((k, v) for k, v in own.items() if k not in (*axes, "variable"))
+        coords, grid_dims = _add_grid(coords, name, grid)
+        dims = (*axes, *grid_dims)
+        size = tuple(coords.sizes[dim] for dim in dims)
         leading, grid_shape = size[: len(axes)], size[len(axes) :]
-        file = (*ones[:-1], leads)
         for variable in map(str, own["variable"]):
             arrays[variable] = ArraySchema(
                 name,
-                (*axes, *dims[name]),
+                dims,
                 size,
                 (*ones, *grid_shape),
                 (*file, *grid_shape) if leads > 1 else None,
@@ -193,17 +189,16 @@ def grow(destination: Destination, schema: Schema, attributes: Mapping[str, Any]
         group = zarr.open_group(store, mode="r+", use_consolidated=False)
         there = zarr.open_group(store, mode="r")
     _unmark_missing(group, there, schema)
-    for name, array in schema.arrays.items():
-        if group[name].shape != array.shape:
-            group[name].resize(array.shape)
     leads = (schema.coords["lead_time"].values / np.timedelta64(1, "s")).astype(np.int64)
-    if group["lead_time"].shape != leads.shape:
-        group["lead_time"].resize(leads.shape)
+    shapes = {name: array.shape for name, array in schema.arrays.items()}
+    shapes["lead_time"] = leads.shape
+    for name, size in shapes.items():
+        if group[name].shape != size:
+            group[name].resize(size)
     wrong = np.flatnonzero(group["lead_time"][:] != leads)
     if wrong.size:
         group["lead_time"][wrong[0] :] = leads[wrong[0] :]
-    grown = any(there[name].shape != array.shape for name, array in schema.arrays.items())
-    grown = grown or there["lead_time"].shape != leads.shape
+    grown = any(there[name].shape != size for name, size in shapes.items())
     if grown or attributes or there.metadata.consolidated_metadata is None:
         _commit(destination, schema, attributes)
 
@@ -263,18 +258,18 @@ def mismatches(store: Store, schema: Schema) -> list[str]:
             if has is None or not _same(has, mine):
                 found = "nothing" if has is None else _words(has)
                 problems.append(f"{key}: the store has {found}, this run {_words(wanted.values)}")
-    only_there, only_here = results - set(schema.arrays), set(schema.arrays) - results
-    if only_there or only_here:
-        differ = [
-            f"{who} has {', '.join(sorted(lone))}, which {other} has not"
-            for who, lone, other in (
-                ("the store", only_there, "this run"),
-                ("this run", only_here, "the store"),
-            )
-            if lone
-        ]
-        problems.append(f"variables: {' and '.join(differ)}")
-    for name in sorted(results & set(schema.arrays)):
+    planned = set(schema.arrays)
+    only = [
+        f"{one} has {', '.join(sorted(names))}, which {other} has not"
+        for one, names, other in (
+            ("the store", results - planned, "this run"),
+            ("this run", planned - results, "the store"),
+        )
+        if names
+    ]
+    if only:
+        problems.append(f"variables: {' and '.join(only)}")
+    for name in sorted(results & planned):
         array, wanted_array = arrays[name], schema.arrays[name]
         for what, was, now in _layout(array, wanted_array):
             problems.append(f"{what} of {name}: the store has {was}, this run {now}")
@@ -339,14 +334,11 @@ def marks_array(diagnostic: str) -> str:
 
 def shape(coords: Coords) -> tuple[int, ...]:
     """Shape of a tensor with these coords; an n-dimensional grid appears n times in them."""
-    return tuple(v.shape[i] if v.ndim > 1 else len(v) for i, v in _axes(coords))
-
-
-def _axes(coords: Coords) -> Iterator[tuple[int, np.ndarray]]:
-    axis = 0
+    sizes, axis = [], 0
     for values in coords.values():
-        yield axis, values
-        axis = (axis + 1) % values.ndim if values.ndim > 1 else 0
+        sizes.append(values.shape[axis])
+        axis = (axis + 1) % values.ndim
+    return tuple(sizes)
 
 
 def check_names(renames: Mapping[str, Mapping[str, str]]) -> None:

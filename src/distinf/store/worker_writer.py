@@ -20,8 +20,7 @@ class WriterTicket:
     """What a worker needs to write into the driver's store."""
 
     path: str
-    token: str
-    """In a file of the store, by which the worker verifies that it sees the same store."""
+    token: str  # in a file of the store, by which a worker verifies that it sees the same store
     layout: StoreLayout
 
 

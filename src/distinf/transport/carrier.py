@@ -1,9 +1,9 @@
-"""The choice of a carrier, which is how tensors travel: device to device only after it has worked.
+"""Chooses how tensors travel, the carrier: device to device only after a trial has succeeded.
 
 TensorPipe ends the whole process where GPUs cannot see each other ("Couldn't find GPU with UUID",
-pytorch#95487, tensorpipe#412) or where a network device cannot be used (tensorpipe#413), and fails
-only when a tensor travels. So each rank starts a process that tries it, and all ranks choose from
-the outcomes of all these trials.
+pytorch#95487, tensorpipe#412) or where a network device cannot be used (tensorpipe#413). This
+happens only when a tensor travels. So each rank starts a process for a trial, and all ranks choose
+from the outcomes of all trials.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ _REPORT_SECONDS = 5.0  # beyond the trial's own deadline
 # Below and above TensorPipe's slot of 8 MiB and its staging area of 32 MiB.
 _SIZES = (1_000, 12_000_000)
 ENDED = "-"  # outcome of a trial that was only ended because another rank's had failed
+# Runs one rank's trial; its facts are added as JSON.
+_COMMAND = [sys.executable, "-c", "from distinf.transport.carrier import run_trial; run_trial()"]
 
 
 def choose_carrier(
@@ -45,14 +47,12 @@ def choose_carrier(
     store: dist.Store,
     on_one_node: bool,
     deadline: float,
-    command: Sequence[str] = (),
 ) -> Choice:
     """Choose the carrier of a session; every rank calls this at the same time.
 
-    ``wanted`` is ``runtime.carrier``; ``deadline`` that of the session's start, on the monotonic
-    clock, of which a trial takes at most half of what is left; ``command`` runs a trial, by default
-    that of :func:`trial_command`. All ranks get the same choice, or a `ConfigError` if
-    ``runtime.carrier=cuda`` does not work.
+    ``wanted`` is ``runtime.carrier``; ``deadline`` is that of the session's start, on the monotonic
+    clock: a trial takes at most half of the time left. All ranks get the same choice, or a
+    `ConfigError` if ``runtime.carrier=cuda`` does not work.
     """
     choice = choose_without_trial(wanted, peers, on_one_node)
     if choice is not None:
@@ -60,17 +60,19 @@ def choose_carrier(
     seconds = max(1.0, min(_TRIAL_SECONDS, (deadline - time.monotonic()) / 2))
     if rank == 0:
         store.set("trial/name", uuid.uuid4().hex)
+    server: Any = store
+    while hasattr(server, "underlying_store"):
+        server = server.underlying_store
     facts = {
         "rank": rank,
         "peers": [dataclasses.asdict(peer) for peer in peers],
-        "address": _address_of(store),
+        "address": [server.host, server.port],
         "name": store.get("trial/name").decode(),
         "several_nodes": not on_one_node,
         "seconds": seconds,
         "parent": os.getpid(),
     }
-    mine = _try(list(command) or trial_command(), facts, rank, len(peers), store, seconds)
-    store.set(f"trial/{rank}", mine)
+    store.set(f"trial/{rank}", _try(facts, store))
     keys = [f"trial/{peer.rank}" for peer in peers]
     until = time.monotonic() + seconds + _REPORT_SECONDS
     while not store.check(keys) and time.monotonic() < until:
@@ -82,7 +84,7 @@ def choose_carrier(
 
 
 def device_maps(rank: int, peers: Sequence[Peer]) -> dict[int, dict[torch.device, torch.device]]:
-    """For each peer that this rank sends to, which of its devices takes our device's tensors."""
+    """Return, for each peer that this rank sends to, its device for tensors of our device."""
     mine = torch.device(peers[rank].device)
     others = range(1, len(peers)) if rank == 0 else [0]
     return {other: {mine: torch.device(peers[other].device)} for other in others}
@@ -146,31 +148,14 @@ def _ranks(ranks: Sequence[int], world_size: int) -> str:
 # A rank's trial, seen from that rank.
 
 
-def trial_command() -> list[str]:
-    """Command of one rank's trial, to which its facts are added as JSON."""
-    return [sys.executable, "-c", "from distinf.transport.carrier import run_trial; run_trial()"]
-
-
-def _address_of(store: Any) -> list[Any]:
-    while hasattr(store, "underlying_store"):
-        store = store.underlying_store
-    return [store.host, store.port] if hasattr(store, "port") else []
-
-
-def _try(
-    command: list[str],
-    facts: dict[str, Any],
-    rank: int,
-    world_size: int,
-    store: dist.Store,
-    seconds: float,
-) -> str:
+def _try(facts: dict[str, Any], store: dist.Store) -> str:
     """Run this rank's trial to its end; return why it failed, empty if it did not."""
-    others = [f"trial/{other}" for other in range(world_size) if other != rank]
+    seconds, ranks = facts["seconds"], range(len(facts["peers"]))
+    others = [f"trial/{other}" for other in ranks if other != facts["rank"]]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(
-            [*command, json.dumps(facts)],
+            [*_COMMAND, json.dumps(facts)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -25,7 +25,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Peer:
-    """What every rank knows of one rank."""
+    """Where one rank runs, as all ranks know it."""
 
     rank: int
     device: str = "cpu"  # that it computes on, such as "cuda:0"
@@ -94,17 +94,13 @@ class Reply:
 class Transport(Protocol):
     """Carries calls from the driver to the workers.
 
-    ``workers`` are the ranks that take calls; ``reason`` says in the log why the transport has
-    this carrier, and is empty where there is no choice.
+    ``workers`` are the ranks that take calls. ``carrier`` names the carrier in the log; ``reason``
+    says there why it was chosen, and is empty where there is no choice.
     """
 
     workers: tuple[int, ...]
+    carrier: str
     reason: str
-
-    @property
-    def carrier(self) -> str:
-        """Name of the carrier, for the log."""
-        ...
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Return memory for a tensor of a call, from which it travels fastest.

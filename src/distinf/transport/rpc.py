@@ -54,15 +54,20 @@ class _Group:
         self.memory: WorkerMemory | None = None
         self._lock = threading.Lock()
         self._stops: dict[int, torch.futures.Future[bool]] = {}
-        # How often this process has shut RPC down together with its peers, over all its sessions.
-        # Torch numbers these shutdowns in each process, out of our reach, and peers wait for one
-        # another under that number. So a driver at its second session cannot shut down together
-        # with ranks that it started for that session.
+        # How often this process has shut RPC down together with its peers, in all its sessions.
+        # Torch counts these shutdowns in each process, and ranks wait for each other under this
+        # number. So a driver in its second session cannot shut down together with ranks that it
+        # started for that session.
         self._shutdowns = 0
         self._shutdowns_of: dict[int, int] = {}
 
     def serve(self, rank: int, store: dist.Store) -> None:
-        """Wait for the driver's stop, then leave the group."""
+        """Serve calls until the driver stops this worker, then leave the group.
+
+        The wait is one call to the driver that it answers at the end, so the driver's death ends
+        it within milliseconds. ``store`` is the session's. Raises `SessionError` if the driver is
+        gone.
+        """
         try:
             together = rpc.rpc_sync(
                 _name_of(0), _until_stop, args=(rank, self._shutdowns), timeout=_FOREVER
@@ -114,6 +119,7 @@ class _Group:
 
 
 _group = _Group()
+serve = _group.serve
 
 
 def _name_of(rank: int) -> str:
@@ -145,10 +151,10 @@ def join_rpc(
 ) -> None:
     """Join the RPC group of a session; every rank calls this at the same time.
 
-    ``store`` is used for this session alone. ``device_maps`` says for each peer which of its
-    devices takes the tensors of which of ours; if it is empty, tensors travel through host memory.
-    With ``several_nodes`` tensors travel from device to device between nodes, too. Raises
-    `SessionError` if the group is not formed in ``timeout`` seconds.
+    ``store`` belongs to this session alone. ``device_maps`` is that of
+    :func:`distinf.transport.device_maps`; if it is empty, tensors travel through host memory. With
+    ``several_nodes`` tensors travel from device to device between nodes, too. Raises `SessionError`
+    if the group is not formed in ``timeout`` seconds.
     """
     rank, channels = worker.rank, _HOST_CHANNELS
     if device_maps:
@@ -184,8 +190,8 @@ def join_rpc(
 def _forget_earlier_groups() -> None:
     """Reset torch's counts of RPC groups.
 
-    It numbers the groups that a process has joined, and their collectives, and ranks meet under
-    these numbers. A worker that was started for this session counts from zero, a driver at its
+    It numbers the groups that a process has joined, and their collectives; ranks find each other
+    by these numbers. A worker that was started for this session counts from zero, a driver in its
     second session does not. The store is this session's alone, so equal numbers do no harm.
     """
     rpc._init_counter = 0
@@ -203,15 +209,6 @@ def _end_process_after(seconds: float, message: str) -> threading.Timer:
     guard.daemon = True
     guard.start()
     return guard
-
-
-def serve(rank: int, store: dist.Store) -> None:
-    """Serve calls until the driver stops this worker; raises `SessionError` if the driver is gone.
-
-    The wait is one call to the driver that it answers at the end, so the driver's death ends
-    it within milliseconds. ``store`` is the session's.
-    """
-    _group.serve(rank, store)
 
 
 # What other ranks call here.
@@ -237,7 +234,7 @@ def _add_one(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _alive() -> None:
-    """Answer on a thread of its own, whatever a model computes."""
+    """Answer, also while a model computes."""
 
 
 @dataclass
@@ -265,9 +262,9 @@ class _Request:
 class RpcTransport:
     """The driver's end: carries calls to the workers, and runs those of rank 0 here.
 
-    ``worker`` is the driver's own; in ``store`` workers write that they have stopped; with
-    ``results_stay`` results come to the driver's device. Raises `SessionError` if no tensor travels
-    between two GPUs.
+    ``worker`` is the driver's own; in ``store`` workers note that they have stopped; with
+    ``results_stay`` results are put on the driver's device. Raises `SessionError` if no tensor
+    travels between two GPUs.
     """
 
     def __init__(
@@ -287,26 +284,19 @@ class RpcTransport:
         self._on_driver = OnDriver(InProcess(worker))
         self._on_device = choice.carrier == "cuda"
         self._memory = DriverMemory(len(self.workers))
-        self._results_stay = results_stay and worker.device.type == "cuda"
         self._lost: set[int] = set()
         self._closed = False
-        if self._results_stay:
-            # The stream of the thread that opens the session.
-            self._home = Cuda(worker.device).current_stream()
+        # The stream of the thread that opens the session, on which results are given.
+        stays = results_stay and worker.device.type == "cuda"
+        self._home = Cuda(worker.device).current_stream() if stays else None
         for rank in self.workers:
             if self._on_device:
                 self._open_channel(rank)
             else:
                 self._memory.try_rank(rank, functools.partial(self._ask_to_map, rank))
-
-    @property
-    def carrier(self) -> str:
-        """Its name, and how many workers take tensors from shared memory."""
-        sharing = len(self._memory.ranks)
-        if self._on_device or not sharing:
-            return "cuda" if self._on_device else "host"
-        some = "" if sharing == len(self.workers) else f" with {sharing} of {len(self.workers)}"
-        return f"host (shared memory{some})"
+        sharing, workers = len(self._memory.ranks), len(self.workers)
+        some = "" if sharing == workers else f" with {sharing} of {workers}"
+        self.carrier = choice.carrier + (f" (shared memory{some})" if sharing else "")
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Return memory for a tensor of a call: on its device, in a slot if that is the host."""
@@ -331,7 +321,8 @@ class RpcTransport:
             at_once = tensor_bytes(given) < SMALL
         elif not self._on_device:
             copies, at_once = copies_of(self._device), False
-            wait = copies.to_host(given, call.ready, self._memory.take_like).wait
+            take = self._memory.take
+            wait = copies.to_host(given, call.ready, lambda x: take(x.shape, x.dtype)).wait
         elif call.ready is not None:  # this may not be the thread that selected
             torch.cuda.current_stream(self._device).wait_event(call.ready)
         if at_once:
@@ -353,7 +344,7 @@ class RpcTransport:
                 self._begin(
                     request, _run, tuple(message), lambda wire: self._receive(unpack(Answer(*wire)))
                 )
-            except Exception:  # also whatever pickling an argument raised
+            except Exception:  # also one of pickling an argument
                 self._memory.unsent(request.rank, message)
                 raise
         except Exception as error:
@@ -381,10 +372,9 @@ class RpcTransport:
         result.add_done_callback(complete)
 
     def _receive(self, reply: Reply) -> Reply:
-        if not self._results_stay or reply.failure is not None:
+        if self._home is None or reply.failure is not None:
             return reply
-        value = copies_of(self._device).to_device(reply.value, self._home)
-        return replace(reply, value=value)
+        return replace(reply, value=copies_of(self._device).to_device(reply.value, self._home))
 
     def _open_channel(self, rank: int) -> None:
         """Carry a tensor each way: when cuda_ipc does so first, it waits for the whole GPU."""

@@ -6,9 +6,9 @@
     driver: result  <- view until deleted <- slot <---- copied once <- result :worker
 
 A slot of the driver is free again once no tensor refers to it: the farm deletes a task's tensors
-when the task is done. If a call did not come back (its worker was lost, and may continue later), or
-the model kept its input, the slot is closed instead of used again. A worker's slot is free again
-once the driver says, with a later call, that it has deleted the result.
+when the task is done. If a call was not answered (its worker was lost, and may continue later), or
+the model kept its input, the slot is closed instead. A worker's slot is free again once the driver
+says, with a later call, that it has deleted the result.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import itertools
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,14 +26,13 @@ import torch
 from distinf.background import in_background
 from distinf.tensors import map_leaves, map_tensors
 from distinf.transport.contract import Call, Reply
-from distinf.transport.slots import SMALL, Mappings, PrivateView, Slot, SlotReference, Slots, view
+from distinf.transport.slots import SMALL, PrivateView, Slot, SlotReference, Slots, mapper, view
 from distinf.transport.worker import Worker
 
 # Results of one worker that the driver may keep in the worker's slots; further ones are copied.
 _LENT = 4
 _IN_FLIGHT = 2
 _PROBE = 16  # bytes
-_REPLY = tuple(field.name for field in dataclass_fields(Reply))
 
 
 class Message(NamedTuple):
@@ -61,11 +59,6 @@ class Answer(NamedTuple):
     kept: tuple[int, ...]
     in_slots: bool
 
-    @property
-    def reply(self) -> Reply:
-        """The reply."""
-        return Reply(*self.fields)
-
 
 class DriverMemory:
     """The driver's end; `ranks` are the workers that share memory with it."""
@@ -73,7 +66,7 @@ class DriverMemory:
     def __init__(self, workers: int) -> None:
         self.ranks: set[int] = set()
         self._slots = Slots(_IN_FLIGHT * workers + 2)
-        self._mappings = Mappings((_LENT + _IN_FLIGHT) * workers)
+        self._map = mapper((_LENT + _IN_FLIGHT) * workers)
         self._used: dict[int, Slot] = {}  # by the address of their memory
         self._calls = itertools.count()
         self._lent: defaultdict[int, set[int]] = defaultdict(set)
@@ -90,11 +83,9 @@ class DriverMemory:
             return None
         address = slot.memory.data_ptr()
         self._used[address] = slot
-        return view(slot.memory, dtype, shape, partial(self._forget, address))
-
-    def take_like(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """Return a slot's memory for a copy of a tensor; as :meth:`take`."""
-        return self.take(tensor.shape, tensor.dtype)
+        return view(
+            slot.memory, dtype, shape, lambda: self._slots.give_back(self._used.pop(address))
+        )
 
     def expect(self, nbytes: int) -> None:
         """Create slots of a size, in the background."""
@@ -121,7 +112,9 @@ class DriverMemory:
         if self._used:
             args, kwargs = map_tensors((args, kwargs), pack_tensor)
         fields = call.model, call.method, call.task, args, kwargs
-        message = Message(fields, self._drain(rank), bool(used))
+        freed = self._freed[rank]
+        numbers = tuple(freed.popleft() for _ in range(len(freed)))
+        message = Message(fields, numbers, bool(used))
         return message, partial(self._unpack, rank, number, used)
 
     def unsent(self, rank: int, message: Message) -> None:
@@ -135,10 +128,10 @@ class DriverMemory:
         """
         try:
             slot = Slot(_PROBE)
-            # Not torch's random numbers, which belong to the user.
+            # Not torch's random numbers: the user may have set their seed.
             token = slot.memory.copy_(torch.tensor(list(os.urandom(_PROBE)), dtype=torch.uint8))
             answer = ask(slot.reference(token))
-            if answer is not None and torch.equal(self._mappings.get(answer)[:_PROBE], token):
+            if answer is not None and torch.equal(self._map(answer)[:_PROBE], token):
                 self.ranks.add(rank)
                 self._freed[rank].append(answer.number)
         except (AttributeError, OSError, RuntimeError):
@@ -151,9 +144,6 @@ class DriverMemory:
         fits = slot is not None and tensor.is_contiguous() and tensor.nbytes <= slot.nbytes
         return slot if fits else None
 
-    def _forget(self, address: int) -> None:
-        self._slots.give_back(self._used.pop(address))
-
     def _unpack(
         self, rank: int, number: int, used: list[tuple[Slot, torch.Tensor]], answer: Answer
     ) -> Reply:
@@ -164,24 +154,24 @@ class DriverMemory:
         def unpack(leaf: Any) -> Any:
             return self._view(rank, leaf) if isinstance(leaf, SlotReference) else leaf
 
-        reply = answer.reply
+        reply = Reply(*answer.fields)
         return replace(reply, value=map_leaves(reply.value, unpack)) if answer.in_slots else reply
 
     def _view(self, rank: int, reference: SlotReference) -> torch.Tensor:
-        memory = self._mappings.get(reference)
+        memory = self._map(reference)
         lent, freed = self._lent[rank], self._freed[rank]
+        number = reference.number
+
+        def done() -> None:  # refers to no object of the session, which a result may outlive
+            freed.append(number)
+            lent.discard(number)
+
         if len(lent) < _LENT:
-            lent.add(reference.number)
-            # Bound to no object of the session, which a result may outlive.
-            done = partial(_release, lent, freed, reference.number)
+            lent.add(number)
             return view(memory, reference.dtype, reference.shape, done)
         result = _tensor_in(memory, reference).clone()
-        freed.append(reference.number)
+        done()
         return result
-
-    def _drain(self, rank: int) -> tuple[int, ...]:
-        freed = self._freed[rank]
-        return tuple(freed.popleft() for _ in range(len(freed)))
 
 
 class WorkerMemory:
@@ -194,7 +184,7 @@ class WorkerMemory:
         self._shares = False
         # A GPU copies its input from the slot. On the CPU the model is given the slot itself.
         on_cpu = worker.device.type == "cpu"
-        self._mappings = None if on_cpu else Mappings(64, pin=True)
+        self._map = None if on_cpu else mapper(64, pin=True)
 
     def probe(self, offer: SlotReference) -> SlotReference | None:
         """Copy the bytes of the driver's slot to an own one, if slots can be mapped."""
@@ -228,14 +218,14 @@ class WorkerMemory:
         elif taken:
             reply = replace(reply, value=map_tensors(reply.value, partial(self._refer, taken)))
         kept = tuple(view.number for view in views if not view.close())
-        fields = tuple(getattr(reply, name) for name in _REPLY)
+        fields = tuple(vars(reply).values())
         return Answer(fields, kept, reply.failure is None and bool(taken))
 
     def _open(self, views: list[PrivateView], leaf: Any) -> Any:
         if not isinstance(leaf, SlotReference):
             return leaf
-        if self._mappings is not None:
-            return _tensor_in(self._mappings.get(leaf), leaf)
+        if self._map is not None:
+            return _tensor_in(self._map(leaf), leaf)
         views.append(PrivateView(leaf))
         return views[-1].tensor
 
@@ -257,11 +247,6 @@ class WorkerMemory:
             return tensor
         self._lent[slot.number] = slot
         return slot.reference(tensor)
-
-
-def _release(lent: set[int], freed: deque[int], number: int) -> None:
-    freed.append(number)
-    lent.discard(number)
 
 
 def _tensor_in(memory: torch.Tensor, reference: SlotReference) -> torch.Tensor:

@@ -1,21 +1,23 @@
-"""Slots: memory that another process of this node can map, so that a tensor need not travel.
+"""Slots: memory that another process of this node can map, so that a tensor need not be sent.
 
-A slot is a memfd: it has no name in any file system and ends with the last process that holds it,
-however that process ends. The other process opens it through ``/proc/PID/fd``, which the same user
-may. Slots are used again, since the first touch of fresh memory takes several times the copy.
+A slot is a memfd: it has no name in any file system, and the system frees it when the last process
+that holds it has ended. Another process of the same user opens it through ``/proc/PID/fd``. Slots
+are used again, since the first write to new memory takes several times as long as a later one.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import mmap
 import os
 import threading
 import weakref
-from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,8 @@ class SlotReference:
     """Travels instead of a tensor: the slot at whose beginning the tensor is.
 
     ``fd`` is the descriptor of the slot in the process ``pid``, which owns it; ``inode`` shows that
-    it is still the same slot; ``number`` is unique in its owner; ``capacity`` is in bytes.
+    it is still the same slot; ``number`` is unique in its owner; ``capacity`` is in bytes. Two
+    references to one slot are equal.
     """
 
     pid: int
@@ -39,24 +42,27 @@ class SlotReference:
     inode: int
     number: int
     capacity: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
+    dtype: torch.dtype = field(compare=False)
+    shape: tuple[int, ...] = field(compare=False)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def open(self) -> int:
-        """Open the slot; the caller closes the descriptor.
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """Yield a descriptor of the slot.
 
         Raises `OSError` if it no longer exists, or this process may not open it.
         """
         descriptor = os.open(f"/proc/{self.pid}/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
-        if os.fstat(descriptor).st_ino != self.inode:
+        try:
+            if os.fstat(descriptor).st_ino != self.inode:
+                raise FileNotFoundError(f"slot {self.number} of process {self.pid} is gone")
+            yield descriptor
+        finally:
             os.close(descriptor)
-            raise FileNotFoundError(f"slot {self.number} of process {self.pid} is gone")
-        return descriptor
 
 
 class Slot:
@@ -144,49 +150,34 @@ class Slots:
         self._count -= 1
 
 
-class Mappings:
-    """Slots of other processes, mapped here; the ``limit`` that were used last stay mapped.
+def mapper(limit: int, pin: bool = False) -> Callable[[SlotReference], torch.Tensor]:
+    """Return a function that maps a slot of another process and returns its memory, uint8.
 
-    With ``pin`` a GPU can read them without a copy in between.
+    The ``limit`` slots that were used last stay mapped. With ``pin`` a GPU can read them without a
+    copy in between. The function raises as `SlotReference.opened`.
     """
 
-    def __init__(self, limit: int, pin: bool = False) -> None:
-        self._limit = limit
-        self._pin = pin
-        self._mapped: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
-        self._lock = threading.Lock()
+    @functools.lru_cache(limit)
+    def map_slot(reference: SlotReference) -> torch.Tensor:
+        with reference.opened() as descriptor:
+            memory = _map(descriptor, reference.capacity)
+        if pin:
+            _pin(memory)
+        return memory
 
-    def get(self, reference: SlotReference) -> torch.Tensor:
-        """Return a slot's whole memory, uint8; raises as `SlotReference.open`."""
-        key = reference.pid, reference.number
-        with self._lock:
-            if key not in self._mapped:
-                descriptor = reference.open()
-                try:
-                    self._mapped[key] = _map(descriptor, reference.capacity)
-                finally:
-                    os.close(descriptor)
-                if self._pin:
-                    _pin(self._mapped[key])
-            self._mapped.move_to_end(key)
-            if len(self._mapped) > self._limit:
-                self._mapped.popitem(last=False)
-            return self._mapped[key]
+    return map_slot
 
 
 class PrivateView:
-    """A tensor in a slot of another process; what is written to it stays in this process.
+    """A tensor in a slot of another process, whose own tensor does not change with it.
 
-    Only pages that are written to are copied, so the owner's tensor does not change. Delete all
-    references to `tensor` before :meth:`close`. The constructor raises as `SlotReference.open`.
+    Pages that are written to are copied. Delete all references to `tensor` before :meth:`close`.
+    The constructor raises as `SlotReference.opened`.
     """
 
     def __init__(self, reference: SlotReference) -> None:
-        descriptor = reference.open()
-        try:
+        with reference.opened() as descriptor:
             self._map = mmap.mmap(descriptor, reference.nbytes, access=mmap.ACCESS_COPY)
-        finally:
-            os.close(descriptor)
         memory = torch.from_numpy(np.frombuffer(self._map, dtype=np.uint8))
         self.tensor = memory.view(reference.dtype).reshape(reference.shape)
         self.number = reference.number

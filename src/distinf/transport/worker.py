@@ -1,4 +1,4 @@
-"""The worker's side of a call: resident models, one call at a time, an envelope for the reply."""
+"""The worker's side of a call: it holds models, runs one call at a time, and makes the reply."""
 
 from __future__ import annotations
 
@@ -17,15 +17,7 @@ import torch
 from distinf.background import use_compute_threads
 from distinf.copying import copy
 from distinf.gpu import Allocate, Cuda, Lane
-from distinf.tensors import (
-    Found,
-    Rule,
-    Watched,
-    count_nonfinite,
-    is_finite,
-    map_tensors,
-    owned,
-)
+from distinf.tensors import Found, Rule, Watched, count_nonfinite, is_finite, map_tensors, owned
 from distinf.transport.contract import Call, Failure, Reply
 
 # Optional methods of a model that the driver asks for.
@@ -56,11 +48,7 @@ class Worker:
     """
 
     def __init__(
-        self,
-        rank: int,
-        device: torch.device,
-        nonfinite: str = "allow",
-        lane: Lane | None = None,
+        self, rank: int, device: torch.device, nonfinite: str = "allow", lane: Lane | None = None
     ) -> None:
         self._rule = Rule(nonfinite)
         own_lane = Lane(Cuda(device)) if device.type == "cuda" else _HostLane()
@@ -76,7 +64,7 @@ class Worker:
         self._turn = threading.Lock()
 
     def run(self, call: Call, allocate: Allocate | None = None) -> Reply:
-        """Run one call and put its value or error into an envelope; never raises.
+        """Run one call and return its value or error as a reply; never raises.
 
         The result is copied to the host memory, contiguous, that ``allocate`` returns for each of
         its tensors; by default, and where it returns None, only tensors on a GPU and views are
