@@ -81,7 +81,7 @@ def draw(
     import matplotlib.pyplot as plt
 
     done = [event for event in events if event.kind in _KINDS]
-    with xr.open_zarr(store_path) as store:
+    with xr.open_zarr(store_path, chunks=None) as store:
         names = [name for name in variables if name in store]
         names = names or [str(v) for v, a in store.items() if a.dims[-2:] == ("lat", "lon")][:1]
         fields = [_chosen(store[name]) for name in names]

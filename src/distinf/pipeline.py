@@ -6,6 +6,7 @@ Each takes a `Run` and works inside a session, on the driver.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -430,13 +431,16 @@ def print_report(run: Run, store: ForecastStore) -> None:
     TasksSkipped
         If tasks failed and ``runtime.on_error=skip``.
     """
-    farm, output = current_session().farm, run.output
+    session = current_session()
+    farm, output = session.farm, run.output
     farm.events.flush()
     totals = farm.events.totals
     if (wall := totals.end - totals.start) > 0:
         workers = farm.transport.workers
         writers = output.writers if output.writer == "driver" else len(workers)
-        print(summarize(farm.events, wall, workers, writers))
+        on_cores = session.info.on_one_node and session.device.type == "cpu"
+        cores = os.cpu_count() if on_cores else None
+        print(summarize(farm.events, wall, workers, writers, cores))
     print(f"Results: {run.output_path}")
     if output.netcdf is not None:
         to_netcdf(run.output_path, output.netcdf, output.mode)

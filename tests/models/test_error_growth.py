@@ -71,7 +71,7 @@ def states() -> list[np.ndarray]:
 def test_errors_grow_as_the_eddies_of_the_forecast_do(states: list[np.ndarray]) -> None:
     """Between days 2 and 4 the eddies of the jet grow exponentially, by 1.26 per day.
 
-    Measured along the jet: 1.26 and 1.17 per day at days 2 and 3, and at most 1.6 and 1.5.
+    Measured along the jet: 1.20 and 1.11 per day at days 2 and 3, and at most 1.5 and 1.45.
     """
     band = (LAT > 20) & (LAT < 80)
 
@@ -85,12 +85,12 @@ def test_errors_grow_as_the_eddies_of_the_forecast_do(states: list[np.ndarray]) 
     assert grown == pytest.approx(1.26, rel=0.05)
     model = ErrorGrowth()
     for day in (2, 3):
-        found = rate(model, states[4 * day])
+        rates = [rate(model, states[4 * day], seed) for seed in (0, 1)]
+        found = (rates[0] + rates[1]) / 2
         along = found.mean(axis=-1)
-        print(
-            f"day {day}: {along.max():.2f} along {LAT[along.argmax()]:.0f}, up to {found.max():.2f}"
-        )
-        assert 40 < LAT[along.argmax()] < 52
+        peak = LAT[along.argmax()]
+        print(f"day {day}: {along.max():.2f} along {peak:.0f}, up to {found.max():.2f}")
+        assert 40 < peak < 52
         assert 0.85 * grown < along.max() < 1.15 * grown
         assert found.max() < 1.5 * grown
         assert np.abs(along[LAT < -20]).max() < 0.3  # no wind: nothing grows

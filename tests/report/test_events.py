@@ -114,6 +114,11 @@ def test_summary(kind):
     assert "Workers were busy 77 % of the time" in text
     assert "takes at least 5.1 s with 2 worker(s)" in text
     assert "One process would take 11.6 s, 2.2 times as long: the sum of the measured" in text
+    assert summarize(given, 5.3, (1, 2), cores=3) == text
+    shared = summarize(given, 5.3, (1, 2), cores=2)
+    assert "One process would take at most 10.6 s, 2.0 times as long: what 2 cores can" in shared
+    assert "3 ranks shared them, so the sum of the measured times of these calls is" in shared
+    assert "more: 11.6 s" in shared
     assert "Limited by the diagnostics. 4 workers (runtime.nproc=5)" in text
 
 

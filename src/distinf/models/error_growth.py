@@ -47,9 +47,8 @@ class ErrorGrowth(torch.nn.Module):
     geopotential as it is: that adjusts in the first 12 hours. The random numbers are those of
     torch's generator for the CPU, which distinf seeds for each task.
 
-    With four members the rate is uncertain by about 0.1 per day: in a steady flow in which nothing
-    grows (Williamson et al. 1992, case 2) its mean is 0.0 and it lies between -0.33 and
-    0.33.
+    With three members the rate is uncertain by about 0.1 per day: in a steady flow in which nothing
+    grows (Williamson et al. 1992, case 2) its mean is 0.0 and it lies between -0.4 and 0.4.
 
     Parameters
     ----------
@@ -75,7 +74,7 @@ class ErrorGrowth(torch.nn.Module):
     def __init__(
         self,
         level: int = 850,
-        members: int = 4,
+        members: int = 3,
         amplitude: float = 0.1,
         hours: float = 24,
         lmax: int | None = None,

@@ -68,7 +68,11 @@ class Progress:
 
 
 def summarize(
-    events: Iterable[Event], wall: float, workers: tuple[int, ...], writers: int = 2
+    events: Iterable[Event],
+    wall: float,
+    workers: tuple[int, ...],
+    writers: int = 2,
+    cores: int | None = None,
 ) -> str:
     """Describe in a few lines where the time went, what limited the run and what would help.
 
@@ -82,6 +86,8 @@ def summarize(
         Ranks that ran diagnostics.
     writers : int, optional
         Threads that wrote, by default 2.
+    cores : int | None, optional
+        CPU cores that all ranks share; by default None: they compute elsewhere.
     """
     if isinstance(events, Events):
         totals = events.totals
@@ -114,13 +120,21 @@ def summarize(
             f"Workers were busy {100 * seconds['diagnose'] / (count * wall):.0f} % of the time; "
             f"at these models' speed the run takes at least {best:.1f} s with {count} worker(s)"
         )
-        alone = serial(work)
-        lines.append(
-            f"One process would take {alone:.1f} s, {alone / wall:.1f} times as long: the sum of "
-            "the measured times of these calls"
-        )
+        lines.append(_one_process(serial(work), wall, count + 1, cores))
     lines.append(advise(work, count, in_process))
     return "\n".join(lines)
+
+
+def _one_process(alone: float, wall: float, ranks: int, cores: int | None) -> str:
+    """Say what the run would have taken in one process, from the times of its own calls."""
+    measured = "the sum of the measured times of these calls"
+    if cores is None or alone <= cores * wall:
+        return f"One process would take {alone:.1f} s, {alone / wall:.1f} times as long: {measured}"
+    return (
+        f"One process would take at most {cores * wall:.1f} s, {cores:.1f} times as long: what "
+        f"{cores} cores can do in this time. {ranks} ranks shared them, so {measured} is more: "
+        f"{alone:.1f} s"
+    )
 
 
 def _size(nbytes: float) -> str:
