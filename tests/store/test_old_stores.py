@@ -20,7 +20,7 @@ OVERRIDES = {
         *("diagnostic=[wind_speed,wind_decomposition]", "parameters.nsteps=3"),
     ),
     "interrupted": (
-        *(*GRID, "+prognostic.dt=60", "parameters.nsteps=5"),
+        *(*GRID, "+prognostic.dt=60", "diagnostic=wind_decomposition", "parameters.nsteps=5"),
         "output.prognostic_variables=[z850]",
     ),
 }
