@@ -85,13 +85,10 @@ class Run:
     def command(self) -> list[str]:
         faults = ",".join(f"{lead}: once {fault}" for lead, fault in self.faults.items())
         words = [
-            *(
-                "prognostic.nlat=32",
-                "prognostic.nlon=64",
-                "recipe=diagnostic",
-            ),
+            *("prognostic.nlat=32", "prognostic.nlon=64", "recipe=diagnostic"),
             *(f"parameters.nsteps={STEPS}", "parameters.output_path=out.zarr"),
-            *("~diagnostic.wind_decomposition", "output.mode=resume", "output.verify=true"),
+            *("~diagnostic.wind_decomposition", "~diagnostic.error_growth"),
+            *("output.mode=resume", "output.verify=true"),
             *("output.restart_every=3", self.draw.choice(WRITING)),
             "+diagnostic.faulty._target_=testing.faulty.Faulty",
             f"+diagnostic.faulty.faults={{{faults}}}",
@@ -116,7 +113,7 @@ class Run:
         """Attempt after attempt until everything is there."""
         self.score.runs += 1
         command = self.command()
-        expected = sum(1 for _ in range(STEPS + 1))
+        expected = STEPS + 1
         for attempt in range(12):
             before = self.written()
             disturb = attempt < 3

@@ -17,6 +17,7 @@ from distinf.options import Output
 from distinf.seeds import generators
 from distinf.store import ForecastStore, StoreLayout
 from tests.forecast.test_prognostic import GRID, STEP, TIMES, Days, Doubling
+from tests.waiting import until as wait_until
 
 NSTEPS = 12
 LEADS = np.arange(NSTEPS + 1) * STEP
@@ -40,6 +41,11 @@ def done(x, coords, error=None):
     return future
 
 
+def stored(store, coords):
+    store.check()
+    return store.marks.is_complete("same", coords)
+
+
 def run(path, restart_every=3, leave_out=(), until=None, every=1, draw=True):
     """Forecast into a store as the recipe does, without some tasks; returns the steps forecast."""
     forecast = []
@@ -57,8 +63,8 @@ def run(path, restart_every=3, leave_out=(), until=None, every=1, draw=True):
             for part, own in tasks(x, coords):
                 if "same" in store.marks.lacking(own) and step not in leave_out:
                     store.write("same", done(part, own))
-                    while step and not store.marks.is_complete("same", own) and every == 1:
-                        store.check()
+                    if step and every == 1:
+                        wait_until(lambda own=own: stored(store, own))
             if step == until:
                 break
     return forecast
@@ -146,8 +152,7 @@ def saved(path, save):
         for lead in LEADS[:2]:
             step = OrderedDict(STATE, lead_time=np.array([lead]))
             store.write("same", done(torch.zeros(1, 1, 1, 3, 4), step))
-        while store.marks.incomplete(block.times, None)[0] < 2:
-            store.check()
+        wait_until(lambda: store.marks.incomplete(block.times, None)[0] == 2)
         restart = RestartStates(store.destination, 1, store.marks)
         save(restart, block, OrderedDict(STATE, lead_time=LEADS[1:2]))
         return restart.newest(block)

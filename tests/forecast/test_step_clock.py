@@ -7,6 +7,7 @@ import torch
 
 from distinf.forecast.prognostic import StepClock
 from distinf.report import Events
+from tests.waiting import until
 
 
 class Computed:
@@ -17,13 +18,6 @@ class Computed:
 
     def synchronize(self):
         assert self.happened.wait(30)
-
-
-def until(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_a_gpu_is_not_waited_for():

@@ -54,12 +54,14 @@ def test_imports_leave_it_out_and_torch_as_it_was() -> None:
     run(EARLY, "assert own == (torch.compile, torch.compiler.allow_in_graph)")
 
 
+@pytest.mark.slow
 def test_what_the_imports_say_to_it_is_not_lost() -> None:
     delayed, plain = (json.loads(run(how, MARKS)) for how in (EARLY, PLAIN))
     assert delayed == plain
     assert plain[0]
 
 
+@pytest.mark.slow
 def test_a_function_compiled_in_the_block_is_compiled_when_it_is_called() -> None:
     run("""
 with delayed_compiler():
@@ -100,6 +102,7 @@ assert own == (torch.compile, torch.compiler.allow_in_graph)
 """)
 
 
+@pytest.mark.slow
 def test_a_block_after_the_compiler_was_imported_changes_nothing() -> None:
     run("""
 import torch._dynamo

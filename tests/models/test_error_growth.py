@@ -68,6 +68,7 @@ def states() -> list[np.ndarray]:
     return [y[0, 0].numpy().copy() for y, _ in islice(model.create_iterator(x, coords), 17)]
 
 
+@pytest.mark.slow
 def test_errors_grow_as_the_eddies_of_the_forecast_do(states: list[np.ndarray]) -> None:
     """Between days 2 and 4 the eddies of the jet grow exponentially, by 1.26 per day.
 

@@ -1,6 +1,9 @@
 """A second session of one process."""
 
+import pytest
 
+
+@pytest.mark.slow
 def test_its_ranks_are_new_and_have_the_environment_of_now(run):
     found = run("again.py")
     assert found.status == 0, found.err

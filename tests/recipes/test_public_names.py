@@ -46,6 +46,7 @@ def test_each_name_on_the_page_is_public_and_used() -> None:
         assert f"{name}(" in text
 
 
+@pytest.mark.slow
 def test_the_second_recipe_works_as_printed(tmp_path: Path) -> None:
     for name in ("cfg", "docs", "recipes"):
         shutil.copytree(ROOT / name, tmp_path / name)

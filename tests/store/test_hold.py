@@ -22,6 +22,7 @@ from distinf.store.hold import ObjectHold
 from distinf.store.object_store import conditional_writes, holds_conditions
 from tests import s3_server
 from tests.store.test_forecast_store import DIAGNOSTICS, open_store, result
+from tests.waiting import until
 
 RACES = int(os.environ.get("DISTINF_RACES", "60"))
 HOLDER = ".distinf.lock.json"
@@ -54,13 +55,6 @@ def put_holder(url, who, age=0.0):
 
 def get_holder(url):
     return json.loads(files().cat_file(f"{url}/{HOLDER}"))
-
-
-def until(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 RACER = """

@@ -66,7 +66,9 @@ def check_resumed(before, resumed, fresh, exact):
         np.testing.assert_allclose(resumed[key], fresh[key], rtol=0, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("name", OVERRIDES)
+@pytest.mark.parametrize(
+    "name", ["persistence", pytest.param("interrupted", marks=pytest.mark.slow)]
+)
 def test_an_old_store_is_resumed_as_a_new_one(tmp_path, name):
     path = unpacked(tmp_path / "old", name, name)
     (tmp_path / "new").mkdir()
