@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from distinf import ConfigError
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _HOUR = np.timedelta64(1, "h")
 _MAPS = 4
@@ -79,6 +81,7 @@ def draw(
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    import xarray as xr
 
     done = [event for event in events if event.kind in _KINDS]
     with xr.open_zarr(store_path, chunks=None) as store:

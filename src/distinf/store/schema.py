@@ -15,10 +15,9 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 import zarr
 from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
@@ -26,6 +25,9 @@ from zarr.codecs import ZstdCodec
 from distinf.coords import Coords
 from distinf.errors import ConfigError
 from distinf.store.contents import Destination
+
+if TYPE_CHECKING:
+    import xarray as xr  # imported when a store is planned: a wrong path is refused sooner
 
 _COORD_ATTRIBUTES = {
     "lat": {"units": "degrees_north", "standard_name": "latitude", "long_name": "latitude"},
@@ -100,6 +102,8 @@ class Schema:
 
 def plan_schema(layout: StoreLayout, leads: int = 1) -> Schema:
     """Plan the arrays of a store, with so many lead times in one file (1: one chunk, one file)."""
+    import xarray as xr
+
     axes, diagnostics = layout.axes, layout.diagnostics
     coords = xr.Dataset(
         coords={key: (key, values, _COORD_ATTRIBUTES[key]) for key, values in axes.items()}
@@ -240,6 +244,8 @@ def mismatches(store: Store, schema: Schema) -> list[str]:
 
     Returns a line for each difference; none if the run can continue the store.
     """
+    import xarray as xr
+
     there = zarr.open_group(store, mode="r")
     with _quiet():
         arrays = {name: array for name, array in there.arrays() if not name.startswith(".")}
