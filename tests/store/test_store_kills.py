@@ -21,11 +21,12 @@ CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.
 
 
 class Moments:
-    """Copies of a folder from just before each change in it."""
+    """Copies of a folder from just before each change in it, each state once."""
 
     def __init__(self, folder, copies):
         self.folder, self.copies = Path(folder), Path(copies)
         self.found = []
+        self._seen = set()
         self._on = False
         self._turn = threading.Lock()
         self._own = threading.local()
@@ -50,7 +51,13 @@ class Moments:
             # Threads write side by side: a file may go while the folder is copied.
             with contextlib.suppress(shutil.Error):
                 shutil.copytree(self.folder, copy)
-        self.found.append(copy)
+        below = sorted(copy.rglob("*"))
+        state = tuple((p.relative_to(copy), p.is_file() and p.read_bytes()) for p in below)
+        if state in self._seen:
+            shutil.rmtree(copy, ignore_errors=True)
+        else:
+            self._seen.add(state)
+            self.found.append(copy)
 
     @contextlib.contextmanager
     def watched(self):
