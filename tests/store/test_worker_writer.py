@@ -16,6 +16,7 @@ class Rank:
     """What the store asks a chain for, in this process."""
 
     def set_up(self, arguments):
+        self.arguments = arguments
         name, *args = arguments(0)
         assert name == "write_to"
         self.writer = RemoteWriter(*args)
@@ -47,6 +48,16 @@ def test_the_bytes_are_those_that_the_driver_writes(tmp_path):
             store.write("wind", written(rank, "wind", *step))
     assert chunks(tmp_path / "w.zarr") == chunks(tmp_path / "d.zarr")
     assert not list((tmp_path / "w.zarr").glob(".distinf.meeting*"))
+
+
+def test_a_worker_that_joins_meanwhile_writes_too(tmp_path):
+    rank = Rank()
+    with open_store(tmp_path / "w.zarr") as store:
+        with let_workers_write(store, [rank]):
+            joined = RemoteWriter(*rank.arguments(1)[1:])
+        assert list(joined.write({"rain": result(DIAGNOSTICS["rain"], 0, 0).result()})) == ["rain"]
+        with pytest.raises(ConfigError, match="does not reach"):
+            RemoteWriter(*rank.arguments(2)[1:])
 
 
 def test_a_step_is_complete_once_the_driver_has_marked_it(tmp_path):
