@@ -243,7 +243,6 @@ class Farm:
             log.warning("rank %d was lost, %d worker(s) left: %s", rank, len(left), reason)
             decisions += self._help({*left, *self._dispatcher.may_join})
         del self._lives[rank]
-        self._residents.end(rank)
         decisions += self._dispatcher.mark_lost(rank)
         self._look()
         return decisions
@@ -275,7 +274,6 @@ class Farm:
                 return
             set_up, decisions = self._residents.next_for(rank), []
             if set_up is None:
-                self._residents.end(rank)
                 decisions = self._dispatcher.join(rank)
                 log.info("rank %d joined, workers now: %d", rank, len(self._dispatcher.workers))
                 self._look()
@@ -298,7 +296,6 @@ class Farm:
                 reject(set_up.first, error)
                 log.warning("rank %d is left out: %s", rank, error)
                 del self._lives[rank]
-                self._residents.end(rank)
                 left = {*self._dispatcher.workers, *self._dispatcher.may_join} - {rank}
                 decisions = self._help(left) + self._dispatcher.stop_waiting(rank)
             self._look()

@@ -28,11 +28,11 @@ class _Model:
 
 
 class Residents:
-    """The resident models, and what each worker that is joining already has of them."""
+    """The resident models, and what each worker that joined got of them until it was there."""
 
     def __init__(self) -> None:
         self._models: dict[int, _Model] = {}
-        self._joining: dict[int, dict[int, int]] = {}  # rank: model: calls that it got for it
+        self._has: dict[int, dict[int, int]] = {}  # rank: model: calls that it got for it
 
     def add(self, model: int, set_up: SetUp, ranks: frozenset[int] | None) -> None:
         """Remember one more call of a model, which is on ``ranks`` (None: all)."""
@@ -44,15 +44,11 @@ class Residents:
 
     def begin(self, rank: int) -> None:
         """Begin with a worker that holds nothing."""
-        self._joining[rank] = {}
-
-    def end(self, rank: int) -> None:
-        """End with a worker: it is there now, or lost."""
-        self._joining.pop(rank, None)
+        self._has[rank] = {}
 
     def next_for(self, rank: int) -> SetUp | None:
         """Return what a joining worker needs next; None if it lacks nothing and has no more."""
-        has = self._joining[rank]
+        has = self._has[rank]
         if dropped := has.keys() - self._models.keys():  # since they were constructed there
             call = Call(dropped.pop(), "__drop__")
             del has[call.model]
