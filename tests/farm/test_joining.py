@@ -217,6 +217,16 @@ def test_a_worker_that_came_back_unnoticed_gets_its_tasks_again():
     assert future.result(DEADLINE) == 0
 
 
+def test_a_worker_may_be_lost_before_a_task_is_sent_to_it():
+    farm, carrier = farm_of([1, 2, 3], [], depth=1)
+    future = farm.submit(task(0), 0, None)
+    carrier.mark_lost = lambda rank: farm.mark_lost(2, "gone, too")
+    farm.mark_lost(1, "gone")
+    assert not carrier.open[2]
+    answer(carrier, 3)
+    assert future.result(DEADLINE) == 0
+
+
 def test_a_worker_that_is_lost_while_it_joins_may_come_again(caplog):
     farm, carrier = farm_of([1], [1])
     farm.mark_lost(1, "preempted")
@@ -286,12 +296,13 @@ def test_the_deadline_runs_at_the_start():
 
 
 def test_the_deadline_is_over_when_enough_are_there():
-    farm, carrier = farm_of([], [1], wait_for_workers=60)
+    farm, carrier = farm_of([], [1], models=2, wait_for_workers=60)
     timer = farm._patience._timer
-    until(lambda: farm._residents._models)
+    until(lambda: len(farm._residents._models) == 2)
     carrier.join(1)
-    assert farm.waiting() == "waiting for workers: 0 of 1"  # until it has its models
-    answer(carrier, 1)
+    for _ in range(2):
+        assert farm.waiting() == "waiting for workers: 0 of 1"  # until it has its models
+        answer(carrier, 1)
     assert farm.waiting() == ""
     assert timer.finished.is_set()
     farm._patience._timer = None
