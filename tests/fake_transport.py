@@ -21,17 +21,20 @@ class FakeTransport:
         `open` until the test takes it from there and completes its future.
     own : Transport, optional
         Runs the calls of rank 0, if that is no worker.
+    may_join : iterable of int
+        Ranks that a test may let `join`, also again.
     """
 
     carrier, reason = "fake", ""
 
-    def __init__(self, workers, answer=None, own=None):
-        self.workers = tuple(workers)
+    def __init__(self, workers, answer=None, own=None, may_join=()):
+        self.workers, self.may_join = tuple(workers), tuple(may_join)
         self.answer = answer
         self.on_driver = OnDriver(own)
         self.sent = []  # (rank, call), in order
-        self.open = {rank: [] for rank in self.workers}  # (call, its future), the oldest first
-        self.lost = set()
+        # (call, its future), the oldest first
+        self.open = {rank: [] for rank in (*self.workers, *self.may_join)}
+        self.lost = set(self.may_join) - set(self.workers)
         self.closed = False
 
     def empty(self, shape, dtype, device):
@@ -41,7 +44,7 @@ class FakeTransport:
         pass
 
     def send(self, rank, call, timeout):
-        if rank not in self.workers:
+        if rank not in self.open:
             return self.on_driver.send(call, timeout)
         if call.method == "__build__":
             self.on_driver.note_build(call)
@@ -63,6 +66,15 @@ class FakeTransport:
         else:
             future.set_result(None)
         return future
+
+    def watch(self, joined):
+        self.joined = joined
+
+    def join(self, rank):
+        """Report a worker without models; what was sent to the one before stays unanswered."""
+        self.lost.discard(rank)
+        self.open[rank] = []
+        self.joined(rank)
 
     def mark_lost(self, rank):
         self.lost.add(rank)

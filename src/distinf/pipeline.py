@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -244,7 +244,7 @@ def load_diagnostics(run: Run) -> Iterator[Future[list[DistributedInference]]]:
 
     def load() -> list[DistributedInference]:
         with farm.events.timed("load", "diagnostics", 0):
-            return _load_chains(run, farm.workers)
+            return _load_chains(run, farm.places)
 
     if 0 in farm.workers:  # this process alone: nothing can run beside
         loading: Future[list[DistributedInference]] = Future()
@@ -370,25 +370,30 @@ def open_store(
     chains = [each.diagnostics for each in outputs if each.diagnostics is not None]
     for infer in chains:
         attributes.update(infer.variable_attributes())
-    with ForecastStore(
-        run.output_path,
-        StoreLayout(
-            run.times,
-            lead_times(forecast.prognostic, run.nsteps)[:: output.every],
-            grids,
-            attributes,
-            None if run.members is None else np.arange(run.members),
-        ),
-        output,
-        Provenance(
-            run.settings, {**versions(), **read_code(run.settings)}, read_files(run.settings)
-        ),
-        events=farm.events,
-        pending=2 * (len(farm.workers) + output.writers) * len(grids),
-        skip_errors=run.runtime.on_error == "skip",
-    ) as store:
+    with (
+        ForecastStore(
+            run.output_path,
+            StoreLayout(
+                run.times,
+                lead_times(forecast.prognostic, run.nsteps)[:: output.every],
+                grids,
+                attributes,
+                None if run.members is None else np.arange(run.members),
+            ),
+            output,
+            Provenance(
+                run.settings, {**versions(), **read_code(run.settings)}, read_files(run.settings)
+            ),
+            events=farm.events,
+            pending=2 * (len(farm.places) + output.writers) * len(grids),
+            skip_errors=run.runtime.on_error == "skip",
+        ) as store,
+        ExitStack() as block,
+    ):
         if output.writer == "workers" and 0 not in farm.workers:
-            let_workers_write(store, chains)
+            block.enter_context(let_workers_write(store, chains))
+            if not farm.transport.may_join:
+                block.close()
         done, total = store.marks.counts
         log.info(
             "%d rank(s) by %s, carrier %s%s, %d of %d tasks to do",
@@ -401,19 +406,23 @@ def open_store(
         )
         if run.folder is not None:
             farm.events.save(run.folder / "events.jsonl")
-        with Progress(farm.events, total, done, farm.busy):
+        with Progress(farm.events, total, done, farm.busy, farm.waiting):
             yield store
             store.close()
 
 
-def let_workers_write(store: ForecastStore, chains: Sequence[DistributedInference]) -> None:
-    """Let the workers write the results of these chains themselves."""
+@contextmanager
+def let_workers_write(
+    store: ForecastStore, chains: Sequence[DistributedInference]
+) -> Iterator[None]:
+    """Let the workers, also those that join in this block, write the results of these chains."""
     with store.writer_ticket() as ticket:
-        for infer, rank in [(each, rank) for each in chains for rank in each.remote_ranks]:
+        for infer in chains:
             try:
-                infer.call_func("write_to", ticket, rank, rank=rank)
+                infer.set_up(lambda rank: ("write_to", ticket, rank))
             except TaskError as error:
                 raise as_config_error(error, f"rank {error.rank}: ") from None
+        yield
 
 
 def print_report(run: Run, store: ForecastStore) -> None:
@@ -436,7 +445,8 @@ def print_report(run: Run, store: ForecastStore) -> None:
     farm.events.flush()
     totals = farm.events.totals
     if (wall := totals.end - totals.start) > 0:
-        workers = farm.transport.workers
+        joined = totals.calls.keys() & set(farm.transport.may_join)
+        workers = tuple(sorted({*farm.transport.workers, *joined}))
         writers = output.writers if output.writer == "driver" else len(workers)
         on_cores = session.info.on_one_node and session.device.type == "cpu"
         cores = os.cpu_count() if on_cores else None

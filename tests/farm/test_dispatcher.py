@@ -18,14 +18,18 @@ RESTRICTIONS = (None, *(frozenset(s) for s in ({1}, {2, 3}, {0, 1, 4}, {3}, {1, 
 
 
 class Cluster(RuleBasedStateMachine):
-    """Workers that compute, end and die in any order, against a plain model of what they do."""
+    """Workers that join, compute and die in any order, against a plain model of what they do."""
 
     @initialize(
-        count=st.integers(1, len(RANKS)), depth=st.integers(1, 3), max_attempts=st.integers(1, 3)
+        count=st.integers(0, len(RANKS)),
+        depth=st.integers(1, 3),
+        max_attempts=st.integers(1, 3),
+        may_join=st.sets(st.sampled_from(RANKS)),
     )
-    def begin(self, count, depth, max_attempts):
+    def begin(self, count, depth, max_attempts, may_join):
         self.depth, self.max_attempts = depth, max_attempts
-        self.dispatcher = Dispatcher(RANKS[:count], depth, max_attempts)
+        self.dispatcher = Dispatcher(RANKS[:count], depth, max_attempts, may_join)
+        self.may_join = may_join
         self.on = {rank: [] for rank in RANKS[:count]}
         self.lost = {}  # rank: tasks that were on it
         self.allowed = {}  # task: restriction, in order of submission
@@ -36,6 +40,10 @@ class Cluster(RuleBasedStateMachine):
     def ranks_of(self, task):
         allowed = self.allowed[task]
         return [rank for rank in self.on if allowed is None or rank in allowed]
+
+    def is_hopeless(self, task):
+        allowed = self.allowed[task]
+        return not any(allowed is None or rank in allowed for rank in {*self.on, *self.may_join})
 
     def free_for(self, task):
         return [rank for rank in self.ranks_of(task) if len(self.on[rank]) < self.depth]
@@ -49,7 +57,7 @@ class Cluster(RuleBasedStateMachine):
                 assert not any(self.free_for(t) for t in older), "an older task should go first"
                 self.begin_on(decision)
             else:
-                no_workers = not self.ranks_of(task)
+                no_workers = self.is_hopeless(task)
                 assert decision == GiveUp(task, self.losses[task], no_workers)
                 assert no_workers or self.losses[task] >= self.max_attempts
                 self.end(task, "given up")
@@ -119,12 +127,17 @@ class Cluster(RuleBasedStateMachine):
     @precondition(lambda self: len(self.on) < len(RANKS))
     @rule(data=st.data())
     def join(self, data):
-        """One more worker, as when the driver helps; a lost one never comes back."""
-        ranks = [rank for rank in (0, *RANKS) if rank not in self.on and rank not in self.lost]
-        if ranks:
-            rank = data.draw(st.sampled_from(ranks))
-            self.on[rank] = []
-            self.apply(self.dispatcher.join(rank))
+        """One more worker, as when the driver helps, or a lost one that is back without tasks."""
+        rank = data.draw(st.sampled_from([rank for rank in (0, *RANKS) if rank not in self.on]))
+        self.on[rank] = []
+        self.lost.pop(rank, None)
+        self.apply(self.dispatcher.join(rank))
+
+    @rule(worker=st.sampled_from((None, *RANKS)))
+    def stop_waiting(self, worker):
+        self.may_join -= set(RANKS) if worker is None else {worker}
+        self.apply(self.dispatcher.stop_waiting(worker))
+        assert not any(self.is_hopeless(task) for task in self.waiting)
 
     @precondition(lambda self: self.on)
     @rule(data=st.data())
@@ -139,11 +152,13 @@ class Cluster(RuleBasedStateMachine):
     @invariant()
     def agrees_with_the_model(self):
         assert self.dispatcher.workers == tuple(sorted(self.on))
+        assert self.dispatcher.may_join == self.may_join
         for rank in (0, *RANKS):
             assert self.dispatcher.on(rank) == tuple(self.on.get(rank, ()))
         assert all(len(tasks) <= self.depth for tasks in self.on.values())
         for workers in RESTRICTIONS:
-            able = any(workers is None or rank in workers for rank in self.on)
+            known = {*self.on, *self.may_join}
+            able = any(workers is None or rank in workers for rank in known)
             assert self.dispatcher.can_ever_run(workers) == able
 
     @invariant()
@@ -156,13 +171,14 @@ class Cluster(RuleBasedStateMachine):
     @invariant()
     def nobody_waits_for_nothing(self):
         for task in self.waiting:
-            assert self.ranks_of(task)
+            assert not self.is_hopeless(task)
             assert not self.free_for(task)
 
     def teardown(self):
-        """From any state, finishing what is on the workers drains it."""
+        """From any state, finishing what is on the workers drains it once nobody joins."""
         if not hasattr(self, "dispatcher"):
             return
+        self.stop_waiting(None)
         for _ in range(len(self.waiting) + sum(map(len, self.on.values()))):
             rank = next(rank for rank, tasks in self.on.items() if tasks)
             self.finish_on(self.on[rank][0], rank)
@@ -227,6 +243,25 @@ def test_without_workers_every_task_is_given_up():
     dispatcher.submit(1)
     assert dispatcher.mark_lost(1) == [GiveUp(0, 1, no_workers=True), GiveUp(1, 0, no_workers=True)]
     assert not dispatcher.can_ever_run()
+
+
+def test_tasks_wait_for_workers_that_may_join():
+    dispatcher = Dispatcher([1], depth=2, may_join=[1, 2])
+    dispatcher.submit(0)
+    dispatcher.submit(1)
+    assert dispatcher.mark_lost(1) == []
+    assert dispatcher.can_ever_run()
+    assert not dispatcher.has_room()
+    assert dispatcher.join(1) == [Start(0, 1, attempt=2), Start(1, 1, attempt=1)]
+
+
+def test_tasks_are_given_up_once_nobody_joins():
+    dispatcher = Dispatcher([1, 2], depth=1, may_join=[1, 2])
+    dispatcher.submit(0, frozenset({1}))
+    assert dispatcher.mark_lost(1) == dispatcher.stop_waiting(2) == []
+    assert dispatcher.stop_waiting() == [GiveUp(0, 1, no_workers=True)]
+    assert not dispatcher.can_ever_run(frozenset({1}))
+    assert dispatcher.can_ever_run()
 
 
 def test_a_restricted_task_never_leaves_its_workers():

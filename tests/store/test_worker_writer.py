@@ -15,9 +15,9 @@ from tests.store.test_forecast_store import DIAGNOSTICS, open_store, result
 class Rank:
     """What the store asks a chain for, in this process."""
 
-    remote_ranks = (0,)
-
-    def call_func(self, name, *args, rank):
+    def set_up(self, arguments):
+        self.arguments = arguments
+        name, *args = arguments(0)
         assert name == "write_to"
         self.writer = RemoteWriter(*args)
 
@@ -41,7 +41,8 @@ def chunks(path):
 def test_the_bytes_are_those_that_the_driver_writes(tmp_path):
     rank = Rank()
     with open_store(tmp_path / "w.zarr") as store, open_store(tmp_path / "d.zarr") as other:
-        let_workers_write(store, [rank])
+        with let_workers_write(store, [rank]):
+            pass
         for step in ((0, 1), (1, 0)):
             other.write("wind", result(DIAGNOSTICS["wind"], *step))
             store.write("wind", written(rank, "wind", *step))
@@ -49,10 +50,21 @@ def test_the_bytes_are_those_that_the_driver_writes(tmp_path):
     assert not list((tmp_path / "w.zarr").glob(".distinf.meeting*"))
 
 
+def test_a_worker_that_joins_meanwhile_writes_too(tmp_path):
+    rank = Rank()
+    with open_store(tmp_path / "w.zarr") as store:
+        with let_workers_write(store, [rank]):
+            joined = RemoteWriter(*rank.arguments(1)[1:])
+        assert list(joined.write({"rain": result(DIAGNOSTICS["rain"], 0, 0).result()})) == ["rain"]
+        with pytest.raises(ConfigError, match="does not reach"):
+            RemoteWriter(*rank.arguments(2)[1:])
+
+
 def test_a_step_is_complete_once_the_driver_has_marked_it(tmp_path):
     rank = Rank()
     with open_store(tmp_path / "w.zarr") as store:
-        let_workers_write(store, [rank])
+        with let_workers_write(store, [rank]):
+            pass
         future = written(rank, "rain", 0, 0)
         assert store.marks.counts[0] == 0
         store.write("rain", future)
@@ -64,7 +76,8 @@ def test_what_is_complete_is_not_written_again(tmp_path):
         store.write("rain", result(DIAGNOSTICS["rain"], 0, 0))
     rank = Rank()
     with open_store(tmp_path / "w.zarr", "resume") as store:
-        let_workers_write(store, [rank])
+        with let_workers_write(store, [rank]):
+            pass
         assert written(rank, "rain", 0, 0).result() == {}
         assert list(written(rank, "rain", 0, 1).result()) == ["rain"]
 

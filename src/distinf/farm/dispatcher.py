@@ -1,8 +1,8 @@
 """Who gets which task next.
 
 A pure state machine: no torch, no threads, no clock. Its caller reports what happened (a task was
-submitted, a call ended, a worker was lost) and carries out the decisions that it returns. So the
-same code runs in a session, in a simulation with a virtual clock and in a property test.
+submitted, a call ended, a worker was lost or joined) and carries out the decisions that it returns.
+So the same code runs in a session, in a simulation with a virtual clock and in a property test.
 
 A worker computes one task at a time; ``depth`` tasks may be on it at once, so that the input
 of the next one is sent while the present one computes. There is no queue of new tasks: when
@@ -34,7 +34,7 @@ class GiveUp:
     """Do not try this task again.
 
     ``attempts`` workers were lost while they computed it. ``no_workers``: no worker that may run
-    it is left; else it used up its attempts.
+    it is there or may join; else it used up its attempts.
     """
 
     task: int
@@ -56,10 +56,17 @@ class Dispatcher:
 
     ``depth`` tasks may be on one worker at once: the one that it computes and those whose input is
     being sent. A task is given up after ``max_attempts`` workers were lost while they computed it;
-    a task that only waited on a lost worker loses no attempt.
+    a task that only waited on a lost worker loses no attempt. Workers of ``may_join`` may join
+    later, or again after they were lost; tasks wait for them where no other may run them.
     """
 
-    def __init__(self, workers: Iterable[int], depth: int = 2, max_attempts: int = 3) -> None:
+    def __init__(
+        self,
+        workers: Iterable[int],
+        depth: int = 2,
+        max_attempts: int = 3,
+        may_join: Iterable[int] = (),
+    ) -> None:
         if depth < 1 or max_attempts < 1:
             raise ValueError("depth and max_attempts must be at least 1")
         self._on: dict[int, deque[int]] = {}
@@ -73,6 +80,7 @@ class Dispatcher:
         self._retry: deque[int] = deque()
         self._depth = depth
         self._max_attempts = max_attempts
+        self._may_join = set(may_join)
         for worker in workers:
             self.join(worker)
 
@@ -80,6 +88,11 @@ class Dispatcher:
     def workers(self) -> tuple[int, ...]:
         """Ranks of the workers that are left, ascending."""
         return tuple(sorted(self._on))
+
+    @property
+    def may_join(self) -> frozenset[int]:
+        """Workers that may join, also again; empty after :meth:`stop_waiting`."""
+        return frozenset(self._may_join)
 
     def on(self, worker: int) -> tuple[int, ...]:
         """Tasks on a worker, the one it computes first; empty for a lost one."""
@@ -90,8 +103,9 @@ class Dispatcher:
         return self._pick(workers) is not None
 
     def can_ever_run(self, workers: frozenset[int] | None = None) -> bool:
-        """Whether any of ``workers`` (None: all) is left."""
-        return any(workers is None or w in workers for w in self._on)
+        """Whether any of ``workers`` (None: all) is left or may join."""
+        known = itertools.chain(self._on, self._may_join)
+        return any(workers is None or worker in workers for worker in known)
 
     def submit(self, task: int, workers: frozenset[int] | None = None) -> Start:
         """Start a new task on the least loaded of ``workers`` (None: all).
@@ -122,7 +136,7 @@ class Dispatcher:
         return self._start_waiting()
 
     def join(self, worker: int) -> list[Decision]:
-        """Add a worker; returns tasks of lost workers that can start on it."""
+        """Add a worker, also one that was lost; returns waiting tasks that can start on it."""
         if worker not in self._on:
             self._on[worker] = deque()
             self._used[worker] = next(self._uses)
@@ -146,6 +160,11 @@ class Dispatcher:
         waiting = {*self._retry, *tasks}
         self._retry = deque(number for number in self._tasks if number in waiting)
         return self._give_up() + self._start_waiting()
+
+    def stop_waiting(self, worker: int | None = None) -> list[Decision]:
+        """Do not expect ``worker`` (None: anyone) to join; returns what is given up for it."""
+        self._may_join -= self._may_join.copy() if worker is None else {worker}
+        return self._give_up()
 
     def _start(self, task: int, worker: int) -> Start:
         self._leave(worker)

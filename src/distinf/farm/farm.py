@@ -6,19 +6,24 @@ protects all state; nothing slow happens under it.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import threading
-from concurrent.futures import Future, InvalidStateError
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from distinf.errors import CallTimeout, SessionError, TaskError, TaskLost, WorkerLost
+from distinf.errors import CallTimeout, SessionError
 from distinf.farm.dispatcher import Decision, Dispatcher, GiveUp, Start
+from distinf.farm.outcomes import answers_of, lost, reject, resolve, task_error, why_lost
+from distinf.farm.patience import Patience
+from distinf.farm.residents import Residents, SetUp
 from distinf.report import Event, Events
 from distinf.tensors import tensor_bytes
 from distinf.transport import Call, Reply, Transport
+
+T = TypeVar("T")
 
 log = logging.getLogger("distinf")
 
@@ -41,11 +46,17 @@ class Farm:
     The first error of a model breaks the session: running tasks end, nothing new starts, and a
     submitter that waits gets that error. So no error is lost with a future that nobody reads.
 
+    A worker that joins first gets all models that belong on its rank, then tasks. With each time
+    that it joins a new life of it begins; answers from an earlier one are ignored.
+
     ``depth`` and ``max_attempts`` are as of `Dispatcher`. ``call_timeout`` is the deadline of one
     attempt of a task, and of every other call, in seconds; None: as long as its worker lives.
     With ``skip_errors`` the session goes on after a task failed. ``driver_works`` is
-    ``runtime.driver_works``: with ``"fallback"`` rank 0 runs tasks none of whose workers is left,
-    with ``"idle"`` also those of a submitter that finds no room.
+    ``runtime.driver_works``: with ``"fallback"`` rank 0 runs tasks none of whose workers is left or
+    may join, with ``"idle"`` also those of a submitter that finds no room.
+
+    Where workers may join, the session breaks after ``wait_for_workers`` seconds (None: never) with
+    fewer than ``min_workers`` workers, rank 0 not counted.
     """
 
     def __init__(
@@ -56,6 +67,8 @@ class Farm:
         call_timeout: float | None = None,
         skip_errors: bool = False,
         driver_works: str = "never",
+        min_workers: int = 1,
+        wait_for_workers: float | None = None,
     ) -> None:
         self._skip_errors = skip_errors
         self._driver_works = driver_works
@@ -63,19 +76,38 @@ class Farm:
         self._warned: set[int] = set()  # models with NaN or infinite values
         self.events = Events()
         self.transport = transport
-        self._dispatcher = Dispatcher(transport.workers, depth, max_attempts)
+        self._dispatcher = Dispatcher(transport.workers, depth, max_attempts, transport.may_join)
+        self._residents = Residents()
         self._call_timeout = call_timeout
         self._tasks: dict[int, _Task] = {}
         self._numbers = itertools.count()
         self._models = itertools.count()
         self._changed = threading.Condition()
         self._broken: BaseException | None = None
+        self._joins = itertools.count()
+        # Of the workers that are there, and of those that join and still lack models.
+        self._lives = {rank: next(self._joins) for rank in transport.workers}
+        self._patience = Patience(min_workers, wait_for_workers, self._changed, self._run_out)
+        with self._changed:
+            self._look()
+        transport.watch(self._begin_life)
 
     @property
     def workers(self) -> tuple[int, ...]:
-        """Ranks of the workers that are left."""
+        """Ranks of the workers that are there."""
         with self._changed:
             return self._dispatcher.workers
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Ranks of the workers that are there or may join."""
+        with self._changed:
+            return tuple(sorted({*self._dispatcher.workers, *self.transport.may_join}))
+
+    def lives(self) -> dict[int, int]:
+        """Return the ranks but 0 that must give signs of life, and which of its lives each has."""
+        with self._changed:
+            return {rank: life for rank, life in self._lives.items() if rank != 0}
 
     def busy(self) -> tuple[int, int]:
         """How many workers have a task, and how many there are."""
@@ -83,9 +115,55 @@ class Farm:
             workers = self._dispatcher.workers
             return sum(bool(self._dispatcher.on(rank)) for rank in workers), len(workers)
 
+    def waiting(self) -> str:
+        """Say that the session waits for workers; empty if enough are there."""
+        return self._patience.waiting
+
+    def holders(self, ranks: frozenset[int] | None) -> list[int]:
+        """Return which of ``ranks`` (None: all) are there; waits while none is, but may join."""
+        return self._wait_for(lambda: self._there(ranks), ranks)
+
+    def _wait_for(self, look: Callable[[], T], ranks: frozenset[int] | None) -> T:
+        """Wait until this is true, as long as one of the ranks is there or may join."""
+        with self._changed:
+            while not (found := look()):
+                if self._broken is not None and self.transport.may_join:
+                    raise self._broken
+                if not self._dispatcher.can_ever_run(ranks):
+                    break
+                self._changed.wait(_LOOK_UP_SECONDS)
+            return found
+
+    def _there(self, ranks: frozenset[int] | None) -> list[int]:
+        return [rank for rank in self._dispatcher.workers if ranks is None or rank in ranks]
+
     def new_model(self) -> int:
         """Return a number for one more resident model."""
         return next(self._models)
+
+    def set_up(
+        self, model: int, make: Callable[[int], Call], ranks: frozenset[int] | None
+    ) -> list[Any]:
+        """Make a call of a model on all its ranks, and on each that joins later before its tasks.
+
+        ``make`` returns it for a rank; a model's first one constructs it on ``ranks`` (None: all).
+        Returns the answers of the workers that are there. If none is there but one may join, waits
+        for the answer of the first that joins. Raises `TaskError` if the model raised.
+        """
+        set_up = SetUp(make)
+        with self._changed:
+            self._residents.add(model, set_up, ranks)
+            there = self._there(ranks)
+        futures = {self.call(rank, make(rank)): rank for rank in there}
+        answers = answers_of(futures, self.transport.may_join)
+        if not answers and self._wait_for(set_up.first.done, ranks):
+            return [set_up.first.result()]
+        return answers
+
+    def forget(self, model: int) -> None:
+        """Construct a model on no worker that joins from here on."""
+        with self._changed:
+            self._residents.drop(model)
 
     def submit(self, call: Call, nbytes: int, workers: frozenset[int] | None) -> Future[Any]:
         """Run a task on the next free one of ``workers`` (None: all); blocks while all are full.
@@ -120,63 +198,133 @@ class Farm:
         """Call a method of a resident model on one rank, outside the dispatch."""
         with self._changed:
             self._check(None)
+        return self._call(rank, call)
+
+    def _call(self, rank: int, call: Call) -> Future[Any]:
         future: Future[Any] = Future()
+        with self._changed:
+            life = self._lives.get(rank, -1)
 
         def deliver(answer: Future[Reply]) -> None:
-            if why := _why_lost(rank, answer):
-                self.mark_lost(rank, why)
+            if why := why_lost(rank, answer):
+                self.mark_lost(rank, why, life)
             error = answer.exception()
             if isinstance(error, CallTimeout):
                 error = CallTimeout(f"{error} (runtime.call_timeout)")
             if error is not None:
-                _fail(future, error)
+                reject(future, error)
                 return
             reply = answer.result()
             if reply.failure is None:
-                _resolve(future, reply.value)
+                resolve(future, reply.value)
             else:
-                _fail(future, _task_error(reply, call, attempt=1))
+                reject(future, task_error(reply, call, attempt=1))
 
         self.transport.send(rank, call, self._call_timeout).add_done_callback(deliver)
         return future
 
-    def mark_lost(self, rank: int, reason: str) -> None:
-        """Mark a worker as lost and give its tasks to the others."""
+    def mark_lost(self, rank: int, reason: str, life: int | None = None) -> None:
+        """Mark a worker as lost and give its tasks to the others; ``life``: only in that one."""
         with self._changed:
-            for number in self._dispatcher.on(rank):
-                if number in self._tasks:  # unless the session broke
-                    self._tasks[number].why = reason
-            workers = self._dispatcher.workers
-            left = [worker for worker in workers if worker != rank]
-            decisions: list[Decision] = []
-            if rank in workers:
-                log.warning("rank %d was lost, %d worker(s) left: %s", rank, len(left), reason)
-                if 0 not in workers and self._needs_driver(left):
-                    log.warning("rank 0 runs diagnostics from here on")
-                    decisions += self._dispatcher.join(0)
-            decisions += self._dispatcher.mark_lost(rank)
-            self._changed.notify_all()
+            now = self._lives.get(rank)
+            if now is None or life not in (None, now):
+                return
+            decisions = self._end_life(rank, reason)
         self.transport.mark_lost(rank)
         self._carry_out(decisions)
 
-    def _needs_driver(self, left: list[int]) -> bool:
-        """Whether some tasks could run on none of the workers that are left."""
+    def _end_life(self, rank: int, reason: str) -> list[Decision]:
+        for number in self._dispatcher.on(rank):
+            if number in self._tasks:  # unless the session broke
+                self._tasks[number].why = reason
+        left = [worker for worker in self._dispatcher.workers if worker != rank]
+        decisions: list[Decision] = []
+        if rank in self._dispatcher.workers:
+            log.warning("rank %d was lost, %d worker(s) left: %s", rank, len(left), reason)
+            decisions += self._help({*left, *self._dispatcher.may_join})
+        del self._lives[rank]
+        decisions += self._dispatcher.mark_lost(rank)
+        self._look()
+        return decisions
+
+    def _help(self, left: set[int]) -> list[Decision]:
+        """Let rank 0 work if some tasks could run on none of these workers."""
         without = not left or any(limit.isdisjoint(left) for limit in self._limits)
-        return without and self._driver_works != "never"
+        if not without or self._driver_works == "never" or 0 in self._dispatcher.workers:
+            return []
+        log.warning("rank 0 runs diagnostics from here on")
+        self._lives[0] = next(self._joins)
+        return self._dispatcher.join(0)
+
+    def _begin_life(self, rank: int) -> None:
+        """Give a worker that holds no models what it needs, then tasks."""
+        with self._changed:
+            # The transport may know before a call fails that the one before it is gone.
+            gone = rank in self._lives
+            decisions = self._end_life(rank, "another process took its place") if gone else []
+            life = self._lives[rank] = next(self._joins)
+            self._residents.begin(rank)
+        self._carry_out(decisions)
+        self._prepare(rank, life)
+
+    def _prepare(self, rank: int, life: int) -> None:
+        """Send a joining worker the next call that it needs; if there is none, it gets tasks."""
+        with self._changed:
+            if self._broken is not None or self._lives.get(rank) != life:
+                return
+            set_up, decisions = self._residents.next_for(rank), []
+            if set_up is None:
+                decisions = self._dispatcher.join(rank)
+                log.info("rank %d joined, workers now: %d", rank, len(self._dispatcher.workers))
+                self._look()
+        if set_up is None:
+            self._carry_out(decisions)
+        else:
+            answer = self._call(rank, set_up.make(rank))
+            answer.add_done_callback(lambda done: self._go_on(rank, life, set_up, done))
+
+    def _go_on(self, rank: int, life: int, set_up: SetUp, answer: Future[Any]) -> None:
+        """Prepare a worker further after a call; leave it out if that failed and it is not lost."""
+        error = answer.exception()
+        decisions: list[Decision] = []
+        with self._changed:
+            if self._lives.get(rank) != life:
+                return
+            if error is None:
+                resolve(set_up.first, answer.result())
+            else:
+                reject(set_up.first, error)
+                log.warning("rank %d is left out: %s", rank, error)
+                del self._lives[rank]
+                left = {*self._dispatcher.workers, *self._dispatcher.may_join} - {rank}
+                decisions = self._help(left) + self._dispatcher.stop_waiting(rank)
+            self._look()
+        self._carry_out(decisions)
+        self._prepare(rank, life)
+
+    def _look(self) -> None:
+        """Let the patience know of the workers, and whoever waits that something changed."""
+        there = sum(rank != 0 for rank in self._dispatcher.workers)
+        self._patience.look(there, bool(self._dispatcher.may_join))
+        self._changed.notify_all()
 
     def fail(self, error: BaseException, abandon: bool = True) -> None:
         """Break the session: every waiting and every further submitter gets the first error.
 
-        With ``abandon`` the futures of running tasks get it, too; else these tasks end.
+        With ``abandon`` the futures of running tasks get it, too; else these tasks end. Nobody
+        joins any more.
         """
         with self._changed:
             self._broken = self._broken or error
-            tasks: list[_Task] = []
-            if abandon:
-                tasks, self._tasks = list(self._tasks.values()), {}
-            self._changed.notify_all()
+            given_up = [decision.task for decision in self._dispatcher.stop_waiting()]
+            numbers = list(self._tasks) if abandon else given_up
+            tasks = [self._tasks.pop(number) for number in numbers if number in self._tasks]
+            self._look()
         for task in tasks:
-            _fail(task.future, error)
+            reject(task.future, error)
+
+    def _run_out(self, error: SessionError) -> None:
+        self.fail(error, abandon=False)
 
     def check(self) -> None:
         """Raise the error that broke the session, if one did."""
@@ -195,26 +343,34 @@ class Farm:
                 task = self._tasks.get(decision.task)
                 if isinstance(decision, GiveUp):
                     self._tasks.pop(decision.task, None)
+                elif decision.task not in self._dispatcher.on(decision.worker):
+                    continue  # lost in between, so the task is elsewhere
+                else:
+                    life = self._lives[decision.worker]
             if task is None:  # the session broke in between
                 continue
             if isinstance(decision, GiveUp):
-                _fail(task.future, _lost(task, decision))
+                reject(
+                    task.future,
+                    lost(task.call.task, task.attempt, task.why, decision.no_workers),
+                )
             else:
-                self._send(decision, task)
+                self._send(decision, life, task)
 
-    def _send(self, start: Start, task: _Task) -> None:
+    def _send(self, start: Start, life: int, task: _Task) -> None:
         task.attempt = start.attempt
         answer = self.transport.send(start.worker, task.call, self._call_timeout)
-        answer.add_done_callback(lambda done: self._deliver(start, task, done))
+        answer.add_done_callback(lambda done: self._deliver(start, life, task, done))
 
-    def _deliver(self, start: Start, task: _Task, answer: Future[Reply]) -> None:
-        if why := _why_lost(start.worker, answer):
-            self.mark_lost(start.worker, why)
+    def _deliver(self, start: Start, life: int, task: _Task, answer: Future[Reply]) -> None:
+        rank = start.worker
+        if why := why_lost(rank, answer):
+            self.mark_lost(rank, why, life)
             return
         error = answer.exception()
         with self._changed:
-            current = start.task in self._dispatcher.on(start.worker)
-            decisions = self._dispatcher.finish(start.task, start.worker)
+            current = self._lives.get(rank) == life and start.task in self._dispatcher.on(rank)
+            decisions = self._dispatcher.finish(start.task, rank) if current else []
             if current:
                 self._tasks.pop(start.task, None)
             self._changed.notify_all()
@@ -222,7 +378,7 @@ class Farm:
         if not current:
             return
         if error is not None:
-            _fail(task.future, error)
+            reject(task.future, error)
             return
         self._settle(task, answer.result())
 
@@ -235,13 +391,13 @@ class Farm:
             self.events.record(
                 Event("diagnose", task.call.task, reply.rank, *times, task.nbytes, sent_back)
             )
-            _resolve(task.future, reply.value)
+            resolve(task.future, reply.value)
         else:
-            failure = _task_error(reply, task.call, task.attempt)
+            failure = task_error(reply, task.call, task.attempt)
             # The run cannot go on after an error that left this process's own GPU unusable.
             if not self._skip_errors or reply.unusable:
                 self.fail(failure, abandon=False)
-            _fail(task.future, failure)
+            reject(task.future, failure)
 
     def _run_on_driver(self, number: int, task: _Task) -> None:
         try:
@@ -266,54 +422,3 @@ class Farm:
                 reply.nonfinite,
                 reply.rank,
             )
-
-
-def _lost(task: _Task, decision: GiveUp) -> Exception:
-    """Return the error of a task that was lost with its worker and is not tried again."""
-    reason = "no worker is left" if decision.no_workers else "it will not be tried again"
-    kind = SessionError if decision.no_workers else TaskLost
-    return kind(
-        f"{task.call.task} was lost with its worker on attempt {task.attempt}, and {reason}: "
-        f"{task.why}"
-    )
-
-
-def _why_lost(rank: int, answer: Future[Reply]) -> str:
-    """Say why the worker that gave an answer is lost; empty if it is not."""
-    error = answer.exception()
-    # A worker that missed its deadline may answer late or never: it gets no more tasks.
-    if isinstance(error, WorkerLost | CallTimeout):
-        return str(error)
-    if error is not None or rank == 0 or not answer.result().unusable:
-        return ""
-    failure = answer.result().failure
-    assert failure is not None
-    return f"its GPU can no longer be used: {failure.kind}: {failure.message}"
-
-
-def _task_error(reply: Reply, call: Call, attempt: int) -> TaskError:
-    """Return the error that a model raised in a task."""
-    failure = reply.failure
-    assert failure is not None
-    return TaskError(
-        what=failure.what,
-        task=call.task or f"model {call.model}",
-        rank=reply.rank,
-        host=reply.host,
-        attempt=attempt,
-        kind=failure.kind,
-        message=failure.message,
-        remote_traceback=failure.traceback,
-    )
-
-
-def _resolve(future: Future[Any], value: Any) -> None:
-    """Give a future its value, unless it was cancelled or failed with the session."""
-    with contextlib.suppress(InvalidStateError):
-        future.set_result(value)
-
-
-def _fail(future: Future[Any], error: BaseException) -> None:
-    """Give a future its error; as :func:`_resolve`."""
-    with contextlib.suppress(InvalidStateError):
-        future.set_exception(error)

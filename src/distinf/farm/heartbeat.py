@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
 
@@ -14,16 +14,17 @@ _PINGS = 4  # in the time after which a silent worker counts as lost
 
 
 class Pulse:
-    """Ping the workers that are left until :meth:`stop`.
+    """Ping the workers that are there until :meth:`stop`.
 
-    ``lost`` is called once with the rank of a worker that has not answered for ``timeout``
-    seconds, and with the reason.
+    ``workers`` returns their ranks, and for each which of its lives this is. ``lost`` is called
+    once with the rank of a worker that has not answered for ``timeout`` seconds in this life, and
+    with the reason.
     """
 
     def __init__(
         self,
         transport: Transport,
-        workers: Callable[[], tuple[int, ...]],
+        workers: Callable[[], Mapping[int, int]],
         timeout: float,
         lost: Callable[[int, str], None],
     ) -> None:
@@ -31,8 +32,8 @@ class Pulse:
         self._workers = workers
         self._timeout = timeout
         self._lost = lost
-        self._asked: set[int] = set()
-        self._missed: set[int] = set()
+        self._asked: set[tuple[int, int]] = set()  # ranks with their lives
+        self._missed: set[tuple[int, int]] = set()
         self._end = threading.Event()
         threading.Thread(target=self._run, name="distinf-pulse", daemon=True).start()
 
@@ -42,27 +43,28 @@ class Pulse:
 
     def _run(self) -> None:
         while not self._end.wait(self._timeout / _PINGS):
-            for rank in self._workers():
-                if rank not in self._asked:
-                    self._ping(rank)
+            for worker in self._workers().items():
+                if worker not in self._asked:
+                    self._ping(worker)
 
-    def _ping(self, rank: int) -> None:
-        self._asked.add(rank)
-        answer = self._transport.ping(rank, self._timeout / 2)
-        answer.add_done_callback(partial(self._check_answer, rank))
+    def _ping(self, worker: tuple[int, int]) -> None:
+        self._asked.add(worker)
+        answer = self._transport.ping(worker[0], self._timeout / 2)
+        answer.add_done_callback(partial(self._check_answer, worker))
 
-    def _check_answer(self, rank: int, answer: Future[None]) -> None:
-        self._asked.discard(rank)
+    def _check_answer(self, worker: tuple[int, int], answer: Future[None]) -> None:
+        self._asked.discard(worker)
         # Closed connections are handled elsewhere: a call fails, or the process is found ended.
         silent = isinstance(answer.exception(), CallTimeout) and not self._end.is_set()
-        if silent and rank not in self._missed:
-            self._missed.add(rank)  # one missed ping is normal after Ctrl-Z and fg
-            self._ping(rank)
+        silent = silent and worker in self._workers().items()
+        if silent and worker not in self._missed:
+            self._missed.add(worker)  # one missed ping is normal after Ctrl-Z and fg
+            self._ping(worker)
             return
-        self._missed.discard(rank)
+        self._missed.discard(worker)
         if silent:
             self._lost(
-                rank,
+                worker[0],
                 f"it has given no sign of life for {self._timeout:g} s (runtime.liveness_timeout); "
                 "it may be stopped, or its node cut off",
             )

@@ -38,7 +38,8 @@ class DistributedInference:
     *args : Any
         Its arguments.
     remote_ranks : list[int] | int | None, optional
-        Ranks that hold it, by default None: every worker.
+        Ranks that hold it, by default None: every worker. Where workers may join, those that are
+        not there yet get it when they are.
     **kwargs : Any
         Its keyword arguments.
 
@@ -65,11 +66,11 @@ class DistributedInference:
         session = current_session()
         self._farm: Farm = session.farm
         wanted = [remote_ranks] if isinstance(remote_ranks, int) else remote_ranks
-        unknown = set(wanted or ()) - set(self._farm.workers)
+        unknown = set(wanted or ()) - set(self._farm.places)
         if unknown:
             raise ConfigError(
                 f"remote_ranks: {sorted(unknown)} are no workers; "
-                f"the workers are {list(self._farm.workers)}"
+                f"the workers are {list(self._farm.places)}"
             )
         self.name = getattr(model, "__name__", type(model).__name__)
         self._ranks = frozenset(wanted) if wanted is not None else None
@@ -77,9 +78,14 @@ class DistributedInference:
         self._running = itertools.count()
         self._closed = False
         self._queued = QueuedCalls(self.submit, self._farm.check)
-        self._methods: set[str] = set.union(
-            *self._everywhere("__build__", "construction", (model, *args), kwargs)
-        )
+        task = f"{self.name} construction"
+        build = Call(self._number, "__build__", task, (model, *args), kwargs)
+        try:
+            found = self._farm.set_up(self._number, lambda rank: build, self._ranks)
+        except BaseException:
+            self._farm.forget(self._number)
+            raise
+        self._methods: set[str] = set.union(*self._some(found))
         needed: Coords | None = None
         if "input_coords" in self._methods:
             needed = self.call_func("input_coords", rank=self._holders()[0])
@@ -119,7 +125,7 @@ class DistributedInference:
 
     @property
     def remote_ranks(self) -> list[int]:
-        """Ranks that hold the model and are left, ascending."""
+        """Ranks of the workers that are there and hold the model, ascending."""
         return [r for r in self._farm.workers if self._ranks is None or r in self._ranks]
 
     def output_coords(self, coords: Coords) -> Coords:
@@ -213,7 +219,8 @@ class DistributedInference:
         """
         if buffersize is not None and buffersize < 1:
             raise ValueError(f"buffersize must be at least 1, not {buffersize}")
-        limit = buffersize or 2 * max(1, len(self.remote_ranks))
+        places = [r for r in self._farm.places if self._ranks is None or r in self._ranks]
+        limit = buffersize or 2 * max(1, len(places))
         return self._starmap(iterable, limit, unordered)
 
     def _starmap(
@@ -269,17 +276,39 @@ class DistributedInference:
         """
         self._check_open()
         if rank == "all":
-            return self._everywhere(name, name, args, kwargs)
+            return self._everywhere(name, args, kwargs)
         if rank not in self.remote_ranks:
             raise ConfigError(f"rank {rank!r} does not hold {self.name}: {self.remote_ranks} do")
         call = Call(self._number, name, f"{self.name}.{name}", args, kwargs)
         return self._farm.call(int(rank), call).result()
+
+    def set_up(self, arguments: Callable[[int], tuple[Any, ...]]) -> None:
+        """Call a method on all workers, and on each that joins later before it runs the model.
+
+        Parameters
+        ----------
+        arguments : Callable[[int], tuple[Any, ...]]
+            Returns for a rank the name of the method and its arguments.
+
+        Raises
+        ------
+        TaskError
+            If it raised.
+        """
+        self._check_open()
+
+        def make(rank: int) -> Call:
+            name, *args = arguments(rank)
+            return Call(self._number, name, f"{self.name}.{name}", tuple(args))
+
+        self._some(self._farm.set_up(self._number, make, self._ranks))
 
     def shutdown(self) -> None:
         """Remove the model from the workers; idempotent. The session stays open."""
         if self._closed:
             return
         self._closed = True
+        self._farm.forget(self._number)
         for rank in self.remote_ranks:
             try:
                 self._farm.call(rank, Call(self._number, "__drop__"))
@@ -297,16 +326,16 @@ class DistributedInference:
             raise SessionError(f"{self.name}: this DistributedInference was shut down")
 
     def _holders(self) -> list[int]:
-        """Return `remote_ranks`; raise `SessionError` if there is none."""
-        ranks = self.remote_ranks
-        if not ranks:
-            raise SessionError(f"{self.name}: no worker is left that holds it")
-        return ranks
+        """Return `remote_ranks`, once there is one; raise `SessionError` if none is left."""
+        return self._some(self._farm.holders(self._ranks))
 
-    def _everywhere(
-        self, method: str, what: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> list[Any]:
-        call = Call(self._number, method, f"{self.name} {what}", args, kwargs)
+    def _some(self, found: list[Any]) -> list[Any]:
+        if not found:
+            raise SessionError(f"{self.name}: no worker is left that holds it")
+        return found
+
+    def _everywhere(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        call = Call(self._number, name, f"{self.name} {name}", args, kwargs)
         futures = [self._farm.call(rank, call) for rank in self._holders()]
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         return [future.result() for future in (*done, *futures)][len(done) :]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from tqdm import tqdm
 
 from distinf.report.advice import advise, ideal, serial
 from distinf.report.events import Event, Events, Totals
+
+_LOOK_SECONDS = 1.0
 
 
 class Progress:
@@ -25,6 +28,8 @@ class Progress:
         Tasks that were complete before it began, by default 0.
     busy : Callable[[], tuple[int, int]] | None, optional
         Returns how many workers are busy, and how many there are.
+    waiting : Callable[[], str] | None, optional
+        Says that the run waits for workers; empty while it does not.
     """
 
     def __init__(
@@ -33,9 +38,11 @@ class Progress:
         total: int,
         done: int = 0,
         busy: Callable[[], tuple[int, int]] | None = None,
+        waiting: Callable[[], str] | None = None,
     ) -> None:
         self._counts = {"forecast": 0, "diagnose": 0, "write": 0}
         self._busy = busy
+        self._waits = ""
         self._lock = threading.Lock()
         # Redraw a terminal often, but add few lines to a log file.
         interval = 0.2 if sys.stderr.isatty() else 10.0
@@ -49,22 +56,42 @@ class Progress:
             dynamic_ncols=True,
         )
         events.observe(self._update)
+        self._end = threading.Event()
+        if waiting is not None:
+            watch = partial(self._watch, waiting)
+            threading.Thread(target=watch, name="distinf-progress", daemon=True).start()
 
     def _update(self, event: Event) -> None:
         with self._lock:
             self._counts[event.kind] = self._counts.get(event.kind, 0) + 1
-            state = f"forecast {self._counts['forecast']}, diagnosed {self._counts['diagnose']}"
-            if self._busy is not None:
-                busy, workers = self._busy()
-                state += f", workers busy {busy}/{workers}"
-            self._bar.set_postfix_str(state, refresh=False)
+            self._describe()
             self._bar.update(1 if event.kind == "write" else 0)
+
+    def _describe(self) -> None:
+        state = f"forecast {self._counts['forecast']}, diagnosed {self._counts['diagnose']}"
+        if self._busy is not None:
+            busy, workers = self._busy()
+            state += f", workers busy {busy}/{workers}"
+        if self._waits:
+            state += f", {self._waits}"
+        self._bar.set_postfix_str(state, refresh=False)
+
+    def _watch(self, waiting: Callable[[], str]) -> None:
+        """Redraw when a wait for workers begins or ends: there are no events in between."""
+        while not self._end.wait(_LOOK_SECONDS):
+            if (waits := waiting()) != self._waits:
+                with self._lock:
+                    self._waits = waits
+                    self._describe()
+                    self._bar.refresh()
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._bar.close()
+        self._end.set()
+        with self._lock:
+            self._bar.close()
 
 
 def summarize(

@@ -135,7 +135,7 @@ class DriverSession(Session):
         if several:
             pulse = Pulse(
                 transport,
-                lambda: tuple(rank for rank in self._farm.workers if rank != 0),
+                self._farm.lives,
                 runtime.liveness_timeout,
                 self._mark_lost,
             )

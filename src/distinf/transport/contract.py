@@ -7,7 +7,7 @@ processes, but nothing of weather, and nothing of which worker gets which task. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -94,11 +94,14 @@ class Reply:
 class Transport(Protocol):
     """Carries calls from the driver to the workers.
 
-    ``workers`` are the ranks that take calls. ``carrier`` names the carrier in the log; ``reason``
-    says there why it was chosen, and is empty where there is no choice.
+    ``workers`` are the ranks that take calls when the session begins; ``may_join`` those that may
+    join later, or again after they were lost: none where the workers are fixed. ``carrier`` names
+    the carrier in the log; ``reason`` says there why it was chosen, and is empty where there is no
+    choice.
     """
 
     workers: tuple[int, ...]
+    may_join: tuple[int, ...]
     carrier: str
     reason: str
 
@@ -133,8 +136,19 @@ class Transport(Protocol):
         """
         ...
 
+    def watch(self, joined: Callable[[int], None]) -> None:
+        """Call ``joined(rank)`` each time that a worker is there that holds no models.
+
+        That is a new one, or a lost one that came back, of `may_join`. It is called from a thread
+        of the transport and returns at once.
+        """
+        ...
+
     def mark_lost(self, rank: int) -> None:
-        """Mark a rank as lost: it gets no more calls, and :meth:`close` does not wait for it."""
+        """Mark a rank as lost: it gets no more calls, and :meth:`close` does not wait for it.
+
+        A rank of `may_join` is replaced, unless it was already, and reported as :meth:`watch` says.
+        """
         ...
 
     def close(self, error: bool = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 import torch
@@ -19,6 +19,7 @@ class InProcess:
 
     carrier = "in-process"
     reason = ""
+    may_join: tuple[int, ...] = ()
 
     def __init__(self, worker: Worker) -> None:
         self.workers: tuple[int, ...] = (worker.rank,)
@@ -50,6 +51,9 @@ class InProcess:
         future: Future[None] = Future()
         future.set_result(None)
         return future
+
+    def watch(self, joined: Callable[[int], None]) -> None:
+        """Do nothing: no other worker ever joins."""
 
     def mark_lost(self, rank: int) -> None:
         """Do nothing: this process cannot be lost to itself."""

@@ -267,6 +267,8 @@ class RpcTransport:
     travels between two GPUs.
     """
 
+    may_join: tuple[int, ...] = ()
+
     def __init__(
         self,
         worker: Worker,
@@ -399,6 +401,9 @@ class RpcTransport:
         except Exception as error:
             request.fail(error)
         return request.answer
+
+    def watch(self, joined: Callable[[int], None]) -> None:
+        """Do nothing: the ranks of an RPC group are fixed."""
 
     def mark_lost(self, rank: int) -> None:
         """Mark a rank as lost; :meth:`close` does not wait for it."""
