@@ -78,7 +78,9 @@ def made_batch_script(cfg: DictConfig) -> bool:
     info = rank_info()
     if info is None or info.rank == 0:
         check_own(cfg)
-        done = submit_run(job, _command(), _overrides(), repeated_places(cfg), own_path(job.script))
+        engine = (section.get("runtime") or {}).get("engine", "tensorpipe")
+        places = repeated_places(cfg)
+        done = submit_run(job, _command(), _overrides(), places, own_path(job.script), engine)
         print(done, end="", flush=True)
     return True
 

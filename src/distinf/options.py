@@ -97,12 +97,45 @@ def _flat(hint: Any) -> Iterator[Any]:
         yield from _flat(inner)
 
 
+_WORKERS = "must be a whole number, at least 1, or two of them: [least, most]"
+_RESOURCES = "must map what Ray counts to numbers, such as {GPU: 1}"
+
+
+def _is_number_of_workers(value: Any) -> bool:
+    numbers = list(value) if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in numbers)
+    return value is None or (whole and numbers == sorted(numbers))
+
+
+def _are_resources(value: Any) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, Mapping) and all(
+        isinstance(n, int | float) and not isinstance(n, bool) and n > 0 for n in value.values()
+    )
+
+
 @options_dataclass("runtime")
 class Runtime:
     """Options of a session; ``runtime.*`` of the config.
 
     Parameters
     ----------
+    engine : str
+        ``"tensorpipe"``, by default: the launcher's ranks; ``"ray"``: workers are actors of a Ray
+        cluster, which starts them and replaces those that are lost.
+    address : str
+        Ray cluster: ``"host:port"``; ``"local"``, one that starts and ends with the run;
+        ``"auto"``, by default: that of ``RAY_ADDRESS`` or of this machine, else local.
+    workers : int | tuple[int, int] | None
+        Workers on Ray: at most so many, or the least and the most. The run starts with the first
+        one. By default None: one for each GPU of the cluster, or 2 without GPUs.
+    resources : Mapping[str, float] | None
+        What Ray reserves for each worker, by default None: ``{GPU: 1}``, or ``{CPU: 1}`` without
+        GPUs.
+    wait_for_workers : float | None
+        Seconds in which there must be the least number of workers on Ray, at the start and again
+        after a loss, by default 300; None: no limit.
     nproc : int | None
         Ranks to start on this machine if no launcher started ranks; 1: everything in this process.
         By default None: `session` starts none; ``python main.py`` starts one for each GPU, at
@@ -150,6 +183,13 @@ class Runtime:
         If a value is wrong.
     """
 
+    engine: Literal["tensorpipe", "ray"] = "tensorpipe"
+    address: Annotated[str, Field(description="must be auto, local or a cluster's host:port")] = (
+        "auto"
+    )
+    workers: Annotated[Any, *valid_when(_is_number_of_workers, _WORKERS)] = None
+    resources: Annotated[Any, *valid_when(_are_resources, _RESOURCES)] = None
+    wait_for_workers: _Seconds | None = 300.0
     nproc: Count | None = None
     carrier: Literal["auto", "cuda", "host"] = "auto"
     results: Literal["host", "device"] = "host"
@@ -165,6 +205,21 @@ class Runtime:
     driver_works: Literal["never", "fallback", "idle"] = "fallback"
     expect_ranks: Count | None = None
     interface: str | None = None
+
+    def __post_init__(self) -> None:
+        ranks = [key for key in ("nproc", "expect_ranks", "interface") if getattr(self, key)]
+        actors = [key for key in ("workers", "resources") if getattr(self, key)]
+        wrong = ranks if self.engine == "ray" else actors
+        if wrong:
+            raise ConfigError(
+                f"runtime.{wrong[0]}={getattr(self, wrong[0])} has no meaning with "
+                f"runtime.engine={self.engine}; leave one of the two out"
+            )
+
+    @property
+    def least_workers(self) -> int:
+        """Workers below which a run on Ray waits, and then ends."""
+        return int(self.workers[0]) if isinstance(self.workers, list | tuple) else 1
 
 
 def _check_region(region: Any) -> Any:

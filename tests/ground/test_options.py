@@ -85,6 +85,18 @@ def test_from_mapping_sets_what_was_given():
         (Output, {"region": {"lon": [0, 361]}}, ["output.region.lon=[0, 361]", "-180 to 360"]),
         (Runtime, {"seed": -1}, ["runtime.seed=-1", "at least 0"]),
         (Runtime, {"batch": 0}, ["runtime.batch=0", "at least 1"]),
+        (Runtime, {"engine": "dask"}, ["runtime.engine=dask", "tensorpipe or ray"]),
+        (Runtime, {"engine": "ray", "workers": 0}, ["runtime.workers=0", "[least, most]"]),
+        (Runtime, {"engine": "ray", "workers": [3, 2]}, ["runtime.workers=[3, 2]", "at least 1"]),
+        (Runtime, {"engine": "ray", "workers": True}, ["runtime.workers=True", "whole number"]),
+        (Runtime, {"engine": "ray", "resources": {"GPU": "x"}}, ["runtime.resources", "{GPU: 1}"]),
+        (Runtime, {"engine": "ray", "nproc": 2}, ["runtime.nproc=2", "runtime.engine=ray"]),
+        (Runtime, {"workers": 2}, ["runtime.workers=2", "runtime.engine=tensorpipe"]),
+        (
+            Runtime,
+            {"engine": "ray", "wait_for_workers": 0},
+            ["wait_for_workers=0", "above"],
+        ),
     ],
 )
 def test_an_impossible_value_is_named_with_what_is_possible(kind, given, words):

@@ -60,6 +60,16 @@ class RankInfo:
         return self.local_world_size == self.world_size
 
 
+def _under_symmetric_run() -> bool:
+    """Whether ``ray symmetric-run`` started this process: once, though it runs in each task."""
+    import psutil
+
+    try:
+        return any("symmetric-run" in above.cmdline() for above in psutil.Process().parents())
+    except psutil.Error:
+        return False
+
+
 def rank_info(environ: Mapping[str, str] | None = None) -> RankInfo | None:
     """Find out which launcher started this process; of several, the innermost.
 
@@ -80,6 +90,8 @@ def rank_info(environ: Mapping[str, str] | None = None) -> RankInfo | None:
         If variables contradict one another or are missing.
     """
     env = os.environ if environ is None else environ
+    if {"SLURM_PROCID", "OMPI_COMM_WORLD_RANK"} & set(env) and _under_symmetric_run():
+        return None
     if "DISTINF_RANKS" in env:
         info = _from_environment(env, "distinf")
     elif "TORCHELASTIC_RUN_ID" in env and "RANK" in env:

@@ -125,19 +125,21 @@ class DriverSession(Session):
             call_timeout=runtime.call_timeout,
             skip_errors=runtime.on_error == "skip",
             driver_works=runtime.driver_works if several else "never",
+            min_workers=runtime.least_workers,
+            wait_for_workers=runtime.wait_for_workers,
         )
         # Closed in reverse order.
         resources.callback(self._end_unresponsive)
         resources.callback(self._stop_workers)
         if local is not None:
-            local.watch(self._mark_lost)
+            local.watch(self.mark_lost)
             resources.callback(local.expect_end)
         if several:
             pulse = Pulse(
                 transport,
                 self._farm.lives,
                 runtime.liveness_timeout,
-                self._mark_lost,
+                self.mark_lost,
             )
             resources.callback(pulse.stop)
 
@@ -157,14 +159,16 @@ class DriverSession(Session):
         self._farm.fail(self._error or SessionError("the session is closed"))
         self._transport.close(self._error is not None)
 
-    def _mark_lost(self, rank: int, reason: str) -> None:
-        """Give a lost rank's tasks to others, and kill its process.
+    def mark_lost(self, rank: int, reason: str) -> None:
+        """Give a lost rank's tasks to others, and kill its process, unless the transport does.
 
         A stopped process does not end by itself, and its launcher would wait for it.
         """
         self._farm.mark_lost(rank, reason)
         if self._local is not None:
             self._local.kill(rank)
+        elif not self._ranks:
+            return
         elif lets_survivors_live(self.info, os.environ):
             peers.end_if_here(self._ranks[rank])
         else:

@@ -112,7 +112,7 @@ def close_session(error: BaseException | None = None) -> None:
 
 
 def _with_nproc(runtime: Runtime, nproc: int | None) -> Runtime:
-    if nproc is None:
+    if nproc is None or runtime.engine == "ray":  # which starts the workers
         return runtime
     if runtime.nproc not in (None, nproc):
         raise ConfigError(
@@ -130,6 +130,8 @@ def _open(
     must_match: Mapping[str, Any] | None,
     resources: ExitStack,
 ) -> Session:
+    if runtime.engine == "ray":
+        return _open_on_ray(runtime, preflight, resources)
     deadline = time.monotonic() + runtime.start_timeout
     launched = launcher.rank_info()
     launcher.leave_if_superfluous(launched)
@@ -152,6 +154,22 @@ def _open(
     from distinf.session import roles
 
     return roles.join(info, runtime, deadline, local, must_match, resources)
+
+
+def _open_on_ray(
+    runtime: Runtime, preflight: Callable[[], None] | None, resources: ExitStack
+) -> Session:
+    launched = launcher.rank_info()
+    if launched is not None and launched.world_size > 1:
+        raise ConfigError(
+            f"runtime.engine=ray: {launched.launcher} started {launched.world_size} ranks, but Ray "
+            "starts the workers: start one process, by python, ray job submit or ray symmetric-run"
+        )
+    if preflight is not None:
+        preflight()
+    from distinf.session import ray_cluster
+
+    return ray_cluster.join(runtime, resources)
 
 
 def _check_launch(runtime: Runtime, info: RankInfo, launcher: str) -> None:

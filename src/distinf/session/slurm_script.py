@@ -100,15 +100,23 @@ def read_job(section: Mapping[str, Any], given: Sequence[str]) -> SlurmJob:
     return from_mapping(SlurmJob, section, "slurm")
 
 
-def batch_script(job: SlurmJob, command: Sequence[str], folder: str) -> str:
-    """Return a bash script for sbatch that runs ``command`` (Python, main.py, overrides)."""
+def batch_script(
+    job: SlurmJob, command: Sequence[str], folder: str, engine: str = "tensorpipe"
+) -> str:
+    """Return a bash script for sbatch that runs ``command`` (Python, main.py, overrides).
+
+    With the engine ``"ray"`` one task on each node starts its part of a Ray cluster, and the first
+    one runs the command.
+    """
+    on_ray = engine == "ray"
+    tasks = job.ntasks_per_node or job.gpus_per_node or 2
     asked = {
         "job-name": job.name,
         "account": job.account,
         "partition": job.partition,
         "time": job.time,
         "nodes": job.nodes or 1,
-        "ntasks-per-node": job.ntasks_per_node or job.gpus_per_node or 2,
+        "ntasks-per-node": 1 if on_ray else tasks,
         "gpus-per-node": job.gpus_per_node,
         "cpus-per-task": job.cpus_per_task,
         "mem": job.mem,
@@ -130,10 +138,18 @@ def batch_script(job: SlurmJob, command: Sequence[str], folder: str) -> str:
         srun += [f"--container-image={job.container}", f"--container-mounts={mounts}"]
         srun.append(f"--container-workdir={folder}")
         command = ["python", *command[1:]]
-    words = [*srun, *command]
+    start = [*map(shlex.quote, srun)]
+    if on_ray:
+        # Two jobs may share a node, so each has a port of its own.
+        lines.append('head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)')
+        lines.append("port=$((20000 + SLURM_JOB_ID % 10000))")
+        ray = shlex.quote(str(Path(command[0]).with_name("ray")))
+        own = f'{ray} symmetric-run --address "$head:$port" --min-nodes {job.nodes or 1} --'
+        start.append(own)
+    words = [*command]
     words += ["output.mode=resume"] if job.requeue else []
     words += ["slurm.action=none"]
-    lines.append("exec " + " ".join(map(shlex.quote, words)))
+    lines.append(" ".join(["exec", *start, *map(shlex.quote, words)]))
     return "\n".join(lines) + "\n"
 
 
@@ -180,12 +196,17 @@ def submit(job: SlurmJob, script: str, path: str | None = None) -> str:
 
 
 def submit_run(
-    job: SlurmJob, command: Sequence[str], given: Sequence[str], more: Sequence[str], path: str
+    job: SlurmJob,
+    command: Sequence[str],
+    given: Sequence[str],
+    more: Sequence[str],
+    path: str,
+    engine: str,
 ) -> str:
     """Print, save as ``path`` or submit the batch script that repeats this run.
 
     ``command`` starts it, ``given`` are its overrides, of which those of ``slurm`` are left out,
-    and ``more`` are further ones. Returns what to print.
+    and ``more`` are further ones; ``engine`` is ``runtime.engine``. Returns what to print.
     """
     words = [*command, *repeated(given, job), *more]
-    return submit(job, batch_script(job, words, os.getcwd()), path)
+    return submit(job, batch_script(job, words, os.getcwd(), engine), path)

@@ -6,6 +6,9 @@ from .contract import Peer as Peer
 from .contract import Reply as Reply
 from .contract import Transport as Transport
 from .in_process import InProcess as InProcess
+from .ray_actors import CONCURRENCY as CONCURRENCY
+from .ray_actors import RayTransport as RayTransport
+from .ray_actors import RayWorker as RayWorker
 from .rpc import RpcTransport as RpcTransport
 from .rpc import join_rpc as join_rpc
 from .rpc import serve as serve

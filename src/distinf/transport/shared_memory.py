@@ -137,6 +137,15 @@ class DriverMemory:
         except (AttributeError, OSError, RuntimeError):
             return  # not Linux, another pid namespace or user, no answer
 
+    def forget(self, rank: int) -> None:
+        """Share no memory with a worker, whose process has ended or will.
+
+        Results of that process that are still in use keep its slots, and report it to nobody.
+        """
+        self.ranks.discard(rank)
+        self._lent.pop(rank, None)
+        self._freed.pop(rank, None)
+
     def _find(self, tensor: torch.Tensor) -> Slot | None:
         if tensor.layout is not torch.strided or tensor.device.type != "cpu":
             return None

@@ -1,0 +1,183 @@
+"""The session of a run on Ray: the cluster, and one actor for each worker."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from distinf.errors import ConfigError, SessionError
+from distinf.options import Runtime
+from distinf.session import process
+from distinf.session.launcher import RankInfo
+from distinf.session.roles import DriverSession
+
+if TYPE_CHECKING:
+    from distinf.transport import RayTransport
+
+log = logging.getLogger("distinf")
+
+_ALONE = RankInfo("none", 0, 1, 0, 1)
+# With 0 a cluster that Ray starts for one run listens on loopback only.
+_BEYOND_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+# In which a worker is usually there; the promise is 30.
+_PATIENCE_SECONDS = 20.0
+_NAMED = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
+
+
+def join(runtime: Runtime, resources: ExitStack) -> DriverSession:
+    """Connect to the cluster, or start one, and open the driver's session; its actors follow.
+
+    What is opened goes to ``resources``. Raises `ConfigError` if Ray is not installed, and
+    `SessionError` if the cluster cannot be reached.
+    """
+    local = _is_local(runtime.address)
+    if local:
+        os.environ.setdefault(_BEYOND_LOOPBACK, "0")
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(
+            'runtime.engine=ray: Ray is not installed; install it by pip install "distinf[ray]"'
+        ) from None
+    from distinf.transport import RayTransport, Worker
+
+    resources.callback(torch.set_num_threads, torch.get_num_threads())
+    torch.set_num_threads(runtime.threads)
+    process.keep_freed_memory()
+    _connect(ray, runtime, local, resources)
+    device = process.choose_device(_ALONE)
+    process.initialize_manager(_ALONE, device, None)
+    resources.callback(process.end_manager)
+    worker = Worker(0, device, runtime.nonfinite)
+    worker.results_stay = runtime.results == "device"
+    cluster = ray.cluster_resources()
+    number = _number_of_workers(runtime, cluster)
+    actors = _actors(ray, runtime, number, cluster)
+    world = RankInfo("ray", 0, number + 1, 0, number + 1 if local else 1)
+    opened: DriverSession | None = None
+
+    def lost(rank: int, reason: str) -> None:
+        if opened is not None:
+            opened.mark_lost(rank, reason)
+
+    transport = RayTransport(worker, actors, lost, worker.results_stay)
+    opened = DriverSession(world, runtime, worker, transport, resources, [], None)
+    timer = threading.Timer(_PATIENCE_SECONDS, _say_what_lacks, (ray, runtime, transport))
+    timer.daemon = True
+    timer.start()
+    resources.callback(timer.cancel)
+    return opened
+
+
+def _is_local(address: str) -> bool:
+    """Whether this run starts a cluster of its own."""
+    if address != "auto":
+        return address == "local"
+    folder = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()), "ray")
+    return "RAY_ADDRESS" not in os.environ and not (folder / "ray_current_cluster").exists()
+
+
+def _connect(ray: Any, runtime: Runtime, local: bool, resources: ExitStack) -> None:
+    if ray.is_initialized():  # by the application, which ends it
+        return
+    words: dict[str, Any] = {"address": "local" if local else runtime.address}
+    if local:
+        words["num_cpus"] = max(os.cpu_count() or 1, _most_workers(runtime) or 2)
+        folder = words["_temp_dir"] = tempfile.mkdtemp(prefix="distinf-ray-")
+        resources.callback(shutil.rmtree, folder, ignore_errors=True)
+    try:
+        ray.init(**words, logging_level=logging.ERROR, namespace="distinf")
+    except Exception as error:  # of many kinds
+        first = " ".join(str(error).split())
+        raise SessionError(f"runtime.address={runtime.address}: {first}") from error
+    resources.callback(ray.shutdown)
+    beyond = [
+        n["NodeManagerAddress"] for n in ray.nodes() if n["NodeManagerAddress"] != "127.0.0.1"
+    ]
+    if beyond and os.environ.get("RAY_AUTH_MODE") == "disabled":
+        log.warning(
+            "the Ray cluster listens at %s without authentication (RAY_AUTH_MODE=disabled): "
+            "whoever reaches it can run code there",
+            min(beyond),
+        )
+
+
+def _most_workers(runtime: Runtime) -> int | None:
+    most = runtime.workers[1] if isinstance(runtime.workers, list | tuple) else runtime.workers
+    return None if most is None else int(most)
+
+
+def _number_of_workers(runtime: Runtime, cluster: Mapping[str, float]) -> int:
+    return _most_workers(runtime) or int(cluster.get("GPU", 0)) or 2
+
+
+def _actors(
+    ray: Any, runtime: Runtime, number: int, cluster: Mapping[str, float]
+) -> dict[int, Any]:
+    from distinf.transport import CONCURRENCY, RayWorker
+
+    asked = _resources(runtime, cluster)
+    named = {_NAMED[key]: asked.pop(key) for key in _NAMED if key in asked}
+    declare: Any = ray.remote(
+        **{"num_cpus": 0, **named},
+        resources=asked,
+        concurrency_groups=CONCURRENCY,
+        max_restarts=-1,  # Ray starts a lost worker again, on another node if need be
+        max_task_retries=0,  # the farm tries a task again
+    )
+    actor = declare(RayWorker)
+    prepare = functools.partial(_prepare, runtime.threads, os.getcwd(), tuple(sys.path))
+    return {n: actor.remote(n, runtime.nonfinite, prepare) for n in range(1, number + 1)}
+
+
+def _say_what_lacks(ray: Any, runtime: Runtime, transport: RayTransport) -> None:
+    """Say which workers are not there yet, what they ask for and what the cluster has."""
+    lacking = len(transport.may_join) - len(transport.there)
+    if not lacking:
+        return
+    has, free = ray.cluster_resources(), ray.available_resources()
+    asked = _resources(runtime, has)
+    limit = runtime.wait_for_workers
+    log.warning(
+        "%d of %d workers are not there yet: each asks Ray for %s; the cluster has %s, of which %s "
+        "are free%s",
+        lacking,
+        len(transport.may_join),
+        _counted(asked, asked),
+        _counted(has, asked),
+        _counted(free, asked),
+        "" if limit is None else f" (waiting at most {limit:g} s, runtime.wait_for_workers)",
+    )
+
+
+def _counted(resources: Mapping[str, float], keys: Iterable[str]) -> str:
+    return ", ".join(f"{key} {resources.get(key, 0):g}" for key in keys)
+
+
+def _resources(runtime: Runtime, cluster: Mapping[str, float]) -> dict[str, float]:
+    """Return what is reserved for each worker."""
+    return dict(runtime.resources or ({"GPU": 1} if cluster.get("GPU") else {"CPU": 1}))
+
+
+def _prepare(threads: int, folder: str, modules: Sequence[str]) -> torch.device:
+    """Set up the process of a worker, and return the device on which it computes."""
+    if os.path.isdir(folder):  # for relative paths of models
+        os.chdir(folder)
+    # Ray hands on the script's folder only, and not what was added to it.
+    sys.path += [place for place in modules if place not in sys.path]
+    torch.set_num_threads(threads)
+    process.keep_freed_memory()
+    device = process.choose_device(_ALONE)
+    process.initialize_manager(_ALONE, device, None)
+    return device

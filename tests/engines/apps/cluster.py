@@ -1,0 +1,33 @@
+"""A Ray cluster of several raylets on this machine; commands are lines of stdin."""
+
+import os
+import sys
+
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"
+
+import ray
+from ray.cluster_utils import Cluster
+
+cluster, nodes = None, []
+for line in sys.stdin:
+    command, *words = line.split()
+    answer = ""
+    if command == "head":
+        cluster = Cluster()
+        cluster.add_node(num_cpus=int(words[0]), include_dashboard=False)
+        answer = cluster.address
+    if command == "add":  # CPUs
+        nodes.append(cluster.add_node(num_cpus=int(words[0])))
+        answer = str(len(nodes) - 1)
+    if command == "kill":  # number of the node
+        cluster.remove_node(nodes[int(words[0])], allow_graceful=False)
+    if command == "actors":
+        from ray.util.state import list_actors
+
+        ray.init(cluster.address, logging_level="ERROR")
+        answer = str(sum(actor.state != "DEAD" for actor in list_actors()))
+    if command == "end":
+        break
+    print("answer", answer, flush=True)
+if cluster is not None:
+    cluster.shutdown()

@@ -1,0 +1,93 @@
+"""Runs on Ray: clusters of their own, and clusters of several nodes on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from testing import application
+from tests.faults.conftest import Faults
+from tests.ranks.conftest import leaving_nothing
+
+LOCAL = ("runtime.engine=ray", "runtime.address=local")
+
+
+class OnRay(Faults):
+    """Runs of main.py with a faulty diagnostic on Ray."""
+
+    def begin(self, faults: str, *overrides: str) -> subprocess.Popen[str]:
+        engine = () if any("address" in word for word in overrides) else ("runtime.address=local",)
+        words = self.words(faults, "runtime.engine=ray", *engine, *overrides)
+        return self.start(application.python_main(*words))
+
+    def run(self, faults: str, *overrides: str, deadline: float = 200) -> application.Outcome:
+        return application.finish(self.begin(faults, *overrides), deadline)
+
+
+@pytest.fixture
+def on_ray(tmp_path: Path) -> Iterator[OnRay]:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with leaving_nothing(30) as environment:  # promised for whatever happens
+        yield OnRay(tmp_path, environment)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """The values of a run without faults, in one process."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with leaving_nothing() as environment:
+        run = Faults(folder, environment)
+        done = run.run("", "runtime.nproc=1")
+        assert done.status == 0, done.err
+        return run.values()
+
+
+class Nodes:
+    """A Ray cluster of several nodes (raylets) on this machine, in a process of its own."""
+
+    def __init__(self, environment: dict[str, str], cpus: int) -> None:
+        script = Path(__file__).parent / "apps" / "cluster.py"
+        self._process = subprocess.Popen(
+            [sys.executable, str(script)],
+            env=application.environment(**environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.address = self.ask(f"head {cpus}")
+
+    def ask(self, words: str) -> str:
+        """Give one command to the cluster's process; return its answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(words + "\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith("answer "):
+                return line.removeprefix("answer ").strip()
+        raise AssertionError(f"the cluster's process ended at: {words}")
+
+    def close(self) -> None:
+        try:
+            self._process.communicate("end\n", timeout=60)
+        finally:
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def nodes(on_ray: OnRay) -> Iterator[Nodes]:
+    """A cluster whose head has no CPU for workers."""
+    cluster = Nodes(on_ray.environment, 0)
+    try:
+        yield cluster
+    finally:
+        cluster.close()

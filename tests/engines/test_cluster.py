@@ -1,0 +1,67 @@
+"""Runs on a Ray cluster of several nodes, which come and go."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from tests.engines.conftest import Nodes, OnRay
+from tests.faults.conftest import STEPS
+
+pytestmark = [pytest.mark.timeout(500), pytest.mark.slow]
+ALL = list(range(STEPS + 1))
+
+
+def test_a_node_is_killed_and_another_one_added(
+    on_ray: OnRay, nodes: Nodes, undisturbed: np.ndarray
+) -> None:
+    first = nodes.ask("add 1")
+    own = (f"runtime.address={nodes.address}", "runtime.workers=[1,2]")
+    run = on_ray.begin("", *own, "+diagnostic.faulty.seconds=0.5")
+    on_ray.wait_for_a_step(run)
+    nodes.ask(f"kill {first}")
+    nodes.ask("add 1")
+    out, err = run.communicate(timeout=200)
+    assert run.returncode == 0, out + err
+    assert "was lost" in out + err
+    assert on_ray.complete() == ALL
+    np.testing.assert_array_equal(on_ray.values(), undisturbed)
+
+
+def test_without_room_one_line_says_what_is_asked_and_there(on_ray: OnRay, nodes: Nodes) -> None:
+    words = ("runtime.workers=1", "runtime.resources={CPU: 64}", "runtime.wait_for_workers=30")
+    began = time.monotonic()
+    done = on_ray.run("", f"runtime.address={nodes.address}", *words, deadline=100)
+    assert time.monotonic() - began < 90
+    assert done.status == 1
+    line = "1 of 1 workers are not there yet: each asks Ray for CPU 64; the cluster has CPU 0"
+    assert (done.out + done.err).count(line) == 1
+    assert "runtime.wait_for_workers" in done.err
+
+
+def test_two_runs_share_a_cluster(on_ray: OnRay, nodes: Nodes, undisturbed: np.ndarray) -> None:
+    nodes.ask("add 2")
+    own = (f"runtime.address={nodes.address}", "runtime.workers=1")
+    other = on_ray.begin("", *own, "parameters.output_path=other.zarr")
+    done = on_ray.run("", *own)
+    out, err = other.communicate(timeout=200)
+    assert (done.status, other.returncode) == (0, 0), done.err + out + err
+    np.testing.assert_array_equal(on_ray.values(), undisturbed)
+    (on_ray.folder / "out.zarr").rename(on_ray.folder / "first.zarr")
+    (on_ray.folder / "other.zarr").rename(on_ray.folder / "out.zarr")
+    np.testing.assert_array_equal(on_ray.values(), undisturbed)
+
+
+def test_a_killed_driver_leaves_no_actor(on_ray: OnRay, nodes: Nodes) -> None:
+    nodes.ask("add 1")
+    run = on_ray.begin("18: sleep", f"runtime.address={nodes.address}", "runtime.workers=1")
+    on_ray.wait_for_a_step(run)
+    assert nodes.ask("actors") == "1"
+    run.kill()
+    run.communicate()
+    deadline = time.monotonic() + 30
+    while nodes.ask("actors") != "0":
+        assert time.monotonic() < deadline
+        time.sleep(0.5)

@@ -1,0 +1,103 @@
+"""A run on a Ray cluster of its own: same bytes, whatever fails, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from testing.processes import listening, marked
+from tests.engines.conftest import OnRay
+from tests.faults.conftest import STEPS
+
+pytestmark = pytest.mark.timeout(500)
+ALL = list(range(STEPS + 1))
+SLOW = pytest.mark.slow
+
+
+def workers(run: OnRay) -> list[psutil.Process]:
+    """Processes of the actors."""
+    processes = [psutil.Process(pid) for pid in marked(run.environment["DISTINF_TEST_RUN"])]
+    return [one for one in processes if "RayWorker" in " ".join(one.cmdline())]
+
+
+def test_the_bytes_are_those_of_one_process(on_ray: OnRay, undisturbed: np.ndarray) -> None:
+    run = on_ray.begin("24: once sleep", "runtime.workers=2", "runtime.call_timeout=6")
+    on_ray.wait_for_a_step(run)
+    ours = marked(on_ray.environment["DISTINF_TEST_RUN"])
+    addresses = {address for pid in ours for address in listening(pid)}
+    out, err = run.communicate(timeout=200)
+    assert run.returncode == 0, out + err
+    assert "3 rank(s) by ray, carrier ray" in out
+    assert "no answer in 6 s" in out + err
+    assert on_ray.complete() == ALL
+    np.testing.assert_array_equal(on_ray.values(), undisturbed)
+    assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1"}
+
+
+@SLOW
+def test_every_worker_is_lost_once_and_replaced(on_ray: OnRay, undisturbed: np.ndarray) -> None:
+    done = on_ray.run(
+        "6: once kill, 12: once stop, 18: once exit, 24: once kill",
+        *("runtime.workers=2", "runtime.liveness_timeout=5", "+diagnostic.faulty.seconds=0.2"),
+        "runtime.on_error=skip",
+        deadline=300,
+    )
+    assert "Ray reports ActorUnavailableError" in done.out + done.err
+    assert "has given no sign of life for 5 s" in done.out + done.err
+    # The model that exits its process has raised an error; its task is left out.
+    assert on_ray.complete() == [0, 1, 2, 4, 5]
+    values = on_ray.values()[:, on_ray.complete()]
+    np.testing.assert_array_equal(values, undisturbed[:, on_ray.complete()])
+
+
+@SLOW
+def test_a_killed_driver_leaves_nobody_and_is_resumed(
+    on_ray: OnRay, undisturbed: np.ndarray
+) -> None:
+    words = ("runtime.workers=2", "output.mode=resume", "output.restart_every=1")
+    run = on_ray.begin("18: once sleep", *words)
+    on_ray.wait_for_a_step(run)
+    ranks = workers(on_ray)
+    assert len(ranks) == 2
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    assert psutil.wait_procs(ranks, timeout=30)[1] == []
+    (on_ray.folder / "fault 18").touch()
+    done = on_ray.run("18: once sleep", *words)
+    assert done.status == 0, done.err
+    assert on_ray.complete() == ALL
+    np.testing.assert_array_equal(on_ray.values(), undisturbed)
+
+
+@SLOW
+def test_an_error_of_a_model_keeps_its_traceback_and_its_host(on_ray: OnRay) -> None:
+    done = on_ray.run("12: raise", "runtime.workers=1")
+    assert done.status == 1
+    assert "Faulty.forward failed for faulty 2000-01-01T00:00 +12 h on rank 1 (" in done.err
+    assert "ArithmeticError: negative humidity" in done.err
+    assert "Traceback on rank 1" in done.err
+    assert "in _do" in done.err
+
+
+@SLOW
+def test_a_constructor_that_raises_ends_the_run(on_ray: OnRay) -> None:
+    done = on_ray.run("", "runtime.workers=2", "+diagnostic.faulty.constructor=raise")
+    assert done.status == 1
+    assert "RuntimeError: no weights here" in done.err
+
+
+@SLOW
+def test_ctrl_c_ends_it_as_on_ranks(on_ray: OnRay) -> None:
+    run = on_ray.begin("18: sleep", "runtime.workers=1")
+    on_ray.wait_for_a_step(run)
+    began = time.monotonic()
+    os.kill(run.pid, signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert time.monotonic() - began < 20
+    assert run.returncode == 130
+    assert "output.mode=resume" in err
