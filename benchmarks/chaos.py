@@ -83,7 +83,11 @@ class Run:
         self.faults = {6 * step: draw.choice(IN_MODEL) for step in steps}
 
     def command(self) -> list[str]:
-        faults = ",".join(f"{lead}: once {fault}" for lead, fault in self.faults.items())
+        # Nobody can see that the driver is stopped, so a model stops workers only.
+        where = {"stop": "on a worker once"}
+        faults = ",".join(
+            f"{lead}: {where.get(fault, 'once')} {fault}" for lead, fault in self.faults.items()
+        )
         words = [
             *("prognostic.nlat=32", "prognostic.nlon=64", "recipe=diagnostic"),
             *(f"parameters.nsteps={STEPS}", "parameters.output_path=out.zarr"),

@@ -88,6 +88,7 @@ assert "torch._dynamo" in sys.modules
 """)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 1])
 def test_two_threads_may_import_at_once(first: int) -> None:
     run(f"""

@@ -75,6 +75,7 @@ print(faults() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "environment", "stays"),
     [("keep", {}, True), ("", {}, False), ("keep", {"MALLOC_TRIM_THRESHOLD_": "0"}, False)],

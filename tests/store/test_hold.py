@@ -232,6 +232,7 @@ def losing_answers(app):
     return serve
 
 
+@pytest.mark.slow
 def test_an_answer_that_was_lost_on_its_way_loses_no_hold(monkeypatch):
     monkeypatch.setattr("distinf.store.hold._QUIET_SECONDS", -1.0)
     with s3_server.s3("lossy", losing_answers) as bucket:

@@ -156,6 +156,7 @@ def test_files_of_others_in_what_was_being_created_are_never_removed(place, mode
     assert place.all() == before
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_replaces_a_store_can_be_run_again(tmp_path, monkeypatch):
     remove = Folder.remove
     for dies_at in range(14):

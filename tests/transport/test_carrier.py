@@ -158,12 +158,14 @@ def test_a_trial_may_end_in_any_way(monkeypatch, store, scripts, way, words):
         assert word in chosen[0].why
 
 
+@pytest.mark.slow
 def test_a_trial_has_a_deadline(monkeypatch, store):
     chosen = choices(monkeypatch, store, ranks(A, A), [WAIT, WAIT], seconds=4.0)
     assert {choice.carrier for choice in chosen} == {"host"}
     assert "did not end within 2 s" in chosen[0].why
 
 
+@pytest.mark.slow
 def test_a_trial_ends_with_its_rank():
     """It would wait ten minutes for a store that is not there."""
     rank = subprocess.Popen([sys.executable, "-c", ""])
@@ -178,6 +180,7 @@ def test_a_trial_ends_with_its_rank():
         child.wait()
 
 
+@pytest.mark.slow
 def test_the_real_trial_carries_tensors_both_ways(store):
     """With real processes and the real transport; the devices are CPUs, whose maps are empty."""
     tcp, peers = store.underlying_store, ranks("", "")
