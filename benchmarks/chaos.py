@@ -70,11 +70,14 @@ class Score:
 class Run:
     """One forecast in a folder of its own."""
 
-    def __init__(self, draw: random.Random, slurm: dict[str, str], score: Score) -> None:
+    def __init__(
+        self, draw: random.Random, slurm: dict[str, str], score: Score, engine: str = "tensorpipe"
+    ) -> None:
         self.draw, self.score = draw, score
         self.folder = Path(tempfile.mkdtemp(prefix="distinf-chaos-"))
         self.store = self.folder / "out.zarr"
         self.launch = draw.choice([way for way in LAUNCHES if way != "srun" or slurm])
+        self.launch = "ray" if engine == "ray" else self.launch
         self.ranks = draw.randint(2, 4)
         self.marker = uuid.uuid4().hex
         self.torn: set[Path] = set()
@@ -103,6 +106,9 @@ class Run:
             f"runtime.driver_works={self.draw.choice(['never', 'fallback', 'idle'])}",
         ]
         main = [str(application.ROOT / "main.py"), *words]
+        if self.launch == "ray":
+            own = ["runtime.engine=ray", "runtime.address=local"]
+            return [sys.executable, *main, *own, f"runtime.workers={self.ranks - 1}"]
         if self.launch == "own":
             return [sys.executable, *main, f"runtime.nproc={self.ranks}"]
         if self.launch == "torchrun":
@@ -182,13 +188,13 @@ class Run:
             time.sleep(0.02)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(moment)
-        found = [pid for pid in marked(self.marker) if "main" in _cmdline(pid)]
+        found = [p for p in marked(self.marker) if "main" in _cmdline(p) or "Ray" in _cmdline(p)]
         if process.poll() is not None or not found:
             return
         what = self.draw.choice(list(SIGNALS))
         victim = process.pid if what in ("terminated", "interrupted") else self.draw.choice(found)
         if what == "stopped":  # a worker: neither launcher nor driver fails by being stopped
-            own = self.launch == "own"
+            own = self.launch in ("own", "ray")
             workers = [p for p in found if p != process.pid and (own or _rank(p) > 0)]
             victim, what = (self.draw.choice(workers), what) if workers else (victim, "killed")
         role = "first process" if victim == process.pid else "another process"
@@ -291,6 +297,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.chaos")
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", choices=["tensorpipe", "ray"], default="tensorpipe")
     parser.add_argument("--no-slurm", action="store_true", help="no run under srun")
     parser.add_argument("--faults", type=int, help="go on until there were as many")
     parser.add_argument("--json", type=Path, help="write the counts to this file, too")
@@ -299,10 +306,10 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     score, began = Score(), time.monotonic()
     expected = undisturbed()
-    with slurm(not args.no_slurm) as environment:
+    with slurm(not args.no_slurm and args.engine == "tensorpipe") as environment:
         number = 0
         while number < args.runs or (args.faults or 0) > score.faults.total():
-            run = Run(random.Random(f"{args.seed} {number}"), environment, score)
+            run = Run(random.Random(f"{args.seed} {number}"), environment, score, args.engine)
             before, faults = score.bad, score.faults.total()
             run.to_its_end()
             if score.lost == 0 and not np.array_equal(run.values(), expected, equal_nan=True):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distinf.errors import SessionError
 from distinf.session.session import current_session
 
 
@@ -20,6 +21,13 @@ class Unpicklable(Exception):
     def __init__(self, first: int, second: int) -> None:
         super().__init__("two arguments went in")
         self.lambda_ = lambda: 0
+
+
+def _on_worker() -> bool:
+    try:
+        return current_session().rank != 0
+    except SessionError:  # an actor of Ray: only the driver has a session
+        return True
 
 
 class Faulty:
@@ -62,7 +70,7 @@ class Faulty:
         lead = int(coords["lead_time"][0] / np.timedelta64(1, "h"))
         fault = self.faults.get(lead, "")
         if fault.startswith("on a worker "):
-            fault = fault.removeprefix("on a worker ") if current_session().rank != 0 else ""
+            fault = fault.removeprefix("on a worker ") if _on_worker() else ""
         if fault.startswith("once "):
             fault = fault.removeprefix("once ") if self._first_time(f"{lead}") else ""
         self._do(fault)

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from testing import application
+from testing.processes import marked
 from tests.faults.conftest import Faults
 from tests.ranks.conftest import leaving_nothing
-
-LOCAL = ("runtime.engine=ray", "runtime.address=local")
 
 
 class OnRay(Faults):
@@ -29,6 +29,11 @@ class OnRay(Faults):
 
     def run(self, faults: str, *overrides: str, deadline: float = 200) -> application.Outcome:
         return application.finish(self.begin(faults, *overrides), deadline)
+
+    def workers(self) -> list[psutil.Process]:
+        """Processes of the actors."""
+        processes = [psutil.Process(pid) for pid in marked(self.environment["DISTINF_TEST_RUN"])]
+        return [one for one in processes if "RayWorker" in " ".join(one.cmdline())]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from tests.engines.conftest import Nodes, OnRay
@@ -58,10 +59,8 @@ def test_a_killed_driver_leaves_no_actor(on_ray: OnRay, nodes: Nodes) -> None:
     nodes.ask("add 1")
     run = on_ray.begin("18: sleep", f"runtime.address={nodes.address}", "runtime.workers=1")
     on_ray.wait_for_a_step(run)
-    assert nodes.ask("actors") == "1"
+    actors = on_ray.workers()
+    assert len(actors) == 1
     run.kill()
     run.communicate()
-    deadline = time.monotonic() + 30
-    while nodes.ask("actors") != "0":
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    assert psutil.wait_procs(actors, timeout=30)[1] == []

@@ -19,12 +19,6 @@ ALL = list(range(STEPS + 1))
 SLOW = pytest.mark.slow
 
 
-def workers(run: OnRay) -> list[psutil.Process]:
-    """Processes of the actors."""
-    processes = [psutil.Process(pid) for pid in marked(run.environment["DISTINF_TEST_RUN"])]
-    return [one for one in processes if "RayWorker" in " ".join(one.cmdline())]
-
-
 def test_the_bytes_are_those_of_one_process(on_ray: OnRay, undisturbed: np.ndarray) -> None:
     run = on_ray.begin("24: once sleep", "runtime.workers=2", "runtime.call_timeout=6")
     on_ray.wait_for_a_step(run)
@@ -62,7 +56,7 @@ def test_a_killed_driver_leaves_nobody_and_is_resumed(
     words = ("runtime.workers=2", "output.mode=resume", "output.restart_every=1")
     run = on_ray.begin("18: once sleep", *words)
     on_ray.wait_for_a_step(run)
-    ranks = workers(on_ray)
+    ranks = on_ray.workers()
     assert len(ranks) == 2
     run.send_signal(signal.SIGKILL)
     run.communicate()

@@ -68,6 +68,6 @@ def resolve(future: Future[Any], value: Any) -> None:
 
 
 def reject(future: Future[Any], error: BaseException) -> None:
-    """Give a future its error; as :func:`_resolve`."""
+    """Give a future its error; as :func:`resolve`."""
     with contextlib.suppress(InvalidStateError):
         future.set_exception(error)
