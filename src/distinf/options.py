@@ -129,7 +129,7 @@ class Runtime:
         ``"auto"``, by default: that of ``RAY_ADDRESS`` or of this machine, else local.
     workers : int | tuple[int, int] | None
         Workers on Ray: at most so many, or the least and the most. The run starts with the first
-        one. By default None: one for each GPU of the cluster, or 2 without GPUs.
+        one. By default None: one for each free GPU of the cluster, or 2 without GPUs.
     resources : Mapping[str, float] | None
         What Ray reserves for each worker, by default None: ``{GPU: 1}``, or ``{CPU: 1}`` without
         GPUs.

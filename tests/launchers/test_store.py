@@ -76,6 +76,26 @@ def test_the_printed_batch_script(sbatch, alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_printed_batch_script_on_ray(sbatch, alone, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    own = ["runtime.engine=ray", "runtime.workers=1", "slurm.nodes=1"]
+    said = subprocess.run(
+        python_main(*TINY, *own),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    outcome = sbatch(said.stdout)
+    assert outcome.status == 0, f"{outcome.out}\n{outcome.err}"
+    assert "Starting Ray cluster head" in outcome.out
+    assert chunks(tmp_path / STORE) == alone
+
+
+@pytest.mark.slow
 def test_hydra_s_submitit_launcher(launch, alone, slurm, tmp_path):
     options = ["--multirun", "hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2"]
     outcome = launch(python_main(*options, *TINY), **slurm)

@@ -51,6 +51,18 @@ def test_what_was_asked_for_stands_in_it_and_nothing_else():
     assert "--cpus-per-task=8" in words
 
 
+def test_on_ray_each_node_starts_its_part_of_the_cluster():
+    job = SlurmJob(nodes=4, gpus_per_node=8)
+    script = batch_script(job, ["/env/bin/python", *COMMAND[1:]], "/scratch", "ray")
+    assert "#SBATCH --ntasks-per-node=1\n" in script
+    assert "#SBATCH --gpus-per-node=8\n" in script
+    words = run_line(script)
+    start = words.index("/env/bin/ray")
+    assert words[start + 1] == "symmetric-run"
+    assert words[start + 2 : start + 6] == ["--address", "$address", "--min-nodes", "4"]
+    assert words[start + 6 :] == ["--", "/env/bin/python", *COMMAND[1:], "slurm.action=none"]
+
+
 def test_the_smallest_script():
     script = batch_script(SlurmJob(nodes=1), COMMAND, "/scratch")
     assert [line for line in script.splitlines() if line.startswith("#SBATCH")] == [

@@ -62,7 +62,7 @@ def join(runtime: Runtime, resources: ExitStack) -> DriverSession:
     worker = Worker(0, device, runtime.nonfinite)
     worker.results_stay = runtime.results == "device"
     cluster = ray.cluster_resources()
-    number = _number_of_workers(runtime, cluster)
+    number = _most_workers(runtime) or _number_of_gpus(ray) or 2
     actors = _actors(ray, runtime, number, cluster)
     world = RankInfo("ray", 0, number + 1, 0, number + 1 if local else 1)
     opened: DriverSession | None = None
@@ -118,8 +118,9 @@ def _most_workers(runtime: Runtime) -> int | None:
     return None if most is None else int(most)
 
 
-def _number_of_workers(runtime: Runtime, cluster: Mapping[str, float]) -> int:
-    return _most_workers(runtime) or int(cluster.get("GPU", 0)) or 2
+def _number_of_gpus(ray: Any) -> int:
+    """Return how many GPUs are free; where none is, how many there are."""
+    return int(ray.available_resources().get("GPU", 0) or ray.cluster_resources().get("GPU", 0))
 
 
 def _actors(

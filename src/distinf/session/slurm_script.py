@@ -140,11 +140,10 @@ def batch_script(
         command = ["python", *command[1:]]
     start = [*map(shlex.quote, srun)]
     if on_ray:
-        # Two jobs may share a node, so each has a port of its own.
-        lines.append('head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)')
-        lines.append("port=$((20000 + SLURM_JOB_ID % 10000))")
+        # Jobs of one node have different ports. Slurm runs this script on the first node.
+        lines.append('address="$(hostname):$((20000 + SLURM_JOB_ID % 10000))"')
         ray = shlex.quote(str(Path(command[0]).with_name("ray")))
-        own = f'{ray} symmetric-run --address "$head:$port" --min-nodes {job.nodes or 1} --'
+        own = f'{ray} symmetric-run --address "$address" --min-nodes {job.nodes or 1} --'
         start.append(own)
     words = [*command]
     words += ["output.mode=resume"] if job.requeue else []

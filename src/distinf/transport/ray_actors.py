@@ -7,6 +7,7 @@ any other.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -324,7 +325,8 @@ class RayTransport:
             return
         self._closed.set()
         for actor in self._actors.values():
-            ray.kill(actor)
+            with contextlib.suppress(RayError, RuntimeError):  # the cluster has ended before
+                ray.kill(actor)
 
 
 def _words(error: RayError) -> str:
