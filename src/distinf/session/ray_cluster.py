@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -18,7 +18,7 @@ import torch
 
 from distinf.errors import ConfigError, SessionError
 from distinf.options import Runtime
-from distinf.session import process
+from distinf.session import process, ray_remains
 from distinf.session.launcher import RankInfo
 from distinf.session.roles import DriverSession
 
@@ -94,8 +94,8 @@ def _connect(ray: Any, runtime: Runtime, local: bool, resources: ExitStack) -> N
     words: dict[str, Any] = {"address": "local" if local else runtime.address}
     if local:
         words["num_cpus"] = max(os.cpu_count() or 1, _most_workers(runtime) or 2)
-        folder = words["_temp_dir"] = tempfile.mkdtemp(prefix="distinf-ray-")
-        resources.callback(shutil.rmtree, folder, ignore_errors=True)
+        words["_temp_dir"] = tempfile.mkdtemp(prefix="distinf-ray-")
+        _leave_nothing(words["_temp_dir"], resources)
     try:
         ray.init(**words, logging_level=logging.ERROR, namespace="distinf")
     except Exception as error:  # of many kinds
@@ -111,6 +111,13 @@ def _connect(ray: Any, runtime: Runtime, local: bool, resources: ExitStack) -> N
             "whoever reaches it can run code there",
             min(beyond),
         )
+
+
+def _leave_nothing(folder: str, resources: ExitStack) -> None:
+    """Let a process beside this one end what outlives it, and remove the cluster's folder."""
+    command = [sys.executable, "-m", ray_remains.__name__, folder]
+    beside = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    resources.callback(beside.communicate)
 
 
 def _most_workers(runtime: Runtime) -> int | None:

@@ -1,0 +1,41 @@
+"""A process beside a Ray cluster of one run: when the driver has ended, it ends what is left.
+
+Ray ends its processes with the driver, but some of them a minute later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+
+import psutil
+
+_SECONDS = 10.0
+
+
+def end_what_is_left(folder: str) -> None:
+    """Kill the processes of a cluster, then remove its folder."""
+    deadline = time.monotonic() + _SECONDS
+    while (left := [one for one in psutil.process_iter() if _belongs(one, folder)]) and (
+        time.monotonic() < deadline
+    ):
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(left, 0.2)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _belongs(process: psutil.Process, folder: str) -> bool:
+    """Whether a process writes a log there: some of Ray's write over their environment."""
+    try:
+        return any(file.path.startswith(folder) for file in process.open_files())
+    except psutil.Error:
+        return False
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()  # until the driver has closed it, or has ended
+    end_what_is_left(sys.argv[1])
