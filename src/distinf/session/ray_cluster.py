@@ -115,7 +115,7 @@ def _connect(ray: Any, runtime: Runtime, local: bool, resources: ExitStack) -> N
 
 def _leave_nothing(folder: str, resources: ExitStack) -> None:
     """Let a process beside this one end what outlives it, and remove the cluster's folder."""
-    command = [sys.executable, "-m", ray_remains.__name__, folder]
+    command = [sys.executable, "-m", ray_remains.__name__, folder, str(os.getpid())]
     beside = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     resources.callback(beside.communicate)
 

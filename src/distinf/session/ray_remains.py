@@ -15,12 +15,13 @@ import psutil
 _SECONDS = 10.0
 
 
-def end_what_is_left(folder: str) -> None:
-    """Kill the processes of a cluster, then remove its folder."""
+def end_what_is_left(folder: str, driver: int) -> None:
+    """Kill the processes of a cluster but the driver, then remove its folder."""
     deadline = time.monotonic() + _SECONDS
-    while (left := [one for one in psutil.process_iter() if _belongs(one, folder)]) and (
-        time.monotonic() < deadline
-    ):
+    while time.monotonic() < deadline:
+        others = (one for one in psutil.process_iter() if one.pid != driver)
+        if not (left := [one for one in others if _belongs(one, folder)]):
+            break
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -38,4 +39,4 @@ def _belongs(process: psutil.Process, folder: str) -> bool:
 
 if __name__ == "__main__":
     sys.stdin.buffer.read()  # until the driver has closed it, or has ended
-    end_what_is_left(sys.argv[1])
+    end_what_is_left(sys.argv[1], int(sys.argv[2]))
