@@ -1,6 +1,6 @@
 """A process beside a Ray cluster of one run: when the driver has ended, it ends what is left.
 
-Ray ends its processes with the driver, but some of them a minute later.
+Ray ends its processes with the driver, but some of them more than 30 s later.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ import functools
 import logging
 import os
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -84,11 +83,6 @@ class RayWorker:
         self._worker = Worker(rank, prepare(), nonfinite)
         self._worker.when_unusable = _leave_soon
         self._memory = WorkerMemory(self._worker)
-
-    @ray.method(concurrency_group="signs")
-    def host(self) -> str:
-        """Return the name of its host, once Ray has started it."""
-        return socket.gethostname()
 
     @ray.method(concurrency_group="signs")
     def probe(self, offer: SlotReference) -> SlotReference | None:
@@ -183,7 +177,7 @@ class RayTransport:
         actor = self._actors[rank]
         while not self._closed.is_set():
             try:
-                ray.get(actor.host.remote())  # waits until Ray has a place for it
+                ray.get(actor.ping.remote())  # waits until Ray has a place for it
                 self._memory.forget(rank)
                 self._memory.try_rank(rank, functools.partial(self._ask_to_map, actor))
                 stays = actor.stay.remote()
