@@ -9,14 +9,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 
 from testing import application
 from testing.processes import marked
-from tests.faults.conftest import Faults
+from tests.faults.conftest import Faults, undisturbed
 from tests.ranks.conftest import leaving_nothing
+
+__all__ = ["undisturbed"]  # a fixture
 
 
 class OnRay(Faults):
@@ -41,17 +42,6 @@ def on_ray(tmp_path: Path) -> Iterator[OnRay]:
     pytest.importorskip("ray", reason="Ray is not installed")
     with leaving_nothing(30) as environment:  # promised for whatever happens
         yield OnRay(tmp_path, environment)
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
-    """The values of a run without faults, in one process."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    with leaving_nothing() as environment:
-        run = Faults(folder, environment)
-        done = run.run("", "runtime.nproc=1")
-        assert done.status == 0, done.err
-        return run.values()
 
 
 class Nodes:
