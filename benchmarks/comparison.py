@@ -27,6 +27,7 @@ OURS = "distinf"
 MPIRUN = ("mpirun", "-np", str(WORKERS + 1), "--oversubscribe", "--bind-to", "none")
 CONTESTANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     OURS: ("distinf", ()),
+    "distinf_on_ray": ("ray", ()),
     "plain_rpc": ("torch", ()),
     "ray": ("ray", ()),
     "dask": ("distributed", ()),
@@ -86,15 +87,15 @@ def finish(command: list[str]) -> dict[str, Any]:
 
 def table(variables: int, seconds: dict[str, list[float]]) -> str:
     medians = {name: statistics.median(walls) for name, walls in seconds.items()}
-    peers = [wall for name, wall in medians.items() if name != OURS]
+    peers = [wall for name, wall in medians.items() if not name.startswith(OURS)]
     lines = [f"V={variables}: ideal {IDEAL:.2f} s, medians of {len(next(iter(seconds.values())))}"]
     lines += [
-        f"{'':10} {'wall s':>8} {'least':>8} {'most':>8} {'efficiency':>11} {'wall over ours':>15}"
+        f"{'':14} {'wall s':>8} {'least':>8} {'most':>8} {'efficiency':>11} {'wall over ours':>15}"
     ]
     for name, wall in sorted(medians.items(), key=lambda item: item[1]):
         ratio = f"{wall / medians[OURS]:15.2f}" if OURS in medians else ""
         least, most = min(seconds[name]), max(seconds[name])
-        lines.append(f"{name:10} {wall:8.2f} {least:8.2f} {most:8.2f} {IDEAL / wall:11.2f} {ratio}")
+        lines.append(f"{name:14} {wall:8.2f} {least:8.2f} {most:8.2f} {IDEAL / wall:11.2f} {ratio}")
     if peers and OURS in medians:
         lines.append(f"{min(peers) / medians[OURS]:.2f} times as fast as the fastest peer")
     return "\n".join(lines)

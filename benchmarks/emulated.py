@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,33 @@ from typing import Any
 import numpy as np
 import torch
 
-from distinf import DistributedInference
+from distinf import DistributedInference, Runtime, session
 from distinf.options import Output
 from distinf.report.events import Event, Events, Totals
 from distinf.report.progress import Progress
 from distinf.session.session import current_session
 from distinf.store import ForecastStore, StoreLayout
 
-__all__ = ["Measured", "Sleeping", "run", "warm_up"]
+__all__ = ["Measured", "Sleeping", "run", "session_of", "warm_up"]
 
 TIME = np.datetime64("2000-01-01", "ns")
 STEP = np.timedelta64(1, "h").astype("m8[ns]")
 WRITERS = 2
 COLUMNS = 256
+
+
+def session_of(workers: int, engine: str, timeout: float) -> AbstractContextManager[int]:
+    """Open a session of this process's own workers, all of which are there before it goes on."""
+    if engine == "ray":
+        ray = Runtime(
+            engine="ray",
+            address="local",
+            workers=(workers, workers),
+            resources={"CPU": 1},
+            wait_for_workers=timeout,
+        )
+        return session(ray)
+    return session(Runtime(start_timeout=timeout), nproc=workers + 1)
 
 
 class Sleeping:

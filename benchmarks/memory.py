@@ -25,12 +25,12 @@ def resident() -> dict[str, float]:
     }
 
 
-def measure(steps: int, workers: int) -> dict[str, Any]:
+def measure(steps: int, workers: int, engine: str) -> dict[str, Any]:
     from benchmarks import emulated
-    from distinf import DistributedInference, Runtime, session
+    from distinf import DistributedInference
 
     found: dict[str, Any] = {}
-    with session(Runtime(start_timeout=300), nproc=workers + 1) as rank:
+    with emulated.session_of(workers, engine, 300.0) as rank:
         if rank == 0:
             with DistributedInference(emulated.Sleeping, 0.0, ROWS) as infer:
                 emulated.warm_up(infer, NBYTES, ROWS)
@@ -51,13 +51,15 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--steps", type=int, nargs="+", default=[40, 4000])
     made.add_argument("--workers", type=int, default=1)
+    made.add_argument("--engine", choices=["tensorpipe", "ray"], default="tensorpipe")
     args = made.parse_args()
     if args.child:
         answer(measure(**json.loads(args.child)))
         return
     rows = []
     for steps in args.steps:
-        rows.append(run_fresh("benchmarks.memory", {"steps": steps, "workers": args.workers}, 580))
+        task = {"steps": steps, "workers": args.workers, "engine": args.engine}
+        rows.append(run_fresh("benchmarks.memory", task, 580))
     print(table(rows))
     ratio = rows[-1]["peak MB"] / rows[0]["peak MB"]
     print(

@@ -16,6 +16,9 @@ import torch
 from distinf.errors import SessionError
 from distinf.session.session import current_session
 
+_GROWTH = 3 * 2**30  # bytes
+_held: list[torch.Tensor] = []
+
 
 class Unpicklable(Exception):
     def __init__(self, first: int, second: int) -> None:
@@ -104,4 +107,7 @@ class Faulty:
         if fault == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         if fault == "sleep":
+            time.sleep(3600)
+        if fault == "grow":
+            _held.append(torch.ones(_GROWTH, dtype=torch.uint8))
             time.sleep(3600)

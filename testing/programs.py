@@ -8,6 +8,7 @@ import shutil
 PACKAGES = {
     "mpirun": "openmpi-bin",
     "ip": "iproute2",
+    "unshare": "util-linux",
     "munged": "munge",
     "slurmctld": "slurm-wlm",
     "slurmd": "slurm-wlm",

@@ -1,18 +1,19 @@
 """The workload by distinf, through its public names, as its recipe does it."""
 
 import time
+from typing import Any
 
 import zarr
 
 from benchmarks import workload
-from distinf import DistributedInference, session
+from distinf import DistributedInference, Runtime, session
 from distinf.session.session import current_session
 from distinf.store import ForecastStore, StoreLayout
 
 
-def main() -> None:
+def main(**settings: Any) -> None:
     variables, path = workload.arguments()
-    with session(nproc=workload.WORKERS + 1) as rank:
+    with session(Runtime(**settings), nproc=workload.WORKERS + 1) as rank:
         if rank != 0:
             return
         farm = current_session().farm

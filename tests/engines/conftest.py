@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -21,15 +22,19 @@ __all__ = ["undisturbed"]  # a fixture
 
 
 class OnRay(Faults):
-    """Runs of main.py with a faulty diagnostic on Ray."""
+    """Runs of main.py with a faulty diagnostic on Ray, by default on a cluster of their own."""
+
+    address = "local"
+
+    @property
+    def engine(self) -> tuple[str, ...]:
+        return "runtime.engine=ray", f"runtime.address={self.address}"
 
     def begin(self, faults: str, *overrides: str) -> subprocess.Popen[str]:
-        engine = () if any("address" in word for word in overrides) else ("runtime.address=local",)
-        words = self.words(faults, "runtime.engine=ray", *engine, *overrides)
-        return self.start(application.python_main(*words))
+        return self.start(application.python_main(*self.words(faults, *self.engine, *overrides)))
 
     def run(self, faults: str, *overrides: str, deadline: float = 200) -> application.Outcome:
-        return application.finish(self.begin(faults, *overrides), deadline)
+        return super().run(faults, *self.engine, *overrides, deadline=deadline)
 
     def workers(self) -> list[psutil.Process]:
         """Processes of the actors."""
@@ -45,7 +50,10 @@ def on_ray(tmp_path: Path) -> Iterator[OnRay]:
 
 
 class Nodes:
-    """A Ray cluster of several nodes (raylets) on this machine, in a process of its own."""
+    """A Ray cluster of several nodes (raylets) on this machine, in a process of its own.
+
+    The first one has so many CPUs for workers.
+    """
 
     def __init__(self, environment: dict[str, str], cpus: int) -> None:
         script = Path(__file__).parent / "apps" / "cluster.py"
@@ -80,9 +88,22 @@ class Nodes:
 
 @pytest.fixture
 def nodes(on_ray: OnRay) -> Iterator[Nodes]:
-    """A cluster whose head has no CPU for workers."""
-    cluster = Nodes(on_ray.environment, 0)
-    try:
+    """A cluster whose first node has no CPU for workers, and on which ``on_ray`` runs."""
+    with contextlib.closing(Nodes(on_ray.environment, 0)) as cluster:
+        on_ray.address = cluster.address
         yield cluster
-    finally:
-        cluster.close()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Iterator[Nodes]:
+    """A cluster for all tests that need none of their own."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with leaving_nothing(30) as environment, contextlib.closing(Nodes(environment, 3)) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def on_cluster(on_ray: OnRay, shared: Nodes) -> OnRay:
+    """Runs on a cluster that is there before and after them."""
+    on_ray.address = shared.address
+    return on_ray

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from testing.application import ROOT, Outcome, finish, start
+from testing.preloaded import run_main
 from testing.programs import PACKAGES, SLURM, missing
 from testing.slurm import cluster
 from tests.ranks.conftest import leaving_nothing
@@ -97,7 +98,9 @@ def launch(tmp_path: Path) -> Callable[..., Outcome]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The chunks of a run in one process."""
     folder = tmp_path_factory.mktemp("alone")
-    outcome = finish(start(main_py(*TINY, "runtime.nproc=1"), folder), DEADLINE)
+    outcome = run_main(
+        "--config-name=shallow_water", *TINY, "runtime.nproc=1", folder=folder, deadline=DEADLINE
+    )
     assert outcome.status == 0, outcome.err
     found = chunks(folder / STORE)
     assert found

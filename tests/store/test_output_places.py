@@ -305,6 +305,7 @@ held = find_destination(sys.argv[1]); held.hold(); print("held", flush=True); ti
 """
 
 
+@pytest.mark.slow
 def test_a_second_run_on_one_object_store_is_refused_and_a_dead_ones_hold_is_not(bucket):
     url = f"{bucket}/held.zarr"
     other = subprocess.Popen([sys.executable, "-c", HOLD, url], stdout=subprocess.PIPE, text=True)

@@ -250,6 +250,7 @@ def test_a_child_that_is_called_as_its_parent_is_seen(bucket):
         open_store(place.path, "overwrite")
 
 
+@pytest.mark.slow
 def test_a_variable_that_is_called_as_the_store_is_replaced(bucket):
     place = InBucket(f"{bucket}/same/tp")
     begun(place)
@@ -269,6 +270,7 @@ def test_stores_of_similar_names_are_left(bucket):
     assert [InBucket(path).all() for path in others] == before
 
 
+@pytest.mark.slow
 def test_empty_folders_of_a_bucket_are_nothing(bucket):
     s3 = files()
     for key in ("marked/f.zarr/", "marked/f.zarr/tp/"):
@@ -280,7 +282,9 @@ def test_empty_folders_of_a_bucket_are_nothing(bucket):
     assert not [name for name in s3.find("replaced/marked") if "/tp" in name]
 
 
-@pytest.mark.parametrize("name", ["run[1].zarr", "run*.zarr", "run?.zarr"])
+@pytest.mark.parametrize(
+    "name", ["run[1].zarr", *(pytest.param(f"run{c}.zarr", marks=pytest.mark.slow) for c in "*?")]
+)
 def test_a_name_that_is_a_pattern_is_refused(bucket, name):
     begun(InBucket(f"{bucket}/patterns/run1.zarr"), mode="overwrite")
     before = InBucket(f"{bucket}/patterns/run1.zarr").all()

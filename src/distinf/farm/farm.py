@@ -239,7 +239,7 @@ class Farm:
                 self._tasks[number].why = reason
         left = [worker for worker in self._dispatcher.workers if worker != rank]
         decisions: list[Decision] = []
-        if rank in self._dispatcher.workers:
+        if rank in self._dispatcher.workers and self._broken is None:
             log.warning("rank %d was lost, %d worker(s) left: %s", rank, len(left), reason)
             decisions += self._help({*left, *self._dispatcher.may_join})
         del self._lives[rank]
