@@ -12,9 +12,12 @@ calls show whether the memory of the driver and of the object stores grows.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -121,13 +124,17 @@ def main() -> None:
         str(given.repeats),
     ]
     own += ["--json", str(Path(given.json).absolute())] if given.json else []
-    ray = [str(Path(sys.executable).with_name("ray")), "symmetric-run", "--min-nodes", "2"]
-    with two_machines() as machines:
+    ray = ["ray", "symmetric-run", "--min-nodes", "2"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    with TemporaryDirectory() as folder, two_machines() as machines:
+        token = Path(folder, "token")
+        token.write_text(uuid.uuid4().hex)
         running = []
         for cpus, machine in zip((0, 2), machines, strict=True):
             start = [*ray, "--address", f"{machines[0].address}:{PORT}", f"--num-cpus={cpus}", "--"]
-            folder = {"RAY_TMPDIR": f"/tmp/{machine.name}"}
-            command = machine.command(*start, *own, **folder)
+            variables = {"PATH": path, "RAY_TMPDIR": str(Path(folder, machine.name))}
+            variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+            command = machine.command(*start, *own, **variables)
             running.append(subprocess.Popen(command, cwd=ROOT))
         try:
             for process in running:

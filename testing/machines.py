@@ -30,7 +30,8 @@ class Machine:
         """Return a command that runs on this machine; its end ends all that it started."""
         settings = [f"{key}={value}" for key, value in variables.items()]
         own = ["--pid", "--fork", "--kill-child", "--mount-proc", "--uts"]
-        named = ["sh", "-c", f'hostname {self.name} && exec "$@"', "sh"]
+        # The shell stays, for the first process of a machine has to wait for orphans.
+        named = ["sh", "-c", f'hostname {self.name} && "$@"; exit $?', "sh"]
         unshare = [str(path_of("unshare")), *own, *named]
         return [str(path_of("ip")), "netns", "exec", self.name, *unshare, "env", *settings, *words]
 

@@ -1,8 +1,10 @@
 """Under each launcher there is one store, with the same bytes as from one process."""
 
+import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -89,7 +91,10 @@ def test_the_printed_batch_script_on_ray(sbatch, alone, tmp_path):
         check=False,
     )
     assert said.returncode == 0, said.stderr
-    outcome = sbatch(said.stdout)
+    # As from a shell without this environment, whose `ray` must be found nevertheless.
+    here = str(Path(sys.executable).parent)
+    path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if p != here)
+    outcome = sbatch(said.stdout, f"--export=ALL,PATH={path}")
     assert outcome.status == 0, f"{outcome.out}\n{outcome.err}"
     assert "Starting Ray cluster head" in outcome.out
     assert chunks(tmp_path / STORE) == alone

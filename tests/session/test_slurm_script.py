@@ -56,11 +56,16 @@ def test_on_ray_each_node_starts_its_part_of_the_cluster():
     script = batch_script(job, ["/env/bin/python", *COMMAND[1:]], "/scratch", "ray")
     assert "#SBATCH --ntasks-per-node=1\n" in script
     assert "#SBATCH --gpus-per-node=8\n" in script
+    assert '\nexport PATH=/env/bin:"$PATH"\n' in script
     words = run_line(script)
-    start = words.index("/env/bin/ray")
+    start = words.index("ray")
     assert words[start + 1] == "symmetric-run"
-    assert words[start + 2 : start + 6] == ["--address", "$address", "--min-nodes", "4"]
-    assert words[start + 6 :] == ["--", "/env/bin/python", *COMMAND[1:], "slurm.action=none"]
+    assert words[start + 2 : start + 5] == ["--address", "$address", "--"]
+    # Not all nodes are there when the run starts, so it cannot count their GPUs.
+    own = ["/env/bin/python", *COMMAND[1:], "runtime.workers=32", "slurm.action=none"]
+    assert words[start + 5 :] == own
+    fewer = ["/env/bin/python", "main.py", "runtime.workers=3"]
+    assert "workers=32" not in batch_script(job, fewer, "/scratch", "ray")
 
 
 def test_the_smallest_script():

@@ -105,9 +105,10 @@ def _connect(ray: Any, runtime: Runtime, local: bool, resources: ExitStack) -> N
     beyond = [
         n["NodeManagerAddress"] for n in ray.nodes() if n["NodeManagerAddress"] != "127.0.0.1"
     ]
-    if beyond and os.environ.get("RAY_AUTH_MODE") == "disabled":
+    mode = os.environ.get("RAY_AUTH_MODE", "")  # set by Ray where it found a token
+    if beyond and mode.lower() != "token":
         log.warning(
-            "the Ray cluster listens at %s without authentication (RAY_AUTH_MODE=disabled): "
+            "the Ray cluster listens at %s without authentication (RAY_AUTH_MODE is not token): "
             "whoever reaches it can run code there",
             min(beyond),
         )

@@ -140,11 +140,23 @@ def batch_script(
         command = ["python", *command[1:]]
     start = [*map(shlex.quote, srun)]
     if on_ray:
-        # Jobs of one node have different ports. Slurm runs this script on the first node.
-        lines.append('address="$(hostname):$((20000 + SLURM_JOB_ID % 10000))"')
-        ray = shlex.quote(str(Path(command[0]).with_name("ray")))
-        own = f'{ray} symmetric-run --address "$address" --min-nodes {job.nodes or 1} --'
-        start.append(own)
+        # Slurm runs this script on the first node. Its name may stand for loopback there.
+        lines.append(
+            """host=$(getent ahostsv4 "$(hostname)" | awk '$1 !~ /^127/ {print $1; exit}')"""
+        )
+        lines.append("host=${host:-$(hostname -I | cut -d' ' -f1)}")
+        # Jobs of one node have different ports.
+        lines.append('address="$host:$((20000 + SLURM_JOB_ID % 10000))"')
+        if job.container is None:  # `ray` starts others of its name
+            folder_of_ray = shlex.quote(str(Path(command[0]).parent))
+            lines.append(f'export PATH={folder_of_ray}:"$PATH"')
+            # Not every part of `ray symmetric-run` turns to the token by itself.
+            lines.append("export RAY_AUTH_MODE=token")
+            lines.append("ray get-auth-token --generate > /dev/null || exit 1")
+        # Without --min-nodes, with which it ends with status 1: nodes may come later.
+        start.append('ray symmetric-run --address "$address" --')
+        if job.gpus_per_node and not any("runtime.workers=" in word for word in command):
+            command = [*command, f"runtime.workers={(job.nodes or 1) * job.gpus_per_node}"]
     words = [*command]
     words += ["output.mode=resume"] if job.requeue else []
     words += ["slurm.action=none"]

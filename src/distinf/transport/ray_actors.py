@@ -30,13 +30,14 @@ from distinf.tensors import map_leaves, map_tensors
 from distinf.transport.contract import Call, Reply
 from distinf.transport.in_process import InProcess, OnDriver
 from distinf.transport.shared_memory import Answer, DriverMemory, Message, WorkerMemory
-from distinf.transport.slots import SlotReference
+from distinf.transport.slots import Recycled, SlotReference
 from distinf.transport.worker import Worker
 
 log = logging.getLogger("distinf")
 
 # Threads of an actor: calls (one computes, the input of the next one arrives), and signs of life.
 CONCURRENCY = {"calls": 4, "signs": 3}
+_KEPT = 3  # pieces of memory for a worker's inputs or results
 _LOOK_SECONDS = 0.5
 _PROBE_SECONDS = 10.0
 
@@ -60,15 +61,15 @@ def _pack(tree: Any) -> Any:
     return map_tensors(tree, pack)
 
 
-def _unpack(tree: Any) -> Any:
+def _unpack(tree: Any, memory: Recycled) -> Any:
     """Copy the tensors of a tree out of Ray's object store, whose memory cannot be written to."""
 
     def unpack(leaf: Any) -> Any:
         if not isinstance(leaf, _Packed):
             return leaf
-        out = torch.empty(leaf.array.size, dtype=torch.uint8)
-        out.numpy()[:] = leaf.array
-        return out.view(leaf.dtype).reshape(leaf.shape)
+        out = memory.empty(leaf.shape, leaf.dtype)
+        out.reshape(-1).view(torch.uint8).numpy()[:] = leaf.array
+        return out
 
     return map_leaves(tree, unpack)
 
@@ -83,6 +84,7 @@ class RayWorker:
         self._worker = Worker(rank, prepare(), nonfinite)
         self._worker.when_unusable = _leave_soon
         self._memory = WorkerMemory(self._worker)
+        self._inputs = Recycled(_KEPT)
 
     @ray.method(concurrency_group="signs")
     def probe(self, offer: SlotReference) -> SlotReference | None:
@@ -101,7 +103,7 @@ class RayWorker:
     @ray.method(concurrency_group="calls")
     def run(self, wire: Any) -> Any:
         """Run a call."""
-        message = Message(*_unpack(wire))
+        message = Message(*_unpack(wire, self._inputs))
         del wire
         return _pack(tuple(self._memory.run(message)))
 
@@ -148,6 +150,7 @@ class RayTransport:
         self._device = worker.device
         self._on_driver = OnDriver(InProcess(worker))
         self._memory = DriverMemory(len(actors))
+        self._results = Recycled(_KEPT * len(actors))
         self._silent: set[int] = set()  # an answer came too late, or not yet
         self._closed = threading.Event()
         self._open: set[_Request] = set()
@@ -230,7 +233,7 @@ class RayTransport:
                 self._begin(
                     request,
                     self._actors[request.rank].run.remote(_pack(tuple(message))),
-                    lambda wire: self._receive(unpack(Answer(*_unpack(wire)))),
+                    lambda wire: self._receive(unpack(Answer(*_unpack(wire, self._results)))),
                 )
             except Exception:
                 self._memory.unsent(request.rank, message)

@@ -73,13 +73,16 @@ class DriverMemory:
         self._freed: defaultdict[int, deque[int]] = defaultdict(deque)
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor | None:
-        """Return a slot's memory for a tensor that is large enough, if a worker shares it."""
+        """Return a slot's memory for a tensor that is large enough.
+
+        Also for workers that share no memory: a slot is used again, and new memory is slow.
+        """
         nbytes = torch.Size(shape).numel() * dtype.itemsize
-        if not self.ranks or nbytes < SMALL:
+        if nbytes < SMALL:
             return None
         try:
             slot = self._slots.take(nbytes)
-        except (OSError, RuntimeError):  # no descriptor left: it travels in the message
+        except (AttributeError, OSError, RuntimeError):  # not Linux, or no descriptor left
             return None
         address = slot.memory.data_ptr()
         self._used[address] = slot

@@ -150,6 +150,27 @@ class Slots:
         self._count -= 1
 
 
+class Recycled:
+    """Memory of this process for tensors, which is used again once no tensor refers to it.
+
+    To write to new memory takes longer than to fill it. At most ``spare`` pieces are kept unused.
+    """
+
+    def __init__(self, spare: int) -> None:
+        self._slots = Slots(spare)
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor whose values are undefined."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        try:
+            slot = self._slots.take(nbytes) if nbytes >= SMALL else None
+        except (AttributeError, OSError, RuntimeError):  # not Linux, or no descriptor left
+            slot = None
+        if slot is None:
+            return torch.empty(tuple(shape), dtype=dtype)
+        return view(slot.memory, dtype, shape, functools.partial(self._slots.give_back, slot))
+
+
 def mapper(limit: int, pin: bool = False) -> Callable[[SlotReference], torch.Tensor]:
     """Return a function that maps a slot of another process and returns its memory, uint8.
 
