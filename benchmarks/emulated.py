@@ -31,7 +31,7 @@ COLUMNS = 256
 
 
 def session_of(workers: int, engine: str, timeout: float) -> AbstractContextManager[int]:
-    """Open a session of this process's own workers, all of which are there before it goes on."""
+    """Open a session of this process's own workers, on two cores if need be."""
     if engine == "ray":
         ray = Runtime(
             engine="ray",
@@ -97,8 +97,12 @@ class Measured:
     own: float
 
 
-def warm_up(infer: DistributedInference, nbytes: int = 4096, rows: int = 2) -> None:
-    """Let the first calls of every worker happen, with inputs of the size to come."""
+def warm_up(
+    infer: DistributedInference, nbytes: int = 4096, rows: int = 2, workers: int = 1
+) -> None:
+    """Let the first calls of so many workers happen, with inputs of the size to come."""
+    while len(infer.remote_ranks) < workers:  # those of Ray join one by one
+        time.sleep(0.1)
     states = (state(step, nbytes, rows) for step in range(3 * len(infer.remote_ranks)))
     for _ in infer.starmap(states, buffersize=4 * len(infer.remote_ranks)):
         pass

@@ -33,7 +33,7 @@ def measure(steps: int, workers: int, engine: str) -> dict[str, Any]:
     with emulated.session_of(workers, engine, 300.0) as rank:
         if rank == 0:
             with DistributedInference(emulated.Sleeping, 0.0, ROWS) as infer:
-                emulated.warm_up(infer, NBYTES, ROWS)
+                emulated.warm_up(infer, NBYTES, ROWS, workers)
                 before = resident()
                 done = emulated.run(infer, steps, 0.0, NBYTES, ROWS, progress=True)
             after = resident()

@@ -26,7 +26,7 @@ def measure(
     with emulated.session_of(workers, engine, timeout) as rank:
         if rank == 0:
             with DistributedInference(emulated.Sleeping, seconds, ROWS) as infer:
-                emulated.warm_up(infer, NBYTES, ROWS)
+                emulated.warm_up(infer, NBYTES, ROWS, workers)
                 before = emulated.driver()
                 done = emulated.run(infer, rounds * workers, 0.0, NBYTES, ROWS)
             best = ideal(Work(rounds * workers, rounds * workers, 0.0, seconds), workers)

@@ -32,6 +32,7 @@ _ALONE = RankInfo("none", 0, 1, 0, 1)
 _BEYOND_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # In which a worker is usually there; the promise is 30.
 _PATIENCE_SECONDS = 20.0
+_END_SECONDS = 30.0
 _NAMED = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
 
 
@@ -118,7 +119,15 @@ def _leave_nothing(folder: str, resources: ExitStack) -> None:
     """Let a process beside this one end what outlives it, and remove the cluster's folder."""
     command = [sys.executable, "-m", ray_remains.__name__, folder, str(os.getpid())]
     beside = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    resources.callback(beside.communicate)
+
+    def end() -> None:
+        try:
+            beside.communicate(timeout=_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            beside.kill()
+            beside.communicate()
+
+    resources.callback(end)
 
 
 def _most_workers(runtime: Runtime) -> int | None:
