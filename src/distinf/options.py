@@ -221,6 +221,12 @@ class Runtime:
         """Workers below which a run on Ray waits, and then ends."""
         return int(self.workers[0]) if isinstance(self.workers, list | tuple) else 1
 
+    @property
+    def most_workers(self) -> int | None:
+        """Workers that a run on Ray has at most; None: as many as there are free GPUs, or 2."""
+        most = self.workers[1] if isinstance(self.workers, list | tuple) else self.workers
+        return None if most is None else int(most)
+
 
 def _check_region(region: Any) -> Any:
     if region is None:

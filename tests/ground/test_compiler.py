@@ -50,6 +50,7 @@ def run(*parts: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_imports_leave_it_out_and_torch_as_it_was() -> None:
     run(EARLY, "assert own == (torch.compile, torch.compiler.allow_in_graph)")
 

@@ -1,5 +1,7 @@
 """What a run reads, and where it runs, is never where it writes."""
 
+import copy
+import functools
 import os
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from distinf.errors import ConfigError
 from distinf.loading.sources import caches, inputs
@@ -17,12 +20,21 @@ from recipes.diagnostic import check
 from recipes.shared.checks import check_paths
 
 CFG = Path(__file__).parents[2] / "cfg"
-ANY_MODE = ("create", "overwrite", "resume")
+ANY_MODE = ("create", *(pytest.param(m, marks=pytest.mark.slow) for m in ("overwrite", "resume")))
+
+
+@functools.cache
+def composed():
+    with hydra.initialize_config_dir(str(CFG), version_base="1.3"):
+        return hydra.compose("shallow_water", ["data=file"])
 
 
 def compose(*overrides):
-    with hydra.initialize_config_dir(str(CFG), version_base="1.3"):
-        return hydra.compose("shallow_water", ["data=file", *overrides])
+    """Return a config with other values of some keys; Hydra takes a fifth of a second for it."""
+    cfg = copy.deepcopy(composed())
+    for key, _, value in (item.partition("=") for item in overrides):
+        OmegaConf.update(cfg, key.lstrip("+"), value, force_add=key.startswith("+"))
+    return cfg
 
 
 def content(folder):

@@ -94,6 +94,7 @@ def test_freed_memory_stays_unless_the_environment_says_otherwise(word, environm
     assert (int(done.stdout) < pages / 10) is stays
 
 
+@pytest.mark.slow
 def test_what_is_imported_before_the_fork_starts_no_cuda():
     code = f"""
 import importlib

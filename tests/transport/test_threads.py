@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from testing.application import environment
 
 # As in a user's shell: no OMP_NUM_THREADS, so that MKL takes all cores unless it is told otherwise.
@@ -36,6 +38,7 @@ print([int((y != own).sum()) for y in found])
 """
 
 
+@pytest.mark.slow
 def test_the_first_call_gives_the_bits_of_the_others():
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],

@@ -63,7 +63,7 @@ def join(runtime: Runtime, resources: ExitStack) -> DriverSession:
     worker = Worker(0, device, runtime.nonfinite)
     worker.results_stay = runtime.results == "device"
     cluster = ray.cluster_resources()
-    number = _most_workers(runtime) or _number_of_gpus(ray) or 2
+    number = runtime.most_workers or _number_of_gpus(ray) or 2
     actors = _actors(ray, runtime, number, cluster)
     world = RankInfo("ray", 0, number + 1, 0, number + 1 if local else 1)
     opened: DriverSession | None = None
@@ -94,7 +94,7 @@ def _connect(ray: Any, runtime: Runtime, local: bool, resources: ExitStack) -> N
         return
     words: dict[str, Any] = {"address": "local" if local else runtime.address}
     if local:
-        words["num_cpus"] = max(os.cpu_count() or 1, _most_workers(runtime) or 2)
+        words["num_cpus"] = max(os.cpu_count() or 1, runtime.most_workers or 2)
         words["_temp_dir"] = tempfile.mkdtemp(prefix="distinf-ray-")
         _leave_nothing(words["_temp_dir"], resources)
     try:
@@ -128,11 +128,6 @@ def _leave_nothing(folder: str, resources: ExitStack) -> None:
             beside.communicate()
 
     resources.callback(end)
-
-
-def _most_workers(runtime: Runtime) -> int | None:
-    most = runtime.workers[1] if isinstance(runtime.workers, list | tuple) else runtime.workers
-    return None if most is None else int(most)
 
 
 def _number_of_gpus(ray: Any) -> int:
