@@ -450,7 +450,8 @@ def print_report(run: Run, store: ForecastStore) -> None:
         writers = output.writers if output.writer == "driver" else len(workers)
         on_cores = session.info.on_one_node and session.device.type == "cpu"
         cores = os.cpu_count() if on_cores else None
-        print(summarize(farm.events, wall, workers, writers, cores))
+        engine = session.runtime.engine
+        print(summarize(farm.events, wall, workers, writers, cores, engine))
     print(f"Results: {run.output_path}")
     if output.netcdf is not None:
         to_netcdf(run.output_path, output.netcdf, output.mode)

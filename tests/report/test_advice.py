@@ -87,3 +87,8 @@ def test_advice_for_one_process():
 def test_impossible_work_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Work(**{"states": 2, "tasks": 2, "prognostic": 1.0, "diagnostic": 1.0, **wrong})
+
+
+def test_on_ray_it_names_the_key_of_ray():
+    text = advise(Work(41, 41, 0.05, 0.2), 2, engine="ray")
+    assert "4 workers (runtime.workers=4) would keep up" in text

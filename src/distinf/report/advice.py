@@ -129,7 +129,7 @@ def limit(work: Work, workers: int) -> str:
     return "prognostic" if 2 * work.steps >= work.stepped else "one call"
 
 
-def advise(work: Work, workers: int, in_process: bool = False) -> str:
+def advise(work: Work, workers: int, in_process: bool = False, engine: str = "tensorpipe") -> str:
     """Say what limited a run and what would help; ``in_process``: one process did everything."""
     if in_process:
         gain = serial(work) / max(ideal(work, 1), 1e-9)
@@ -139,18 +139,19 @@ def advise(work: Work, workers: int, in_process: bool = False) -> str:
         )
     what = limit(work, workers)
     enough = keeping_up(work)
+    key = f"runtime.workers={enough}" if engine == "ray" else f"runtime.nproc={enough + 1}"
     if what == "writing":
         return "Limited by writing. A faster disk or fewer variables would help."
     if what == "one call":
         return "Limited by the time of a single diagnostic call: more workers would not help."
     if what == "diagnostics":
         return (
-            f"Limited by the diagnostics. {enough} workers (runtime.nproc={enough + 1}) would keep "
+            f"Limited by the diagnostics. {enough} workers ({key}) would keep "
             "up with the prognostic, where there are as many GPUs or cores."
         )
     if enough < workers:
         return (
-            f"Limited by the prognostic. {enough} worker(s) (runtime.nproc={enough + 1}) would "
+            f"Limited by the prognostic. {enough} worker(s) ({key}) would "
             "keep up with it as well; a faster device for rank 0 would help."
         )
     return (

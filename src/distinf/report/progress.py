@@ -100,6 +100,7 @@ def summarize(
     workers: tuple[int, ...],
     writers: int = 2,
     cores: int | None = None,
+    engine: str = "tensorpipe",
 ) -> str:
     """Describe in a few lines where the time went, what limited the run and what would help.
 
@@ -115,6 +116,8 @@ def summarize(
         Threads that wrote, by default 2.
     cores : int | None, optional
         CPU cores that all ranks share; by default None: they compute elsewhere.
+    engine : str, optional
+        ``runtime.engine``, whose key for the number of workers is named.
     """
     if isinstance(events, Events):
         totals = events.totals
@@ -148,7 +151,7 @@ def summarize(
             f"at these models' speed the run takes at least {best:.1f} s with {count} worker(s)"
         )
         lines.append(_one_process(serial(work), wall, count + 1, cores))
-    lines.append(advise(work, count, in_process))
+    lines.append(advise(work, count, in_process, engine))
     return "\n".join(lines)
 
 

@@ -57,14 +57,14 @@ def join(runtime: Runtime, resources: ExitStack) -> DriverSession:
     torch.set_num_threads(runtime.threads)
     process.keep_freed_memory()
     _connect(ray, runtime, local, resources)
+    cluster = ray.cluster_resources()
+    number = runtime.most_workers or _number_of_gpus(ray) or 2
+    actors = _actors(ray, runtime, number, cluster)  # they import while this process does
     device = process.choose_device(_ALONE)
     process.initialize_manager(_ALONE, device, None)
     resources.callback(process.end_manager)
     worker = Worker(0, device, runtime.nonfinite)
     worker.results_stay = runtime.results == "device"
-    cluster = ray.cluster_resources()
-    number = runtime.most_workers or _number_of_gpus(ray) or 2
-    actors = _actors(ray, runtime, number, cluster)
     world = RankInfo("ray", 0, number + 1, 0, number + 1 if local else 1)
     opened: DriverSession | None = None
 
