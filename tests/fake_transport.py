@@ -67,8 +67,8 @@ class FakeTransport:
             future.set_result(None)
         return future
 
-    def watch(self, joined):
-        self.joined = joined
+    def watch(self, joined, gone):
+        self.joined, self.gone = joined, gone
 
     def join(self, rank):
         """Report a worker without models; what was sent to the one before stays unanswered."""

@@ -260,6 +260,28 @@ def test_who_waits_for_a_worker_that_is_left_out_is_told():
     assert "no worker is left" in str(future.exception(DEADLINE))
 
 
+def test_who_waits_for_a_worker_that_does_not_come_back_is_told():
+    farm, carrier = farm_of([1, 2], [1, 2], depth=1)
+    waiting, elsewhere = (farm.submit(task(0), 0, frozenset({rank})) for rank in (1, 2))
+    lose(carrier, 1)
+    assert not waiting.done()
+    carrier.gone(1)
+    assert "no worker is left" in str(waiting.exception(DEADLINE))
+    with pytest.raises(SessionError, match="no worker is left"):
+        farm.submit(task(2), 0, frozenset({1}))
+    carrier.gone(2)  # though its loss is not noticed otherwise
+    assert "no worker is left" in str(elsewhere.exception(DEADLINE))
+
+
+def test_the_driver_steps_in_for_a_worker_that_does_not_come_back():
+    farm, carrier = farm_of([1], [1], works="fallback", depth=1)
+    future = farm.submit(task(0), 0, None)
+    lose(carrier, 1)
+    carrier.gone(1)
+    assert farm.workers == (0,)
+    assert future.result(DEADLINE) == 0
+
+
 def test_the_driver_steps_in_only_when_nobody_may_join():
     farm, carrier = farm_of([1], [1], works="fallback", depth=1)
     future = farm.submit(task(0), 0, None)

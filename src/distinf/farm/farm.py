@@ -90,7 +90,7 @@ class Farm:
         self._patience = Patience(min_workers, wait_for_workers, self._changed, self._run_out)
         with self._changed:
             self._look()
-        transport.watch(self._begin_life)
+        transport.watch(self._begin_life, self._leave_out)
 
     @property
     def workers(self) -> tuple[int, ...]:
@@ -296,11 +296,23 @@ class Farm:
                 reject(set_up.first, error)
                 log.warning("rank %d is left out: %s", rank, error)
                 del self._lives[rank]
-                left = {*self._dispatcher.workers, *self._dispatcher.may_join} - {rank}
-                decisions = self._help(left) + self._dispatcher.stop_waiting(rank)
+                decisions = self._stop_waiting(rank)
             self._look()
         self._carry_out(decisions)
         self._prepare(rank, life)
+
+    def _leave_out(self, rank: int) -> None:
+        """Expect no more of a rank that does not come any more."""
+        with self._changed:
+            there = rank in self._lives
+            decisions = self._end_life(rank, "it does not come back") if there else []
+            decisions += self._stop_waiting(rank)
+            self._look()
+        self._carry_out(decisions)
+
+    def _stop_waiting(self, rank: int) -> list[Decision]:
+        left = {*self._dispatcher.workers, *self._dispatcher.may_join} - {rank}
+        return self._help(left) + self._dispatcher.stop_waiting(rank)
 
     def _look(self) -> None:
         """Let the patience know of the workers, and whoever waits that something changed."""

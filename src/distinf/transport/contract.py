@@ -136,11 +136,12 @@ class Transport(Protocol):
         """
         ...
 
-    def watch(self, joined: Callable[[int], None]) -> None:
+    def watch(self, joined: Callable[[int], None], gone: Callable[[int], None]) -> None:
         """Call ``joined(rank)`` each time that a worker is there that holds no models.
 
-        That is a new one, or a lost one that came back, of `may_join`. It is called from a thread
-        of the transport and returns at once.
+        That is a new one, or a lost one that came back, of `may_join`. ``gone(rank)`` is called for
+        one that will not come any more. Both are called from a thread of the transport and return
+        at once.
         """
         ...
 

@@ -52,7 +52,7 @@ class InProcess:
         future.set_result(None)
         return future
 
-    def watch(self, joined: Callable[[int], None]) -> None:
+    def watch(self, joined: Callable[[int], None], gone: Callable[[int], None]) -> None:
         """Do nothing: no other worker ever joins."""
 
     def mark_lost(self, rank: int) -> None:

@@ -169,13 +169,16 @@ class RayTransport:
         """Make memory ready, in the background."""
         self._memory.expect(nbytes)
 
-    def watch(self, joined: Callable[[int], None]) -> None:
-        """Report each worker when Ray has started it, and again after each restart."""
+    def watch(self, joined: Callable[[int], None], gone: Callable[[int], None]) -> None:
+        """Report each worker when Ray has started it, again after each restart, and its end."""
         for rank in self.may_join:
-            in_background(functools.partial(self._follow, rank, joined), f"distinf-worker-{rank}")
+            follow = functools.partial(self._follow, rank, joined, gone)
+            in_background(follow, f"distinf-worker-{rank}")
         in_background(self._watch_deadlines, "distinf-deadlines")
 
-    def _follow(self, rank: int, joined: Callable[[int], None]) -> None:
+    def _follow(
+        self, rank: int, joined: Callable[[int], None], gone: Callable[[int], None]
+    ) -> None:
         """Report one worker each time that it starts or ends, until Ray gives it up."""
         actor = self._actors[rank]
         while not self._closed.is_set():
@@ -197,6 +200,7 @@ class RayTransport:
                     self._tell_lost(rank, _words(error))
                 if not isinstance(error, ActorUnavailableError):  # Ray does not start it again
                     log.warning("rank %d does not come back: %s", rank, _words(error))
+                    gone(rank)
                     return
                 self._closed.wait(_LOOK_SECONDS)
 

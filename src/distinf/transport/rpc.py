@@ -402,7 +402,7 @@ class RpcTransport:
             request.fail(error)
         return request.answer
 
-    def watch(self, joined: Callable[[int], None]) -> None:
+    def watch(self, joined: Callable[[int], None], gone: Callable[[int], None]) -> None:
         """Do nothing: the ranks of an RPC group are fixed."""
 
     def mark_lost(self, rank: int) -> None:
