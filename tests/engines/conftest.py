@@ -36,9 +36,13 @@ class OnRay(Faults):
     def run(self, faults: str, *overrides: str, deadline: float = 200) -> application.Outcome:
         return super().run(faults, *self.engine, *overrides, deadline=deadline)
 
+    def marked(self) -> list[int]:
+        """All processes of these runs."""
+        return marked(self.environment["DISTINF_TEST_RUN"])
+
     def workers(self) -> list[psutil.Process]:
         """Processes of the actors."""
-        processes = [psutil.Process(pid) for pid in marked(self.environment["DISTINF_TEST_RUN"])]
+        processes = [psutil.Process(pid) for pid in self.marked()]
         return [one for one in processes if "RayWorker" in " ".join(one.cmdline())]
 
 

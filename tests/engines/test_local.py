@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from testing.processes import listening, marked
+from testing.processes import listening
 from tests.engines.conftest import Nodes, OnRay
 from tests.faults.conftest import STEPS
 
@@ -22,7 +22,7 @@ SLOW = pytest.mark.slow
 def test_the_bytes_are_those_of_one_process(on_ray: OnRay, undisturbed: np.ndarray) -> None:
     run = on_ray.begin("", "runtime.workers=2")
     on_ray.wait_for_a_step(run)
-    ours = marked(on_ray.environment["DISTINF_TEST_RUN"])
+    ours = on_ray.marked()
     addresses = {address for pid in ours for address in listening(pid)}
     out, err = run.communicate(timeout=200)
     assert run.returncode == 0, out + err
@@ -80,6 +80,21 @@ def test_a_killed_driver_leaves_nobody_and_is_resumed(
     on_ray.address = shared.address
     done = on_ray.run("18: once sleep", *words)
     assert done.status == 0, done.err
+    assert on_ray.complete() == ALL
+    np.testing.assert_array_equal(on_ray.values(), undisturbed)
+
+
+@SLOW
+def test_a_raylet_that_is_stopped_ends_nothing(on_ray: OnRay, undisturbed: np.ndarray) -> None:
+    on_ray.environment["RAY_health_check_period_ms"] = "1000"
+    on_ray.environment["RAY_health_check_timeout_ms"] = "3000"
+    run = on_ray.begin("24: once sleep", "runtime.workers=1", "runtime.call_timeout=5")
+    on_ray.wait_for_a_step(run)
+    (raylet,) = (one for one in map(psutil.Process, on_ray.marked()) if one.name() == "raylet")
+    raylet.send_signal(signal.SIGSTOP)
+    out, err = run.communicate(timeout=250)
+    assert run.returncode == 0, out + err
+    assert "rank 1 does not come back" in out + err
     assert on_ray.complete() == ALL
     np.testing.assert_array_equal(on_ray.values(), undisturbed)
 

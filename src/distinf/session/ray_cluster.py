@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import logging
 import os
@@ -32,7 +33,7 @@ _ALONE = RankInfo("none", 0, 1, 0, 1)
 _BEYOND_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # In which a worker is usually there; the promise is 30.
 _PATIENCE_SECONDS = 20.0
-_END_SECONDS = 30.0
+_END_SECONDS = 20.0
 _NAMED = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
 
 
@@ -102,7 +103,7 @@ def _connect(ray: Any, runtime: Runtime, local: bool, resources: ExitStack) -> N
     except Exception as error:  # of many kinds
         first = " ".join(str(error).split())
         raise SessionError(f"runtime.address={runtime.address}: {first}") from error
-    resources.callback(ray.shutdown)
+    resources.callback(_disconnect, ray)
     beyond = [
         n["NodeManagerAddress"] for n in ray.nodes() if n["NodeManagerAddress"] != "127.0.0.1"
     ]
@@ -113,6 +114,16 @@ def _connect(ray: Any, runtime: Runtime, local: bool, resources: ExitStack) -> N
             "whoever reaches it can run code there",
             min(beyond),
         )
+
+
+def _disconnect(ray: Any) -> None:
+    """Leave the cluster; go on if that takes long, as it does when the raylet does not answer."""
+    ending = threading.Thread(target=ray.shutdown, name="distinf-ray-shutdown", daemon=True)
+    ending.start()
+    ending.join(_END_SECONDS)
+    if ending.is_alive():
+        log.warning("Ray has not ended in %g s and is left alone", _END_SECONDS)
+        atexit.unregister(ray.shutdown)
 
 
 def _leave_nothing(folder: str, resources: ExitStack) -> None:

@@ -318,7 +318,9 @@ class RayTransport:
         self._memory.forget(rank)
         if rank in self._silent and not self._closed.is_set():
             self._silent.discard(rank)
-            ray.kill(self._actors[rank], no_restart=False)
+            # It waits for the raylet of this process, which may be what does not answer.
+            kill = functools.partial(ray.kill, self._actors[rank], no_restart=False)
+            in_background(kill, f"distinf-kill-{rank}")
 
     def close(self, error: bool = False) -> None:
         """End the actors."""
