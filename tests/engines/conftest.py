@@ -98,9 +98,9 @@ def nodes(on_ray: OnRay) -> Iterator[Nodes]:
         yield cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # `ray symmetric-run` refuses to start beside another cluster
 def shared() -> Iterator[Nodes]:
-    """A cluster for all tests that need none of their own."""
+    """A cluster for all tests of this folder that need none of their own."""
     pytest.importorskip("ray", reason="Ray is not installed")
     with leaving_nothing(30) as environment, contextlib.closing(Nodes(environment, 3)) as cluster:
         yield cluster
