@@ -53,14 +53,11 @@ def test_plain_python_in_a_batch_script_of_one_task(sbatch, alone, tmp_path):
     check(sbatch(script, "--ntasks=1"), tmp_path, alone)
 
 
-@pytest.mark.slow
-def test_the_printed_batch_script(sbatch, alone, tmp_path):
-    options = ["slurm.nodes=1", "slurm.ntasks_per_node=2", "slurm.name=printed"]
-    options += ["slurm.requeue=true", "slurm.environment={COLOUR: 'light red'}"]
-    options += ["slurm.lines_before=['echo $COLOUR $SLURM_JOB_NAME']"]
+def printed(folder, *options):
+    """Return the batch script that main.py prints."""
     said = subprocess.run(
         python_main(*TINY, *options),
-        cwd=tmp_path,
+        cwd=folder,
         env=environment(),
         capture_output=True,
         text=True,
@@ -68,11 +65,20 @@ def test_the_printed_batch_script(sbatch, alone, tmp_path):
         check=False,
     )
     assert said.returncode == 0, said.stderr
-    assert said.stdout.startswith("#!/bin/bash\n#SBATCH --job-name=printed\n")
-    assert f" {shlex.join(TINY)} " in said.stdout
-    assert sys.executable in said.stdout
+    return said.stdout
+
+
+@pytest.mark.slow
+def test_the_printed_batch_script(sbatch, alone, tmp_path):
+    options = ["slurm.nodes=1", "slurm.ntasks_per_node=2", "slurm.name=printed"]
+    options += ["slurm.requeue=true", "slurm.environment={COLOUR: 'light red'}"]
+    options += ["slurm.lines_before=['echo $COLOUR $SLURM_JOB_NAME']"]
+    script = printed(tmp_path, *options)
+    assert script.startswith("#!/bin/bash\n#SBATCH --job-name=printed\n")
+    assert f" {shlex.join(TINY)} " in script
+    assert sys.executable in script
     assert list(tmp_path.iterdir()) == []  # printed, not run
-    outcome = sbatch(said.stdout)
+    outcome = sbatch(script)
     assert outcome.out.startswith("light red printed\n")
     check(outcome, tmp_path, alone)
 
@@ -81,20 +87,11 @@ def test_the_printed_batch_script(sbatch, alone, tmp_path):
 def test_the_printed_batch_script_on_ray(sbatch, alone, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed")
     own = ["runtime.engine=ray", "runtime.workers=1", "slurm.nodes=1"]
-    said = subprocess.run(
-        python_main(*TINY, *own),
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert said.returncode == 0, said.stderr
+    script = printed(tmp_path, *own)
     # As from a shell without this environment, whose `ray` must be found nevertheless.
     here = str(Path(sys.executable).parent)
     path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if p != here)
-    outcome = sbatch(said.stdout, f"--export=ALL,PATH={path}")
+    outcome = sbatch(script, f"--export=ALL,PATH={path}")
     assert outcome.status == 0, f"{outcome.out}\n{outcome.err}"
     assert "Starting Ray cluster head" in outcome.out
     assert chunks(tmp_path / STORE) == alone

@@ -40,6 +40,7 @@ CONCURRENCY = {"calls": 4, "signs": 3}
 _KEPT = 3  # pieces of memory for a worker's inputs or results
 _LOOK_SECONDS = 0.5
 _PROBE_SECONDS = 10.0
+_END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -327,6 +328,11 @@ class RayTransport:
         if self._closed.is_set():
             return
         self._closed.set()
+        ending = threading.Thread(target=self._kill_all, name="distinf-kill", daemon=True)
+        ending.start()
+        ending.join(_END_SECONDS)  # a raylet that does not answer is not waited for
+
+    def _kill_all(self) -> None:
         for actor in self._actors.values():
             with contextlib.suppress(RayError, RuntimeError):  # the cluster has ended before
                 ray.kill(actor)
