@@ -4,12 +4,14 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 # Before torch is imported: two threads on two busy cores take many times as long as one.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 # A slow machine is no error.
 settings.register_profile("whole", deadline=None)
@@ -19,6 +21,7 @@ settings.register_profile("quick", deadline=None, max_examples=20)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ALL = 'uv run pytest -m "slow or not slow"'
+CLUSTERS = "clusters"
 LEFT_OUT = pytest.StashKey[Counter[str]]()
 
 
@@ -34,11 +37,48 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("quick" if quick else "whole")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest."""
+    items.sort(key=lambda item: _share(item.nodeid) != CLUSTERS)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Share the tests among processes so that those with the same fixtures stay together."""
+    return Scheduling(config, log)
+
+
+class Scheduling(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        return _share(nodeid)
+
+
+def _share(nodeid: str) -> str:
+    """Return the file of a test, or one name for all tests that start clusters.
+
+    ``ray symmetric-run`` refuses to start beside another cluster of Ray.
+    """
+    file = nodeid.partition("::")[0]
+    return CLUSTERS if file.startswith(("tests/engines/", "tests/launchers/")) else file
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow"):
-            item.config.stash[LEFT_OUT][item.nodeid.rpartition("/")[0]] += 1
+            folder = item.path.parent.relative_to(item.config.rootpath)
+            item.config.stash[LEFT_OUT][str(folder)] += 1
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that reports what this one left out."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = dict(session.config.stash[LEFT_OUT])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    if left_out := getattr(node, "workeroutput", {}).get("left_out"):
+        node.config.stash[LEFT_OUT] = Counter(left_out)  # the same in every process
 
 
 def pytest_terminal_summary(

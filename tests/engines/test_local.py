@@ -33,6 +33,18 @@ def test_the_bytes_are_those_of_one_process(on_ray: OnRay, undisturbed: np.ndarr
 
 
 @SLOW
+def test_a_cluster_that_does_not_start_ends_the_run(on_ray: OnRay) -> None:
+    run = on_ray.begin("", "runtime.workers=1", "runtime.start_timeout=15")
+    while not (servers := [pid for pid in on_ray.marked() if name_of(pid) == "gcs_server"]):
+        assert run.poll() is None
+    os.kill(servers[0], signal.SIGSTOP)
+    out, err = run.communicate(timeout=90)
+    assert run.returncode == 1, out + err
+    assert "Ray has not started in 15 s (runtime.start_timeout)" in err
+    assert "Traceback" not in err
+
+
+@SLOW
 def test_every_worker_is_lost_once_and_replaced(on_cluster: OnRay, undisturbed: np.ndarray) -> None:
     done = on_cluster.run(
         "6: once kill, 12: once stop, 18: once exit, 24: once kill, 30: once sleep",
@@ -126,3 +138,10 @@ def test_ctrl_c_ends_it_as_on_ranks(on_cluster: OnRay) -> None:
     assert time.monotonic() - began < 20
     assert run.returncode == 130
     assert "output.mode=resume" in err
+
+
+def name_of(pid: int) -> str:
+    try:
+        return psutil.Process(pid).name()
+    except psutil.NoSuchProcess:
+        return ""

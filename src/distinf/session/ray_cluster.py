@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,8 +98,10 @@ def _connect(ray: Any, runtime: Runtime, local: bool, resources: ExitStack) -> N
         words["num_cpus"] = max(os.cpu_count() or 1, runtime.most_workers or 2)
         words["_temp_dir"] = tempfile.mkdtemp(prefix="distinf-ray-")
         _leave_nothing(words["_temp_dir"], resources)
+    in_time = _in_time(runtime.start_timeout, words["_temp_dir"]) if local else nullcontext()
     try:
-        ray.init(**words, logging_level=logging.ERROR, namespace="distinf")
+        with in_time:
+            ray.init(**words, logging_level=logging.ERROR, namespace="distinf")
     except Exception as error:  # of many kinds
         first = " ".join(str(error).split())
         raise SessionError(f"runtime.address={runtime.address}: {first}") from error
@@ -114,6 +116,32 @@ def _connect(ray: Any, runtime: Runtime, local: bool, resources: ExitStack) -> N
             "whoever reaches it can run code there",
             min(beyond),
         )
+
+
+@contextmanager
+def _in_time(seconds: float, folder: str) -> Iterator[None]:
+    """End the processes of a cluster that does not start in time: Ray waits for them much longer.
+
+    ``folder`` is the cluster's. Raises `SessionError` then.
+    """
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        ray_remains.kill_others(folder, os.getpid())
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except Exception as error:
+        if not late.is_set():
+            raise
+        why = f"Ray has not started in {seconds:g} s (runtime.start_timeout)"
+        raise SessionError(why) from error
+    finally:
+        timer.cancel()
 
 
 def _disconnect(ray: Any) -> None:

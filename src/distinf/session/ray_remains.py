@@ -18,15 +18,20 @@ _SECONDS = 10.0
 def end_what_is_left(folder: str, driver: int) -> None:
     """Kill the processes of a cluster but the driver, then remove its folder."""
     deadline = time.monotonic() + _SECONDS
-    while time.monotonic() < deadline:
-        others = (one for one in psutil.process_iter() if one.pid != driver)
-        if not (left := [one for one in others if _belongs(one, folder)]):
-            break
-        for process in left:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(left, 0.2)
+    while time.monotonic() < deadline and kill_others(folder, driver):
+        pass
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def kill_others(folder: str, driver: int) -> bool:
+    """Kill the processes of a cluster but the driver; return whether there were any."""
+    others = (one for one in psutil.process_iter() if one.pid != driver)
+    left = [one for one in others if _belongs(one, folder)]
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, 0.2)
+    return bool(left)
 
 
 def _belongs(process: psutil.Process, folder: str) -> bool:
