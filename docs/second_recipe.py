@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from distinf import (
     ConfigError,
-    Run,
+    ForecastRun,
+    as_forecast,
     check_run,
     current_session,
     load_diagnostics,
@@ -56,7 +57,7 @@ def diagnosed(states: Iterator[Any], chains: list[Any], ahead: int = 16) -> Iter
         yield future.result()
 
 
-def save(run: Run, grids: dict[str, Any], found: dict[str, np.ndarray]) -> None:
+def save(run: ForecastRun, grids: dict[str, Any], found: dict[str, np.ndarray]) -> None:
     """Write the fields of all diagnostics to a NetCDF file."""
     fields = xr.Dataset()
     for name, values in found.items():
@@ -66,7 +67,7 @@ def save(run: Run, grids: dict[str, Any], found: dict[str, np.ndarray]) -> None:
     print(f"Results: {run.output_path}")
 
 
-def typed(cfg: DictConfig) -> Run:
+def typed(cfg: DictConfig) -> ForecastRun:
     """Let Hydra's config stop here."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    return read_run(plain)
+    return as_forecast(read_run(plain))

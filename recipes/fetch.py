@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 from omegaconf import DictConfig
 
-from distinf import load_section
+from distinf import as_forecast, load_section
 from recipes.shared.checks import check_models, read_run
 
 
 def check(cfg: DictConfig) -> None:
     """Refuse what cannot work, before anything is fetched."""
+    as_forecast(read_run(cfg))
     check_models(cfg)
 
 
@@ -27,7 +28,7 @@ def fetch(cfg: DictConfig) -> None:
     """
     from earth2studio.data import fetch_data
 
-    run = read_run(cfg)
+    run = as_forecast(read_run(cfg))
     for name, settings in run.diagnostics.items():
         load_section(settings, f"diagnostic.{name}")
         print(f"Fetched diagnostic {name}")

@@ -10,11 +10,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import distinf
-from distinf import Run, check_files
+from distinf import Run, as_archive, as_forecast, check_files
 from distinf import read_run as read_plain
 from recipes.shared.output_path import check_own, netcdf_path, output_path, run_folder
 
-__all__ = ["check", "check_models", "check_paths", "read_run"]
+__all__ = ["check", "check_archive", "check_models", "check_paths", "read_run"]
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +32,15 @@ def read_run(cfg: DictConfig) -> Run:
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuse what cannot work, before any rank is started or model loaded."""
+    """Refuse what cannot work in a forecast, before any rank is started or model loaded."""
+    as_forecast(read_run(cfg))
+    check_paths(cfg)
+    check_models(cfg)
+
+
+def check_archive(cfg: DictConfig) -> None:
+    """Refuse what cannot work with states that are read, before any rank is started."""
+    as_archive(read_run(cfg))
     check_paths(cfg)
     check_models(cfg)
 

@@ -10,6 +10,7 @@ from .errors import WorkerLost as WorkerLost
 from .forecast import rollout as rollout
 from .inference import DistributedInference as DistributedInference
 from .inference import local_concurrent_pipeline as local_concurrent_pipeline
+from .loading import ArchiveSteps as ArchiveSteps
 from .loading import load_section as load_section
 from .options import Output as Output
 from .options import Runtime as Runtime
@@ -20,12 +21,17 @@ from .pipeline import StoredOutput as StoredOutput
 from .pipeline import check_run as check_run
 from .pipeline import load_diagnostics as load_diagnostics
 from .pipeline import load_forecast as load_forecast
+from .pipeline import open_archive as open_archive
 from .pipeline import open_store as open_store
 from .pipeline import plan_outputs as plan_outputs
 from .pipeline import print_report as print_report
 from .report import Progress as Progress
 from .report import summarize as summarize
+from .run import ArchiveRun as ArchiveRun
+from .run import ForecastRun as ForecastRun
 from .run import Run as Run
+from .run import as_archive as as_archive
+from .run import as_forecast as as_forecast
 from .run import check_files as check_files
 from .run import read_run as read_run
 from .session import current_session as current_session

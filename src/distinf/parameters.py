@@ -1,4 +1,4 @@
-"""The section ``parameters``: initial times and members.
+"""The section ``parameters``: initial times, lead times and members.
 
 Imports no torch, so that a wrong config ends in a second.
 """
@@ -45,6 +45,56 @@ def parse_ensemble(ensemble: Any, perturbation: Any) -> int | None:
             "draws itself)"
         )
     return ensemble
+
+
+def parse_members(members: Any) -> np.ndarray | None:
+    """Read the members of an archive that a run takes, int64; null: None, all of them.
+
+    Raises `ConfigError` if they are no whole numbers or one appears twice.
+    """
+    if members is None:
+        return None
+    items = list(members) if isinstance(members, list | tuple) else [members]
+    if not items or any(type(item) is not int or item < 0 for item in items):
+        raise ConfigError(
+            f"parameters.ensemble={members}: must be members of the data, such as [0, 1], or null "
+            "for all"
+        )
+    if len(set(items)) < len(items):
+        raise ConfigError(f"parameters.ensemble={items}: a member appears twice")
+    return np.array(items, dtype=np.int64)
+
+
+def parse_lead_times(lead_time: Any) -> np.ndarray:
+    """Read lead times into an array, timedelta64[ns], [lead_time].
+
+    ``lead_time`` is one, such as ``"6h"`` or 0, a list of them, or ``start``, ``end`` (included)
+    and ``interval``. Raises `ConfigError` if one is no lead time or appears twice.
+    """
+    where = "parameters.lead_time"
+    if isinstance(lead_time, Mapping):
+        check_keys(lead_time, ("start", "end", "interval"), where)
+        for key in ("start", "end", "interval"):
+            if key not in lead_time:
+                raise ConfigError(f"{where}.{key} is missing")
+        start, end = (_lead(lead_time[key], f"{where}.{key}") for key in ("start", "end"))
+        step = parse_interval(lead_time["interval"], f"{where}.interval")
+        if end < start:
+            raise ConfigError(f"{where}.end={lead_time['end']} lies before its start")
+        if (end - start) // step >= _MOST_TIMES:
+            raise ConfigError(f"{where}.interval={lead_time['interval']}: too many lead times")
+        return np.arange(start, end + np.timedelta64(1, "ns"), step).astype("timedelta64[ns]")
+    items = list(lead_time) if isinstance(lead_time, list | tuple) else [lead_time]
+    found = [_lead(item, where) for item in items]
+    if not found or len(set(found)) < len(found):
+        raise ConfigError(f"{where}={items}: name at least one, and each once")
+    return np.array(found).astype("timedelta64[ns]")
+
+
+def _lead(value: Any, where: str) -> np.timedelta64:
+    if re.fullmatch(r"0+( ?(min|h|d))?", str(value)):
+        return np.timedelta64(0, "ns")
+    return parse_interval(value, where)
 
 
 def parse_times(time: Any) -> np.ndarray:

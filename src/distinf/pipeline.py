@@ -16,11 +16,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from distinf.background import in_background
 from distinf.coords import Coords, Selection, State, plan_subset
-from distinf.diagnostics import Chain, Link, StoredSubset, assign
+from distinf.diagnostics import ArchiveChain, Chain, Link, StoredSubset, assign
 from distinf.errors import ConfigError, TaskError, TasksSkipped, as_config_error
 from distinf.forecast import (
     Block,
@@ -34,6 +33,7 @@ from distinf.forecast import (
 )
 from distinf.inference import DistributedInference
 from distinf.loading import (
+    ArchiveSteps,
     check_reachable,
     import_first,
     load_section,
@@ -45,7 +45,7 @@ from distinf.loading import (
 from distinf.options import Output
 from distinf.parameters import check_valid_times
 from distinf.report import Progress, summarize
-from distinf.run import Run
+from distinf.run import ArchiveRun, ForecastRun, Run, as_archive, as_forecast
 from distinf.session import current_session
 from distinf.store import (
     ForecastStore,
@@ -79,11 +79,14 @@ class StoredOutput:
     diagnostics: Any = None
     selection: Selection | None = None
 
-    def submit(self, x: torch.Tensor, coords: Coords) -> Future[Any]:
-        """Compute them for one state, on a worker."""
+    def submit(self, *state: Any) -> Future[Any]:
+        """Compute them for one state (a tensor and its coords), on a worker.
+
+        Of an archive, the coords of a step are enough.
+        """
         if self.selection is not None:
-            return current_session().to_host(self.selection(x, coords))
-        return self.diagnostics.submit(x, coords)  # type: ignore[no-any-return]
+            return current_session().to_host(self.selection(*state))
+        return self.diagnostics.submit(*state)  # type: ignore[no-any-return]
 
     def missing_in(self, store: ForecastStore, coords: Coords) -> list[str]:
         """Names of the diagnostics whose result for this state is not in a store."""
@@ -107,19 +110,19 @@ def check_run(run: Run) -> None:
     for old, new in run.renamed.items():
         log.warning("_target_: %s is now called %s; the old name still works", old, new)
     check_names({name: placement.rename for name, placement in run.placements.items()})
-    check_reachable(run.prognostic, "prognostic")
     check_reachable(run.data, "data")
     for name, settings in run.diagnostics.items():
         check_reachable(settings, f"diagnostic.{name}")
     data: Any = load_section(run.data, "data") if weight_free(run.data) else None
-    for time in run.times if hasattr(data, "check_time") else ():
-        data.check_time(time)
-    prognostic = load_weightless(run.prognostic, "prognostic")
-    if prognostic is None:
-        return
-    is_restartable(prognostic, run.restartable)
-    if data is not None:
-        check_initial(prognostic, data)
+    source: Any
+    if isinstance(run, ArchiveRun):
+        if data is None:
+            return
+        source = _steps(run, data)
+    else:
+        source = _check_forecast(as_forecast(run), data)
+        if source is None:
+            return
     imported = "earth2studio.models.px" in sys.modules  # and with it its diagnostics
     known = []
     for names in run.chains:
@@ -129,8 +132,28 @@ def check_run(run: Run) -> None:
         }
         if None not in models.values():
             links = _links(run, {name: partial(models.get, name) for name in names})
-            known.append(Chain(links, _subset(run)))
-    plan_outputs(run, prognostic, known)
+            chain = Chain(links, _subset(run))
+            reads = isinstance(run, ArchiveRun)
+            known.append(ArchiveChain(lambda: data, partial(_same, chain)) if reads else chain)
+    plan_outputs(run, source, known)
+
+
+def _same(chain: Chain) -> Chain:
+    return chain
+
+
+def _check_forecast(run: ForecastRun, data: Any) -> Any:
+    """Check the prognostic with the data, if it is known; return it if it can be made."""
+    check_reachable(run.prognostic, "prognostic")
+    for time in run.times if hasattr(data, "check_time") else ():
+        data.check_time(time)
+    prognostic = load_weightless(run.prognostic, "prognostic")
+    if prognostic is None:
+        return None
+    is_restartable(prognostic, run.restartable)
+    if data is not None:
+        check_initial(prognostic, data)
+    return prognostic
 
 
 @dataclass(frozen=True)
@@ -149,10 +172,25 @@ class Forecast:
         Perturbs the initial condition of one member; None without an ensemble.
     """
 
-    run: Run
+    run: ForecastRun
     prognostic: Any
     data: Any
     perturbation: Any = None
+
+    @property
+    def times(self) -> np.ndarray:
+        """Initial times, datetime64[ns]."""
+        return self.run.times
+
+    @property
+    def lead_times(self) -> np.ndarray:
+        """Lead times that are stored, timedelta64[ns]."""
+        return lead_times(self.prognostic, self.run.nsteps)[:: self.run.output.every]
+
+    @property
+    def members(self) -> np.ndarray | None:
+        """Members of the ensemble, int64; None without one."""
+        return None if self.run.members is None else np.arange(self.run.members)
 
     def states(self, store: ForecastStore) -> Iterator[State]:
         """Forecast what a store lacks, from the newest saved state where there is one.
@@ -176,11 +214,10 @@ class Forecast:
             restart = RestartStates(
                 store.destination, run.output.restart_every, store.marks, run.output.every
             )
-        members = None if run.members is None else np.arange(run.members)
         return states(
             self.prognostic,
             self.data,
-            Block(run.times, members, run.nsteps),
+            Block(run.times, self.members, run.nsteps),
             store.marks,
             run.output.every,
             run.runtime.batch,
@@ -205,7 +242,7 @@ def load_forecast(run: Run) -> Forecast:
     ConfigError
         If a setting is wrong, or the data lies on a grid from which the prognostic cannot start.
     """
-    session = current_session()
+    run, session = as_forecast(run), current_session()
     with session.farm.events.timed("load", "prognostic", 0):
         prognostic = load_section(run.prognostic, "prognostic").to(session.device)
         data = load_section(run.data, "data")
@@ -216,6 +253,27 @@ def load_forecast(run: Run) -> Forecast:
         kind = load_section({**run.perturbation, "_partial_": True}, "perturbation")
         perturbation = perturb(kind, run.runtime.seed, prognostic, data)
     return Forecast(run, prognostic, data, perturbation)
+
+
+def open_archive(run: Run) -> ArchiveSteps:
+    """Find out which steps the data of a run has.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is wrong, or the data does not have what the run takes of it.
+    """
+    run = as_archive(run)
+    return _steps(run, load_section(run.data, "data"))
+
+
+def _steps(run: ArchiveRun, data: Any) -> ArchiveSteps:
+    return ArchiveSteps(data, run.times, run.lead_times, run.members, run.output.every)
 
 
 @contextmanager
@@ -269,6 +327,8 @@ def _load_chains(run: Run, workers: Sequence[int]) -> list[DistributedInference]
             for name in names
         }
         build: Any = partial(Chain, _links(run, factories), _subset(run), run.runtime.seed)
+        if isinstance(run, ArchiveRun):
+            build = partial(ArchiveChain, partial(load_section, run.data, "data"), build)
         build.__name__ = "+".join(names)  # what errors call it
         try:
             loaded.append(DistributedInference(build, remote_ranks=ranks[head]))
@@ -289,15 +349,15 @@ def _subset(run: Run) -> StoredSubset:
     return StoredSubset(run.output.variables, run.output.region)
 
 
-def plan_outputs(run: Run, prognostic: Any, diagnostics: Sequence[Any]) -> list[StoredOutput]:
+def plan_outputs(run: Run, source: Any, diagnostics: Sequence[Any]) -> list[StoredOutput]:
     """Plan what is stored, from the coordinates that the models declare.
 
     Parameters
     ----------
     run : Run
         The run.
-    prognostic : PrognosticModel
-        Its prognostic.
+    source : PrognosticModel | ArchiveSteps
+        Its prognostic, or the steps of its archive.
     diagnostics : Sequence[DistributedInference]
         Its chains of diagnostics; where some are not known yet, those that are.
 
@@ -312,9 +372,17 @@ def plan_outputs(run: Run, prognostic: Any, diagnostics: Sequence[Any]) -> list[
         If the models do not fit together, two outputs have the same name, ``output.variables``
         names something that nothing computes, or the forecast ends after the last possible date.
     """
-    state = step_coords(prognostic, run.times[0], member=None if run.members is None else 0)
-    check_valid_times(run.times, state["lead_time"][-1], run.nsteps)
-    output, outputs = run.output, [StoredOutput(x.output_coords(state), x) for x in diagnostics]
+    if isinstance(source, ArchiveSteps):
+        state = next(iter(source))
+    else:
+        run = as_forecast(run)
+        state = step_coords(source, run.times[0], member=None if run.members is None else 0)
+        check_valid_times(run.times, state["lead_time"][-1], run.nsteps)
+    output = run.output
+    try:
+        outputs = [StoredOutput(x.output_coords(state), x) for x in diagnostics]
+    except TaskError as error:
+        raise as_config_error(error) from None
     if output.prognostic_variables:
         who, names = "output.prognostic_variables", output.prognostic_variables
         own = plan_subset(state, names, output.region, who, "the prognostic")
@@ -338,7 +406,7 @@ def _check_stored(output: Output, grids: dict[str, Coords]) -> None:
 
 @contextmanager
 def open_store(
-    run: Run, forecast: Forecast, outputs: Sequence[StoredOutput]
+    run: Run, source: Forecast | ArchiveSteps, outputs: Sequence[StoredOutput]
 ) -> Iterator[ForecastStore]:
     """Open the store of a run, with a progress bar; it is complete and closed after the block.
 
@@ -346,8 +414,8 @@ def open_store(
     ----------
     run : Run
         The run.
-    forecast : Forecast
-        Its forecast.
+    source : Forecast | ArchiveSteps
+        Its forecast, or the steps of its archive.
     outputs : Sequence[StoredOutput]
         As `plan_outputs` returns them.
 
@@ -374,11 +442,11 @@ def open_store(
         ForecastStore(
             run.output_path,
             StoreLayout(
-                run.times,
-                lead_times(forecast.prognostic, run.nsteps)[:: output.every],
+                source.times,
+                source.lead_times,
                 grids,
                 attributes,
-                None if run.members is None else np.arange(run.members),
+                source.members,
             ),
             output,
             Provenance(

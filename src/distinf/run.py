@@ -16,16 +16,17 @@ from distinf.diagnostics import chains, split
 from distinf.errors import ConfigError
 from distinf.loading import check_outputs, check_target, read_files
 from distinf.options import Output, Runtime, check_keys, current_targets, from_mapping
-from distinf.parameters import parse_ensemble, parse_times
+from distinf.parameters import parse_ensemble, parse_lead_times, parse_members, parse_times
 
 _SECTIONS = (
     *("recipe", "parameters", "prognostic", "diagnostic", "perturbation", "data"),
     *("output", "runtime", "slurm"),
 )
-_PARAMETERS = ("time", "nsteps", "ensemble", "output_path")
+_FORECAST = ("time", "nsteps", "ensemble", "output_path")
+_ARCHIVE = ("time", "lead_time", "ensemble", "output_path")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """What a run computes and where it stores it; made by :func:`read_run`.
 
@@ -33,20 +34,12 @@ class Run:
     ----------
     settings : Mapping[str, Any]
         The whole config, resolved.
-    times : np.ndarray
-        Initial times, datetime64[ns].
-    nsteps : int
-        Steps of the prognostic.
-    members : int | None
-        Size of the ensemble; None without one.
-    prognostic, data, perturbation : Mapping[str, Any]
-        Sections with ``_target_``, for `load_section`.
-    restartable : bool | None
-        ``prognostic.restartable``.
     diagnostics : Mapping[str, Mapping[str, Any]]
         Of each diagnostic its section with ``_target_``, without the keys of its placement.
     placements : Mapping[str, Placement]
         Of each diagnostic its placement.
+    data : Mapping[str, Any]
+        Section with ``_target_``, for `load_section`.
     output, runtime : Output, Runtime
         Options of the store and of the session.
     output_path : str
@@ -58,15 +51,9 @@ class Run:
     """
 
     settings: Mapping[str, Any]
-    times: np.ndarray
-    nsteps: int
-    members: int | None
-    prognostic: Mapping[str, Any]
-    restartable: bool | None
     diagnostics: Mapping[str, Mapping[str, Any]]
     placements: Mapping[str, Any]
     data: Mapping[str, Any]
-    perturbation: Mapping[str, Any]
     output: Output
     runtime: Runtime
     output_path: str
@@ -77,6 +64,51 @@ class Run:
     def chains(self) -> list[list[str]]:
         """Names of the diagnostics of each chain, in the order in which they run."""
         return chains(self.placements)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastRun(Run):
+    """A run that computes its states.
+
+    Attributes
+    ----------
+    times : np.ndarray
+        Initial times, datetime64[ns].
+    nsteps : int
+        Steps of the prognostic.
+    members : int | None
+        Size of the ensemble; None without one.
+    prognostic, perturbation : Mapping[str, Any]
+        Sections with ``_target_``, for `load_section`.
+    restartable : bool | None
+        ``prognostic.restartable``.
+    """
+
+    times: np.ndarray
+    nsteps: int
+    members: int | None
+    prognostic: Mapping[str, Any]
+    perturbation: Mapping[str, Any]
+    restartable: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveRun(Run):
+    """A run whose workers read its states.
+
+    Attributes
+    ----------
+    times : np.ndarray | None
+        Initial times, or times of an analysis, datetime64[ns]; None: all that the data has.
+    lead_times : np.ndarray | None
+        Lead times, timedelta64[ns]; None: all that the data has.
+    members : np.ndarray | None
+        Members of the ensemble, int64; None: all that the data has.
+    """
+
+    times: np.ndarray | None
+    lead_times: np.ndarray | None
+    members: np.ndarray | None
 
 
 def read_run(settings: Mapping[str, Any]) -> Run:
@@ -90,7 +122,7 @@ def read_run(settings: Mapping[str, Any]) -> Run:
     Returns
     -------
     Run
-        The same, typed.
+        The same, typed: an `ArchiveRun` if ``parameters`` has ``lead_time``, else a `ForecastRun`.
 
     Raises
     ------
@@ -102,23 +134,16 @@ def read_run(settings: Mapping[str, Any]) -> Run:
     optional = ("perturbation", "output", "runtime")
     settings = {**settings, **{name: None for name in optional if name not in settings}}
     parameters = settings.get("parameters") or {}
-    check_keys(parameters, _PARAMETERS, "parameters")
-    for name in _PARAMETERS:
+    reads = "lead_time" in parameters
+    names = _ARCHIVE if reads else _FORECAST
+    check_keys(parameters, names, "parameters")
+    for name in names:
         if name not in parameters:
             raise ConfigError(f"parameters.{name} is missing")
-    times, nsteps = parse_times(parameters["time"]), parameters["nsteps"]
-    if type(nsteps) is not int or nsteps < 1:
-        raise ConfigError(f"parameters.nsteps={nsteps}: must be a whole number, at least 1")
-    members = parse_ensemble(parameters["ensemble"], settings["perturbation"])
-    if members is not None:
-        check_target(settings["perturbation"], "perturbation")
+    own = _archive(settings, parameters) if reads else _forecast(settings, parameters)
     if not settings.get("diagnostic"):
         raise ConfigError("diagnostic is empty: choose at least one of its group")
-    prognostic, data = dict(settings.get("prognostic") or {}), settings.get("data") or {}
-    restartable = prognostic.pop("restartable", None)
-    if restartable not in (True, False, None):
-        raise ConfigError(f"prognostic.restartable={restartable}: choose true, false or null")
-    check_target(prognostic, "prognostic")
+    data = settings.get("data") or {}
     check_target(data, "data")
     placements, diagnostics = {}, {}
     for name, section in settings["diagnostic"].items():
@@ -128,21 +153,86 @@ def read_run(settings: Mapping[str, Any]) -> Run:
         placements[name], diagnostics[name] = split(section or {}, where)
         check_target(diagnostics[name], where)
     chains(placements)
-    return Run(
-        settings=settings,
-        times=times,
-        nsteps=nsteps,
-        members=members,
-        prognostic=prognostic,
-        restartable=restartable,
-        diagnostics=diagnostics,
-        placements=placements,
-        data=data,
-        perturbation=settings["perturbation"] or {},
-        output=from_mapping(Output, settings["output"] or {}, "output"),
-        runtime=from_mapping(Runtime, settings["runtime"] or {}, "runtime"),
-        output_path=str(parameters["output_path"]),
-        renamed=renamed,
+    common: dict[str, Any] = {
+        "settings": settings,
+        "diagnostics": diagnostics,
+        "placements": placements,
+        "data": data,
+        "output": from_mapping(Output, settings["output"] or {}, "output"),
+        "runtime": from_mapping(Runtime, settings["runtime"] or {}, "runtime"),
+        "output_path": str(parameters["output_path"]),
+        "renamed": renamed,
+    }
+    run = ArchiveRun(**common, **own) if reads else ForecastRun(**common, **own)
+    if isinstance(run, ArchiveRun):
+        _check_archive(run)
+    return run
+
+
+def _forecast(settings: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    times, nsteps = parse_times(parameters["time"]), parameters["nsteps"]
+    if type(nsteps) is not int or nsteps < 1:
+        raise ConfigError(f"parameters.nsteps={nsteps}: must be a whole number, at least 1")
+    members = parse_ensemble(parameters["ensemble"], settings["perturbation"])
+    if members is not None:
+        check_target(settings["perturbation"], "perturbation")
+    prognostic = dict(settings.get("prognostic") or {})
+    restartable = prognostic.pop("restartable", None)
+    if restartable not in (True, False, None):
+        raise ConfigError(f"prognostic.restartable={restartable}: choose true, false or null")
+    check_target(prognostic, "prognostic")
+    return {
+        "times": times,
+        "nsteps": nsteps,
+        "members": members,
+        "prognostic": prognostic,
+        "perturbation": settings["perturbation"] or {},
+        "restartable": restartable,
+    }
+
+
+def _archive(settings: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    for name in ("prognostic", "perturbation"):
+        if settings.get(name):
+            raise ConfigError(
+                f"{name}: a run with parameters.lead_time reads its states and has none; remove it "
+                f"(~{name})"
+            )
+    time, lead_time = parameters["time"], parameters["lead_time"]
+    return {
+        "times": None if time is None else parse_times(time),
+        "lead_times": None if lead_time is None else parse_lead_times(lead_time),
+        "members": parse_members(parameters["ensemble"]),
+    }
+
+
+def _check_archive(run: ArchiveRun) -> None:
+    """Refuse options that need a prognostic."""
+    if run.output.prognostic_variables:
+        raise ConfigError(
+            "output.prognostic_variables: a run that reads its states does not store them again"
+        )
+    if run.runtime.batch != 1:
+        raise ConfigError("runtime.batch: a run that reads its states has no prognostic to batch")
+
+
+def as_forecast(run: Run) -> ForecastRun:
+    """Return a run that computes its states; raise `ConfigError` if it reads them."""
+    if isinstance(run, ForecastRun):
+        return run
+    raise ConfigError(
+        "parameters.lead_time: this recipe forecasts; give parameters.nsteps instead, or choose "
+        "recipe=archive"
+    )
+
+
+def as_archive(run: Run) -> ArchiveRun:
+    """Return a run that reads its states; raise `ConfigError` if it computes them."""
+    if isinstance(run, ArchiveRun):
+        return run
+    raise ConfigError(
+        "parameters.nsteps: this recipe reads its states; give parameters.lead_time instead (null: "
+        "all that the data lists), or choose recipe=diagnostic"
     )
 
 

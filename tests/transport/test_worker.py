@@ -338,3 +338,37 @@ def test_each_part_of_a_result_has_its_own_rule(of_all, rules, counted, failed, 
     names = ["land", "ocean"]
     assert reply.value == names if later else list(reply.value) == names
     assert worker.run(Call(0, "was_given")).value is later
+
+
+class Reader:
+    """A model that reads its input, and computes the first only when it has read the second."""
+
+    def __init__(self):
+        self.second = threading.Event()
+
+    def read_ahead(self, number):
+        if number == 1:
+            self.second.set()
+        if number == 2:
+            raise OSError("the file is gone")
+        return (torch.full((2,), float(number)),)
+
+    def forward(self, x):
+        assert self.second.wait(30)
+        return x + 1
+
+
+def test_input_is_read_while_another_call_computes():
+    worker = Worker(1, torch.device("cpu"))
+    worker.run(Call(0, "__build__", args=(Reader,)))
+    with ThreadPoolExecutor(2) as threads:
+        replies = list(threads.map(lambda n: worker.run(Call(0, "__forward__", "", (n,))), (0, 1)))
+    assert [reply.value.tolist() for reply in replies] == [[1, 1], [2, 2]]
+    assert all(reply.reading[0] <= reply.reading[1] <= reply.started for reply in replies)
+
+
+def test_input_that_cannot_be_read_is_the_call_s_failure():
+    worker = Worker(1, torch.device("cpu"))
+    worker.run(Call(0, "__build__", args=(Reader,)))
+    reply = worker.run(Call(0, "__forward__", "", (2,)))
+    assert (reply.failure.kind, reply.failure.message) == ("OSError", "the file is gone")

@@ -1,3 +1,4 @@
+from .archive_chain import ArchiveChain as ArchiveChain
 from .chain import Chain as Chain
 from .chain import Link as Link
 from .chain import StoredSubset as StoredSubset

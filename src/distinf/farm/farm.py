@@ -400,6 +400,8 @@ class Farm:
             if reply.nonfinite:
                 self._warn_nonfinite(task.call, reply)
             times, sent_back = (reply.started, reply.ended), tensor_bytes(reply.value)
+            if reply.reading is not None:
+                self.events.record(Event("read", task.call.task, reply.rank, *reply.reading))
             self.events.record(
                 Event("diagnose", task.call.task, reply.rank, *times, task.nbytes, sent_back)
             )

@@ -176,7 +176,7 @@ class DistributedInference:
         """
         self._check_open()
         number = next(self._running)
-        words = step_words(args[1]) if len(args) >= 2 and isinstance(args[1], dict) else ""
+        words = next((step_words(arg) for arg in args[:2] if isinstance(arg, dict)), "")
         task = f"{self.name}{words or f' task {number}'}"
         args, kwargs = self._arguments.own(args, kwargs)
         ready = record_event((args, kwargs))

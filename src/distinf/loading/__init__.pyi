@@ -1,3 +1,5 @@
+from .archive import Archive as Archive
+from .archive import ArchiveSteps as ArchiveSteps
 from .imports import import_first as import_first
 from .load import check_target as check_target
 from .load import load_data as load_data

@@ -73,7 +73,7 @@ def check_outputs(
     around = {"the working folder": os.getcwd(), **folders}
     named = caches()
     for section in _SECTIONS:
-        named.update(inputs(config[section], section))
+        named.update(inputs(config.get(section), section))
     for name, path in named.items():
         # A folder that contains the working folder is more than an input or a cache.
         (around if lies_in(os.getcwd(), path) else read)[name] = path

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import OrderedDict
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import xarray as xr
 from distinf.coords import Coords
 from distinf.errors import ConfigError
 from distinf.loading import import_first
+
+_SUFFIXES = (".nc", ".nc4", ".grib", ".grib2", ".grb", ".grb2")
 
 
 def global_grid(nlat: int, nlon: int, both_poles: bool | None = None) -> Coords:
@@ -34,16 +37,17 @@ def global_grid(nlat: int, nlon: int, both_poles: bool | None = None) -> Coords:
 
 
 class FileSource:
-    """Fields of any file or Zarr store that xarray opens, with Earth2Studio's variable names.
+    """Fields of any file, folder of files or Zarr store that xarray opens.
 
-    Each variable is one array, or one array has a dimension ``variable``. Dimensions are ``time``,
-    ``lat``, ``lon`` and, in a forecast, ``lead_time``. Without ``lead_time``, the valid time is
-    selected.
+    Variables have Earth2Studio's names: each is one array, or one array has a dimension
+    ``variable``. Dimensions are ``time``, ``lat``, ``lon`` and, in a forecast, ``lead_time`` and
+    ``ensemble``. Without ``lead_time``, the valid time is selected. A step that is not complete in
+    a store of distinf is refused.
 
     Parameters
     ----------
     path : str
-        The file.
+        The file or store, or a folder of files that follow one another in a coordinate.
 
     Raises
     ------
@@ -56,11 +60,12 @@ class FileSource:
         if not os.path.exists(path):
             raise ConfigError(f"{path} does not exist")
         try:
-            is_zarr = any((Path(path) / name).exists() for name in ("zarr.json", ".zgroup"))
-            data = xr.open_zarr(path) if is_zarr else xr.open_dataset(path)
+            data = _open(Path(path))
+        except ConfigError:
+            raise
         except Exception as error:
             raise ConfigError(f"{path} cannot be read: {error}") from error
-        names = {"latitude": "lat", "longitude": "lon", "valid_time": "time"}
+        names = {"latitude": "lat", "longitude": "lon", "valid_time": "time", "step": "lead_time"}
         data = data.rename({k: v for k, v in names.items() if k in data.dims and v not in data})
         missing = [dim for dim in ("time", "lat", "lon") if dim not in data.coords]
         if missing:
@@ -71,6 +76,7 @@ class FileSource:
         if data["lon"].ndim == 1 and (data["lon"] < 0).any():  # models count from 0 to 360
             data = data.assign_coords(lon=data["lon"] % 360).sortby("lon")
         self._fields = {str(k): a for k, a in data.items() if a.dtype.kind == "f"}
+        self._marks = {k: data[m] for k, a in self._fields.items() if (m := _marks(a)) in data}
         for name, array in list(self._fields.items()):
             if "variable" in array.dims:
                 del self._fields[name]
@@ -88,6 +94,20 @@ class FileSource:
         """Names of its variables."""
         return list(self._fields)
 
+    def member(self, number: int) -> FileSource:
+        """Return the fields of one member of an ensemble.
+
+        Raises `ConfigError` if the file does not have it.
+        """
+        there: Any = self.coords["ensemble"].values if "ensemble" in self.coords else []
+        self._check("members", [number], there)
+        own = copy(self)
+        own._fields, own._marks = (
+            {k: a.sel(ensemble=number, drop=True) for k, a in arrays.items()}
+            for arrays in (self._fields, self._marks)
+        )
+        return own
+
     def check_time(self, time: np.datetime64) -> None:
         """Raise `ConfigError` if an initial time is not in the file; it lists the file's times."""
         self._check("times", [time], self.coords["time"].values)
@@ -95,15 +115,22 @@ class FileSource:
     def __call__(self, time: Any, lead_time: Any, variable: Any) -> xr.DataArray:
         """Read fields [time, lead_time, variable, lat, lon] for initial times and lead times.
 
-        Raises `ConfigError` if some are not in the file; it lists those that are.
+        Raises `ConfigError` if some are not in the file or not complete there; it lists those that
+        are.
         """
         times = np.atleast_1d(np.asarray(time, dtype="datetime64[ns]"))
         leads = np.atleast_1d(np.asarray(lead_time, dtype="timedelta64[ns]"))
         names = [str(v) for v in np.atleast_1d(variable)]
         self._check("variables", names, self.variables)
+        if "ensemble" in self._fields[names[0]].dims:
+            raise ConfigError(
+                f"{self._path} has an ensemble, of which one state cannot be read; recipe=archive "
+                "reads its members"
+            )
         if "lead_time" in self.coords:
             self._check("times", times, self.coords["time"].values)
             self._check("lead times", leads, self.coords["lead_time"].values)
+            self._check_complete(names, times, leads)
             array = _join([self._fields[v].sel(time=times, lead_time=leads) for v in names])
         else:
             valid = times[:, np.newaxis] + leads
@@ -114,6 +141,17 @@ class FileSource:
         array = array.assign_coords(time=times, variable=names)
         return array.transpose("time", "lead_time", "variable", ...)
 
+    def _check_complete(self, names: list[str], times: np.ndarray, leads: np.ndarray) -> None:
+        for name in names:
+            if name in self._marks:
+                marks = self._marks[name].sel(time=times, lead_time=leads)
+                if not marks.values.all():
+                    raise ConfigError(
+                        f"{self._path}: {name} is not complete at {times[0]} "
+                        f"+{leads[0] / np.timedelta64(1, 'h'):g} h; its run can be continued by "
+                        "output.mode=resume"
+                    )
+
     def _check(self, what: str, wanted: Any, there: Any) -> None:
         missing = [str(w) for w in wanted if w not in there]
         if missing:
@@ -122,6 +160,25 @@ class FileSource:
             raise ConfigError(
                 f"{self._path} does not have the {what} {', '.join(missing)}; it has {shown}"
             )
+
+
+def _open(path: Path) -> Any:
+    if any((path / name).exists() for name in ("zarr.json", ".zgroup")):
+        return xr.open_zarr(path)
+    if path.is_dir():
+        files = sorted(own for own in path.iterdir() if own.is_file() and own.suffix in _SUFFIXES)
+        if not files:
+            raise ConfigError(
+                f"{path} is neither a Zarr store nor a folder of {', '.join(_SUFFIXES)}"
+            )
+        # Files are opened when they are read: an archive has more than a process may have open.
+        return xr.open_mfdataset(files, combine="by_coords", data_vars="minimal", join="exact")
+    return xr.open_dataset(path)
+
+
+def _marks(array: xr.DataArray) -> str:
+    """Name of the array of completeness marks of a variable in a store of distinf."""
+    return f"{array.attrs.get('diagnostic')}_complete"
 
 
 def _join(arrays: list[xr.DataArray], dim: str = "variable") -> xr.DataArray:

@@ -32,6 +32,10 @@ class Work:
         Time until the first state is there, by default 0.
     writers : int, optional
         Results that are written at once, by default 1.
+    reading : float, optional
+        Time in which a worker reads a call's input beside the call before, by default 0.
+    archive : bool, optional
+        Whether there is no prognostic, by default False.
     last_call, last_write : float | None, optional
         Time of the shortest call and write, since the last one may be as short; by default None:
         as all others.
@@ -51,12 +55,14 @@ class Work:
     writers: int = 1
     last_call: float | None = None
     last_write: float | None = None
+    reading: float = 0.0
+    archive: bool = False
 
     def __post_init__(self) -> None:
         for name in ("states", "tasks", "writers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("prognostic", "diagnostic", "write", "start"):
+        for name in ("prognostic", "diagnostic", "write", "start", "reading"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(
                     f"{name} must be a number of seconds, at least 0, not {getattr(self, name)}"
@@ -79,8 +85,8 @@ class Work:
 
     @property
     def calls(self) -> float:
-        """Seconds of all diagnostic calls."""
-        return self.tasks * self.diagnostic
+        """Seconds of all diagnostic calls, or of reading for them if that takes longer."""
+        return self.tasks * max(self.diagnostic, self.reading)
 
 
 def ideal(work: Work, workers: float) -> float:
@@ -92,7 +98,8 @@ def ideal(work: Work, workers: float) -> float:
 
 def serial(work: Work) -> float:
     """Seconds that one process takes that does everything in turn."""
-    return work.start + work.steps + work.calls + work.writes
+    calls = work.tasks * (work.diagnostic + work.reading)
+    return work.start + work.steps + calls + work.writes
 
 
 def fewest(seconds: Callable[[int], float], enough: float, most: int) -> int:
@@ -118,14 +125,14 @@ def keeping_up(work: Work) -> int:
 def limit(work: Work, workers: int) -> str:
     """Return what the ideal time mostly consists of.
 
-    ``"prognostic"``, ``"diagnostics"``, ``"writing"``, or ``"one call"`` where there are so few
-    steps that a single diagnostic call is the longest part.
+    ``"prognostic"``, ``"diagnostics"``, ``"reading"``, ``"writing"``, or ``"one call"`` where there
+    are so few steps that a single diagnostic call is the longest part.
     """
     calls = work.calls / workers
     if work.writes / work.writers > max(work.steps, calls):
         return "writing"
     if calls > work.stepped:
-        return "diagnostics"
+        return "reading" if work.reading > work.diagnostic else "diagnostics"
     return "prognostic" if 2 * work.steps >= work.stepped else "one call"
 
 
@@ -142,6 +149,13 @@ def advise(work: Work, workers: int, in_process: bool = False, engine: str = "te
     key = f"runtime.workers={enough}" if engine == "ray" else f"runtime.nproc={enough + 1}"
     if what == "writing":
         return "Limited by writing. A faster disk or fewer variables would help."
+    if what == "reading":
+        return (
+            "Limited by reading. More workers would help, and files whose chunks hold one step and "
+            "few variables."
+        )
+    if what == "diagnostics" and work.archive:
+        return "Limited by the diagnostics. More workers would help."
     if what == "one call":
         return "Limited by the time of a single diagnostic call: more workers would not help."
     if what == "diagnostics":

@@ -29,7 +29,8 @@ _UNWRITTEN = 1000
 class Event:
     """One thing that took time, from ``start`` to ``end`` in seconds since the epoch, on a rank.
 
-    ``kind`` is ``"load"`` (models), ``"read"`` (initial conditions), ``"forecast"`` (a prognostic
+    ``kind`` is ``"load"`` (models), ``"read"`` (initial conditions, or the state of a call, by its
+    worker), ``"forecast"`` (a prognostic
     step), ``"diagnose"`` (a diagnostic call) or ``"write"``; ``task`` names the step or task.
     ``nbytes`` is the size of a call's inputs or of what was written, ``nbytes_out`` that of a
     call's results.
@@ -97,6 +98,8 @@ class Totals:
             writers,
             self.shortest["diagnose"],
             self.shortest["write"] if self.counts["write"] else 0.0,
+            0.0 if self.counts["forecast"] else self.seconds["read"] / tasks,
+            not self.counts["forecast"],
         )
 
 

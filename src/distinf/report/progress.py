@@ -40,7 +40,7 @@ class Progress:
         busy: Callable[[], tuple[int, int]] | None = None,
         waiting: Callable[[], str] | None = None,
     ) -> None:
-        self._counts = {"forecast": 0, "diagnose": 0, "write": 0}
+        self._counts = {"forecast": 0, "read": 0, "diagnose": 0, "write": 0}
         self._busy = busy
         self._waits = ""
         self._lock = threading.Lock()
@@ -68,7 +68,8 @@ class Progress:
             self._bar.update(1 if event.kind == "write" else 0)
 
     def _describe(self) -> None:
-        state = f"forecast {self._counts['forecast']}, diagnosed {self._counts['diagnose']}"
+        states = "forecast" if self._counts["forecast"] else "read"
+        state = f"{states} {self._counts[states]}, diagnosed {self._counts['diagnose']}"
         if self._busy is not None:
             busy, workers = self._busy()
             state += f", workers busy {busy}/{workers}"
@@ -127,8 +128,9 @@ def summarize(
             totals.add(event)
     wall = max(wall, 1e-9)
     seconds, nbytes = totals.seconds, totals.nbytes
+    states = "forecast" if totals.counts["forecast"] else "read"
     lines = [
-        f"Wall time {wall:.1f} s: forecast {seconds['forecast']:.1f} s, "
+        f"Wall time {wall:.1f} s: {states} {seconds[states]:.1f} s, "
         f"diagnostics {seconds['diagnose']:.1f} s on {len(workers)} worker(s), "
         f"writing {seconds['write']:.1f} s"
     ]

@@ -79,6 +79,8 @@ class Reply:
     session keeps results on the device. ``started`` and ``ended`` are seconds since the epoch on
     the clock of ``host``. ``nonfinite`` counts the result's values that are NaN or infinite, where
     a rule asks for it. ``unusable``: the failure left the rank's GPU unusable for its process.
+    ``reading`` is when the model read its input before (start and end); None: it got it with the
+    call.
     """
 
     value: Any
@@ -89,6 +91,7 @@ class Reply:
     ended: float
     nonfinite: int = 0
     unusable: bool = False
+    reading: tuple[float, float] | None = None
 
 
 class Transport(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import socket
 import threading
@@ -72,6 +73,12 @@ class Worker:
         """
         value, failure, nonfinite, unusable = None, None, 0, False
         # Even SystemExit is caught: a model must not end its rank.
+        began = time.time()
+        try:
+            call, reading = self._read_ahead(call)
+        except BaseException as error:
+            failed = self._failure(call, error)
+            return Reply(None, failed, self.rank, self.host, began, time.time())
         with self._turn:
             use_compute_threads()  # each transport calls on threads of its own
             started = time.time()
@@ -88,7 +95,18 @@ class Worker:
                 value, nonfinite = finish()
             except BaseException as error:
                 failure = self._failure(call, error)
-        return Reply(value, failure, self.rank, self.host, started, ended, nonfinite, unusable)
+        return Reply(
+            value, failure, self.rank, self.host, started, ended, nonfinite, unusable, reading
+        )
+
+    def _read_ahead(self, call: Call) -> tuple[Call, tuple[float, float] | None]:
+        """Let a model read its own input, beside a call that computes; return the call with it."""
+        read = getattr(self._models.get(call.model), "read_ahead", None)
+        if call.method != "__forward__" or read is None:
+            return call, None
+        began = time.time()
+        args = read(*call.args, **call.kwargs)
+        return dataclasses.replace(call, args=args, kwargs={}), (began, time.time())
 
     def _compute(self, call: Call, allocate: Allocate | None) -> Callable[[], tuple[Any, int]]:
         """Run a model; return what completes its value and counts what is not finite in it."""
