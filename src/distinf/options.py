@@ -253,6 +253,73 @@ def _check_region(region: Any) -> Any:
     return region
 
 
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(
+        isinstance(v, int | float) and not isinstance(v, bool) for v in value
+    )
+
+
+def _are_levels(value: Any) -> bool:
+    return _are_numbers(value) and all(0 <= v <= 1 for v in value) and len(set(value)) == len(value)
+
+
+def _are_thresholds(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        _are_numbers(own) and own and len(set(own)) == len(own) for own in value.values()
+    )
+
+
+@options_dataclass("output.statistics")
+class Statistics:
+    """Statistics over the members of an ensemble; ``output.statistics.*`` of the config.
+
+    Parameters
+    ----------
+    mean, std, min, max : bool
+        The mean, the standard deviation (with n - 1), the least and the largest value.
+    quantiles : list[float]
+        Quantiles between 0 and 1, interpolated linearly.
+    exceedance : Mapping[str, list[float]]
+        Of each variable thresholds, in its units; the share of the members above each.
+
+    Raises
+    ------
+    ConfigError
+        If a value is wrong.
+    """
+
+    mean: bool = False
+    std: bool = False
+    min: bool = False
+    max: bool = False
+    quantiles: Annotated[
+        Sequence[float],
+        *valid_when(_are_levels, "must be numbers between 0 and 1, such as [0.1,0.9], each once"),
+    ] = ()
+    exceedance: Annotated[
+        Mapping[str, Sequence[float]],
+        *valid_when(_are_thresholds, "must map variables to thresholds, such as {tp: [1,10]}"),
+    ] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        plain = (self.mean, self.std, self.min, self.max, self.quantiles, self.exceedance)
+        if not any(plain):
+            raise ConfigError("output.statistics: choose at least one, or null")
+
+
+def _read_statistics(given: Any) -> Any:
+    if given is None or isinstance(given, Statistics):
+        return given
+    if isinstance(given, list | tuple):
+        given = dict.fromkeys(given, True)
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"output.statistics={given}: must be a list such as [mean,std], or a mapping such as "
+            "{mean: true, quantiles: [0.1,0.9]}"
+        )
+    return from_mapping(Statistics, given, "output.statistics")
+
+
 @options_dataclass("output")
 class Output:
     """What is stored and how; ``output.*`` of the config.
@@ -285,6 +352,11 @@ class Output:
         Whether to refuse a run that may not fit on the disk, by default True.
     verify : bool
         Whether to read back a resumed store and compute damaged steps again, by default False.
+    statistics : Statistics | None
+        Statistics over the members of an ensemble, by default None. A list such as
+        ``["mean", "std"]`` is enough for those without values.
+    members : bool
+        Whether the members stay in the store, by default True; False: only their statistics.
     restart_every : int | None
         Steps between two saved states of a prognostic that can restart, by default 10; None: none
         is saved. They lie in the store until its forecast is complete.
@@ -306,6 +378,8 @@ class Output:
     netcdf: Annotated[str | None, Field(description="name a file, such as forecast.nc")] = None
     check_space: bool = True
     verify: bool = False
+    statistics: Annotated[Statistics | None, PlainValidator(_read_statistics)] = None
+    members: bool = True
     restart_every: Count | None = 10
 
     def __post_init__(self) -> None:
@@ -314,6 +388,8 @@ class Output:
                 f"output.writer=workers and output.shards={self.shards}: the lead times of one "
                 "file are computed by several workers; leave one of the two out"
             )
+        if not self.members and self.statistics is None:
+            raise ConfigError("output.members=false: choose output.statistics, or nothing is kept")
 
 
 def check_keys(given: Iterable[str], valid: Iterable[str], where: str) -> None:

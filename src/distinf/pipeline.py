@@ -53,6 +53,7 @@ from distinf.store import (
     StoreLayout,
     check_clashes,
     check_names,
+    check_statistics,
     to_netcdf,
     vocabulary,
 )
@@ -373,9 +374,10 @@ def plan_outputs(run: Run, source: Any, diagnostics: Sequence[Any]) -> list[Stor
         names something that nothing computes, or the forecast ends after the last possible date.
     """
     if isinstance(source, ArchiveSteps):
-        state = next(iter(source))
+        state, members = next(iter(source)), source.members
     else:
         run = as_forecast(run)
+        members = None if run.members is None else np.arange(run.members)
         state = step_coords(source, run.times[0], member=None if run.members is None else 0)
         check_valid_times(run.times, state["lead_time"][-1], run.nsteps)
     output = run.output
@@ -391,6 +393,7 @@ def plan_outputs(run: Run, source: Any, diagnostics: Sequence[Any]) -> list[Stor
     check_clashes(grids)
     if len(diagnostics) == len(run.chains):
         _check_stored(output, grids)
+        check_statistics(output, members, grids)
     return outputs
 
 

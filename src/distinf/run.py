@@ -166,6 +166,8 @@ def read_run(settings: Mapping[str, Any]) -> Run:
     run = ArchiveRun(**common, **own) if reads else ForecastRun(**common, **own)
     if isinstance(run, ArchiveRun):
         _check_archive(run)
+    elif run.output.statistics is not None and run.members is None:
+        raise ConfigError("output.statistics: a run without parameters.ensemble has no members")
     return run
 
 

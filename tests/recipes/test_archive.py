@@ -73,6 +73,27 @@ def test_all_that_a_store_has_is_diagnosed(start: Start, tmp_path: Path, options
     assert "12 of 12 tasks" in done.out
 
 
+@pytest.mark.parametrize("writer", ["driver", pytest.param("workers", marks=SLOW)])
+def test_statistics_take_the_place_of_members(start: Start, tmp_path: Path, writer: str) -> None:
+    made = fields(ensemble=np.arange(3), time=TIMES, lead_time=LEADS)
+    made.to_dataset("variable").to_zarr(tmp_path / "in.zarr")
+    words = ["data.path=in.zarr", f"runtime.nproc={3 if writer == 'workers' else 1}"]
+    words += ["output.members=false", f"output.writer={writer}"]
+    words.append("output.statistics={mean: true, max: true, exceedance: {ws850: [1]}}")
+    done = start(*words)
+    assert done.status == 0, done.err
+    found = opened(tmp_path)
+    expected = speed(made)
+    assert sorted(found.data_vars) == [
+        *("wind_speed_statistics_complete", "ws850_above_1", "ws850_max", "ws850_mean")
+    ]
+    np.testing.assert_array_equal(found.ws850_max, expected.max(axis=0))
+    np.testing.assert_array_max_ulp(
+        found.ws850_mean.values, expected.astype("f8").mean(axis=0).astype("f4")
+    )
+    assert found.wind_speed_statistics_complete.all()
+
+
 def test_what_is_named_is_taken_and_more_can_follow(start: Start, tmp_path: Path) -> None:
     made = fields(time=TIMES, lead_time=LEADS)
     made.to_netcdf(tmp_path / "in.nc")
@@ -176,6 +197,7 @@ def test_a_run_goes_on_when_more_files_are_there(start: Start, tmp_path: Path) -
         (["data.path=in.nc", "parameters.lead_time=6"], "write it like 30min, 6h or 1d"),
         (["data.path=in.nc", "+parameters.nsteps=6"], "parameters.nsteps"),
         (["data.path=in.nc", "output.prognostic_variables=[t850]"], "does not store them again"),
+        (["data.path=in.nc", "output.statistics=[mean]"], "has no members"),
         (["data.path=in.nc", "recipe=diagnostic"], "give parameters.nsteps instead"),
         (["data.path=in.nc", "diagnostic.wind_speed.levels=[500]"], "u500"),
     ],

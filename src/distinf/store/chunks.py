@@ -10,7 +10,7 @@ import dataclasses
 import threading
 import time as clock
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +52,33 @@ class Marks:
         self._done = {name: _read(array) for name, array in self._arrays.items()}
         self.leads_in_file: int = next(iter(self._arrays.values())).chunks[-1]
 
+    @property
+    def names(self) -> list[str]:
+        """The diagnostics."""
+        return list(self._done)
+
+    @property
+    def number_of_members(self) -> int:
+        """Size of the ensemble; 1 without one."""
+        return len(self._axes.get("ensemble", [0]))
+
+    def has(self, diagnostic: str, index: tuple[int, ...]) -> bool:
+        """Whether the step at an index of the leading dimensions is in the store."""
+        return bool(self._done[diagnostic][index])
+
+    def in_all_members(self, diagnostic: str) -> np.ndarray:
+        """Which steps are in the store for every member, bool [time, lead_time]."""
+        return np.asarray(self._done[diagnostic].all(axis=0))
+
+    def coords(self, *index: int) -> Coords:
+        """Coords of the step at an index of the leading dimensions."""
+        pairs = zip(self._axes.items(), index, strict=True)
+        return OrderedDict((key, values[i : i + 1]) for (key, values), i in pairs)
+
+    def first_of_file(self, lead: int) -> int:
+        """Index of the first lead time in the same file."""
+        return lead - lead % self.leads_in_file
+
     def index(self, diagnostic: str, coords: Mapping[str, Any]) -> tuple[int, ...]:
         """Index of the first step of these coords in the leading dimensions.
 
@@ -86,6 +113,17 @@ class Marks:
         where = [np.isin(self._axes[name], own) for name, own in zip(names, axes, strict=True)]
         lacking = np.flatnonzero(~done[np.ix_(*where)].reshape(-1, done.shape[-1]).all(axis=0))
         return (int(lacking[0]), int(lacking[-1])) if len(lacking) else None
+
+    def take_over(self, names: Mapping[str, str], done: Marks) -> None:
+        """Mark for every member the steps that other marks, [time, lead_time], have.
+
+        ``names`` are those of the diagnostics here and there.
+        """
+        for mine, other in names.items():
+            for time, lead in np.argwhere(done._done.get(other, np.zeros((0, 0), bool))).tolist():
+                for member in range(self.number_of_members):
+                    if not self.has(mine, (member, time, lead)):
+                        self.set(File(mine, (member, time), self.first_of_file(lead)), [lead])
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -166,14 +204,17 @@ class Chunks:
         events: Events | None = None,
         rank: int = 0,
     ) -> None:
+        self.layout = layout
         self._axes, self._diagnostics = layout.axes, layout.diagnostics
         # Chunks of NaN, too, so that a missing file is always an error.
         whole = {"write_empty_chunks": True}
-        self._arrays = {
+        self.arrays: dict[str, Any] = {
             str(name): group[str(name)].with_config(whole)
             for coords in layout.diagnostics.values()
             for name in coords["variable"]
         }
+        # Called when lead times of a file are complete.
+        self.completed: Callable[[File, Iterable[int]], None] = lambda file, leads: None
         self._marks, self._destination = marks, destination
         self._events, self._rank = events, rank
         self._waiting: dict[File, dict[int, list[np.ndarray]]] = {}
@@ -210,6 +251,7 @@ class Chunks:
         with self._naming(written.file, *leads):
             self._mark(written.file, leads)
         self._record(written, leads)
+        self.completed(written.file, leads)
 
     def finish(self) -> None:
         """Write what waits for other lead times of its file; nothing can be added afterwards.
@@ -227,10 +269,18 @@ class Chunks:
         if first is not None:
             raise first
 
-    def verify(self) -> list[str]:
-        """Read back every complete step; unmark and return those that are damaged, in words."""
+    def remove(self, file: File) -> None:
+        """Remove a file of each variable; its marks stay."""
+        for name in self._diagnostics[file.diagnostic]["variable"]:
+            self._destination.remove(self._path(str(name), file))
+
+    def verify(self, needed: Callable[[File], bool] = lambda file: True) -> list[str]:
+        """Read back every complete step; unmark and return those that are damaged, in words.
+
+        Files that are not ``needed`` may be missing.
+        """
         torn: list[str] = []
-        for file, leads in self._marks.marked_files():
+        for file, leads in filter(lambda found: needed(found[0]), self._marks.marked_files()):
             names = map(str, self._diagnostics[file.diagnostic]["variable"])
             if not all(self._is_whole(name, file, leads) for name in names):
                 self._marks.set(file, leads, complete=False)
@@ -242,7 +292,7 @@ class Chunks:
         if not self._destination.has(path):
             return False
         try:
-            self._arrays[name][self._marks.steps(file)]
+            self.arrays[name][self._marks.steps(file)]
         except Exception:  # its checksum, or any other error of a codec
             return False
         if count == 1:
@@ -258,10 +308,11 @@ class Chunks:
 
     def _path(self, name: str, file: File) -> str:
         """Path of the file of a variable in the store."""
-        array = self._arrays[name]
+        array = self.arrays[name]
         grid = (0,) * (array.ndim - len(self._axes))
         lead = file.first // self._marks.leads_in_file
-        return f"{name}/{array.metadata.encode_chunk_key((*file.index, lead, *grid))}"
+        key = array.metadata.encode_chunk_key((*file.index, lead, *grid))
+        return f"{self.layout.inside}{name}/{key}"
 
     def _rows(
         self, diagnostic: str, x: torch.Tensor, coords: Coords
@@ -280,8 +331,7 @@ class Chunks:
         data = x.cpu().float().numpy()
         axis = list(expected).index("variable") - leading
         rows = list(np.moveaxis(data[(0,) * leading], axis, 0))
-        first = lead - lead % self._marks.leads_in_file
-        return File(diagnostic, tuple(index), first), lead, rows
+        return File(diagnostic, tuple(index), self._marks.first_of_file(lead)), lead, rows
 
     def _put(self, file: File, rows: dict[int, list[np.ndarray]]) -> None:
         """Write one file of each variable and mark its lead times complete."""
@@ -289,6 +339,7 @@ class Chunks:
             written = self._put_data(file, rows)
             self._mark(file, rows)
         self._record(dataclasses.replace(written, end=clock.time()), sorted(rows))
+        self.completed(file, sorted(rows))
 
     def _put_data(self, file: File, rows: dict[int, list[np.ndarray]]) -> Written:
         names, start = self._diagnostics[file.diagnostic]["variable"], clock.time()
@@ -302,7 +353,7 @@ class Chunks:
         return Written(file, self._rank, start, clock.time(), nbytes)
 
     def _put_variable(self, name: str, file: File, rows: dict[int, np.ndarray]) -> None:
-        array, steps = self._arrays[name], self._marks.steps(file)
+        array, steps = self.arrays[name], self._marks.steps(file)
         count = steps[-1].stop - file.first
         if self._marks.leads_in_file == 1:
             values = rows[file.first][np.newaxis]

@@ -21,6 +21,8 @@ CREATING = LOCK + ".creating"
 CONTENTS = OWN + "contents"
 # A folder: states of the prognostic, until the forecast is complete.
 RESTART = OWN + "restart"
+# A folder: members of an ensemble of which only statistics stay, until these are complete.
+MEMBERS = OWN + "members"
 # Holds a token by which workers that write verify that they see the driver's store.
 TOKEN = OWN + "meeting"
 

@@ -8,6 +8,7 @@ is marked complete after its data is on disk. An ensemble's arrays have a first 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import secrets
@@ -20,11 +21,12 @@ from typing import Any
 import zarr
 
 from distinf.errors import DistinfError, Interrupted, StoreError, TaskError, TaskLost
-from distinf.options import Output
+from distinf.options import Output, Statistics
 from distinf.report import Events
 from distinf.store.chunks import Chunks, Marks, Written
-from distinf.store.contents import RESTART, TOKEN, Content
+from distinf.store.contents import MEMBERS, RESTART, TOKEN, Content
 from distinf.store.destination import find_destination
+from distinf.store.member_statistics import MemberStatistics, check_statistics, statistics_layout
 from distinf.store.provenance import Provenance
 from distinf.store.schema import (
     Schema,
@@ -32,9 +34,11 @@ from distinf.store.schema import (
     check_clashes,
     create,
     grow,
+    hide,
     leads_in_file,
     mismatches,
     plan_schema,
+    statistics_of,
 )
 from distinf.store.worker_writer import WriterTicket
 
@@ -142,7 +146,13 @@ class ForecastStore:
         skip_errors: bool = False,
     ) -> None:
         output, provenance = output or Output(), provenance or Provenance()
-        self.path, self._layout = os.fspath(path), layout
+        self.path = os.fspath(path)
+        self._hides = not output.members
+        self._layout = dataclasses.replace(layout, inside=f"{MEMBERS}/" if self._hides else "")
+        self._summary: StoreLayout | None = None
+        check_statistics(output, layout.ensemble, layout.diagnostics)
+        if output.statistics is not None:
+            self._summary = statistics_layout(layout, output.statistics)
         self.skipped: list[str] = []
         self._skip_errors = skip_errors
         check_output(path, output.mode)
@@ -161,10 +171,14 @@ class ForecastStore:
             else:
                 self._create(output, provenance)
             group = zarr.open_group(self.destination.open(), mode="r+", use_consolidated=False)
-            self.marks = Marks(group, layout, self.path)
-            self._chunks = Chunks(group, layout, self.marks, self.destination, events)
+            self.marks, self._chunks = self._open_results(group, events)
+            self._statistics: MemberStatistics | None = None
+            if output.statistics is not None:
+                self._statistics = self._open_statistics(group, output.statistics)
             if output.verify:
                 self._verify()
+            if self._statistics is not None:
+                self._statistics.catch_up()
         except BaseException:
             self.destination.release()
             raise
@@ -241,7 +255,7 @@ class ForecastStore:
     def _create(self, output: Output, provenance: Provenance) -> None:
         if output.check_space:
             self._check_space()
-        schema = plan_schema(self._layout, min(output.shards or 1, len(self._layout.lead_times)))
+        schema = self._plan(min(output.shards or 1, len(self._layout.lead_times)))
         about = {"Conventions": "CF-1.11", "title": "Diagnosed forecast"}
         self.destination.begin()
         create(self.destination, schema, {**about, **provenance.created()})
@@ -257,16 +271,46 @@ class ForecastStore:
             )
         grow(self.destination, schema, provenance.resumed(written))
 
+    def _open_results(self, group: zarr.Group, events: Events | None) -> tuple[Marks, Chunks]:
+        if self._hides:
+            assert self._summary is not None
+            leads = leads_in_file(self.destination.open(), self._summary.diagnostics)
+            group = hide(self.destination, self._layout, leads)
+        marks = Marks(group, self._layout, self.path)
+        return marks, Chunks(group, self._layout, marks, self.destination, events)
+
+    def _open_statistics(self, group: zarr.Group, wanted: Statistics) -> MemberStatistics:
+        assert self._summary is not None
+        done = Marks(group, self._summary, self.path)
+        results = Chunks(group, self._summary, done, self.destination)
+        if self._hides:  # the members of a complete store were removed with their marks
+            self.marks.take_over({name: statistics_of(name) for name in self.marks.names}, done)
+        made = MemberStatistics(
+            wanted, self._layout, self._chunks, self.marks, results, done, not self._hides
+        )
+        self._chunks.completed = made.look
+        return made
+
+    def _plan(self, leads: int) -> Schema:
+        """Plan what readers of the store see."""
+        schema = None if self._hides else plan_schema(self._layout, leads)
+        if self._summary is not None:
+            schema = plan_schema(self._summary, leads, schema)
+        assert schema is not None
+        return schema
+
     def _check_same(self, provenance: Provenance) -> tuple[Schema, Mapping[str, Any]]:
         """Compare an existing store with this run; return its schema and the store's attributes."""
         store = self.destination.open()
         written = zarr.open_group(store, mode="r").attrs.asdict()
-        schema = plan_schema(self._layout, leads_in_file(store, self._layout.diagnostics))
+        seen = self._layout if self._summary is None else self._summary
+        schema = self._plan(leads_in_file(store, seen.diagnostics))
         _refuse(self.path, provenance.problems(written) or mismatches(store, schema))
         return schema, written
 
     def _check_space(self) -> None:
         needed, free = self._layout.nbytes, self.destination.free_bytes()
+        needed += 0 if self._summary is None else self._summary.nbytes
         if free is not None and needed > free:
             raise StoreError(
                 f"{self.path} would take up to {needed / 1e9:.1f} GB (before compression), and "
@@ -276,7 +320,11 @@ class ForecastStore:
             )
 
     def _verify(self) -> None:
-        damaged = self._chunks.verify()
+        if self._statistics is None:
+            damaged = self._chunks.verify()
+        else:  # those first: without them, their members are needed again
+            damaged = self._statistics.verify()
+            damaged += self._chunks.verify(self._statistics.needs)
         if damaged:
             log.warning(
                 "%d step(s) in %s are damaged and are computed again: %s",
@@ -294,11 +342,14 @@ class ForecastStore:
         self._writers.shutdown(wait=True)
         try:
             self._chunks.finish()
+            if self._statistics is not None:
+                self._statistics.finish()
         except StoreError as error:
             self._error = self._error or error
         done, total = self.marks.counts
-        if done == total:
+        if done == total and (self._statistics is None or self._statistics.is_complete):
             self.destination.remove(RESTART)
+            self.destination.remove(MEMBERS)
         self.destination.release()
 
     def _wait_for_all(self) -> None:

@@ -57,6 +57,8 @@ class StoreLayout:
         ``units`` and ``long_name`` of variables, by default none.
     ensemble : np.ndarray | None, optional
         Numbers of the members, by default None: no dimension ``ensemble``.
+    inside : str, optional
+        Folder in the store that holds the arrays, with a slash at its end, by default none.
     """
 
     times: np.ndarray
@@ -64,6 +66,7 @@ class StoreLayout:
     diagnostics: Mapping[str, Coords]
     attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     ensemble: np.ndarray | None = None
+    inside: str = ""
 
     @property
     def axes(self) -> Coords:
@@ -100,20 +103,23 @@ class Schema:
     arrays: Mapping[str, ArraySchema]
 
 
-def plan_schema(layout: StoreLayout, leads: int = 1) -> Schema:
-    """Plan the arrays of a store, with so many lead times in one file (1: one chunk, one file)."""
+def plan_schema(layout: StoreLayout, leads: int = 1, base: Schema | None = None) -> Schema:
+    """Plan the arrays of a store, with so many lead times in one file (1: one chunk, one file).
+
+    They are added to those of ``base``.
+    """
     import xarray as xr
 
     axes, diagnostics = layout.axes, layout.diagnostics
-    coords = xr.Dataset(
-        coords={key: (key, values, _COORD_ATTRIBUTES[key]) for key, values in axes.items()}
+    coords = (base.coords if base is not None else xr.Dataset()).assign_coords(
+        {key: (key, values, _COORD_ATTRIBUTES[key]) for key, values in axes.items()}
     )
     ones = [1] * len(axes)
     file = (*ones[:-1], leads)
-    arrays: dict[str, ArraySchema] = {}
+    arrays = dict(base.arrays) if base is not None else {}
     for name, own in diagnostics.items():
         grid = OrderedDict((k, v) for k, v in own.items() if k not in (*axes, "variable"))
-        coords, grid_dims = _add_grid(coords, name, grid)
+        coords, grid_dims = _add_grid(coords, name.removesuffix(statistics_of("")), grid)
         dims = (*axes, *grid_dims)
         size = tuple(coords.sizes[dim] for dim in dims)
         leading, grid_shape = size[: len(axes)], size[len(axes) :]
@@ -182,6 +188,26 @@ def _create_array(group: zarr.Group, name: str, array: ArraySchema) -> None:
     )
 
 
+def hide(destination: Destination, layout: StoreLayout, leads: int) -> zarr.Group:
+    """Create or resize the arrays of a layout in a folder that readers of the store do not see."""
+    with _quiet():
+        group = zarr.open_group(
+            destination.open(), mode="a", path=layout.inside.rstrip("/"), use_consolidated=False
+        )
+        for name, array in plan_schema(layout, leads).arrays.items():
+            if name not in group:
+                _create_array(group, name, array)
+            elif group[name].shape != array.shape:
+                group[name].resize(array.shape)
+    return group
+
+
+def open_layout(destination: Destination, layout: StoreLayout) -> zarr.Group:
+    """Open the group that holds the arrays of a layout."""
+    path = layout.inside.rstrip("/")
+    return zarr.open_group(destination.open(), mode="r+", path=path, use_consolidated=False)
+
+
 def grow(destination: Destination, schema: Schema, attributes: Mapping[str, Any]) -> None:
     """Resize a store without `mismatches` to the lead times of a schema; change its attributes.
 
@@ -209,8 +235,8 @@ def grow(destination: Destination, schema: Schema, attributes: Mapping[str, Any]
 
 def _unmark_missing(group: zarr.Group, there: zarr.Group, schema: Schema) -> None:
     """Unmark lead times that the arrays of a diagnostic lack: earlier versions could leave such."""
-    lead_axis = next(iter(schema.arrays.values())).dims.index("lead_time")
     for name, marks in schema.arrays.items():
+        lead_axis = marks.dims.index("lead_time")
         if marks.dtype == "bool":
             own = [v for v, array in schema.arrays.items() if array.diagnostic == marks.diagnostic]
             short = min(there[v].shape[lead_axis] for v in own)
@@ -338,6 +364,11 @@ def marks_array(diagnostic: str) -> str:
     return f"{diagnostic}_complete"
 
 
+def statistics_of(diagnostic: str) -> str:
+    """Name under which the statistics of a diagnostic's members are stored and marked."""
+    return f"{diagnostic}_statistics"
+
+
 def shape(coords: Coords) -> tuple[int, ...]:
     """Shape of a tensor with these coords; an n-dimensional grid appears n times in them."""
     sizes, axis = [], 0
@@ -396,6 +427,8 @@ def _reserved(name: str, coordinates: Collection[str] = ()) -> str:
     """Why the store uses a name itself, or cannot use it; empty if it is free."""
     if name in _COORD_ATTRIBUTES or name == "variable" or name in coordinates:
         return f"{name} is a coordinate of the store"
+    if name.endswith(statistics_of("")):
+        return f"names that end in {statistics_of('')} are those of statistics over members"
     if name.endswith(marks_array("")):
         return f"names that end in {marks_array('')} say which steps of a diagnostic are complete"
     if not name or "/" in name or name.startswith((".", "__")) or name == "zarr.json":

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import zarr
-
 from distinf.coords import State
 from distinf.errors import ConfigError, StoreError
 from distinf.store.chunks import Chunks, Marks, Written
 from distinf.store.contents import TOKEN
 from distinf.store.destination import find_destination
-from distinf.store.schema import StoreLayout
+from distinf.store.schema import StoreLayout, open_layout
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class RemoteWriter:
                 f"({type(error).__name__}: {error}). Choose a parameters.output_path that all "
                 "ranks share, or output.writer=driver"
             ) from error
-        group = zarr.open_group(destination.open(), mode="r+", use_consolidated=False)
+        group = open_layout(destination, layout)
         self._marks = Marks(group, layout, path)
         self._chunks = Chunks(group, layout, self._marks, destination, rank=rank)
 

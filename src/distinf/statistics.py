@@ -1,0 +1,99 @@
+"""Statistics over the members of an ensemble: their names, and their values for some points.
+
+Mean and standard deviation are Earth2Studio's. A NaN in any member gives NaN.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import numpy as np
+
+from distinf.options import Statistics
+
+
+def statistic_names(wanted: Statistics, variable: str) -> list[str]:
+    """Names in the store of a variable's statistics, such as ``t2m_mean``, ``tp_above_10``."""
+    return list(_described(wanted, variable))
+
+
+def statistic_attributes(
+    wanted: Statistics, variable: str, own: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """``units``, ``long_name`` and ``cell_methods`` of a variable's statistics, from its own."""
+    found = {}
+    what = own.get("long_name", variable)
+    for name, (words, method) in _described(wanted, variable).items():
+        found[name] = {"long_name": f"{words} of {what}"}
+        if method:
+            found[name]["cell_methods"] = f"realization: {method}"
+        if not words.startswith("share"):
+            found[name].update({"units": own["units"]} if "units" in own else {})
+        else:
+            found[name]["units"] = "1"
+    return found
+
+
+def statistics(wanted: Statistics, variable: str, members: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute a variable's statistics.
+
+    Parameters
+    ----------
+    wanted : Statistics
+        Which ones.
+    variable : str
+        The variable.
+    members : np.ndarray
+        Its values [member, ...], float32.
+
+    Returns
+    -------
+    dict[str, np.ndarray]
+        Each statistic [...], float32, by its name: computed in double precision, but for the least
+        and the largest value. A value depends on those of its own point only.
+    """
+    import torch
+    from earth2studio.statistics import mean, std
+
+    found: dict[str, np.ndarray] = {}
+    names = statistic_names(wanted, variable)
+    double = members.astype(np.float64)
+    axes = [f"axis {i}" for i in range(1, members.ndim)]
+    coords = OrderedDict(zip(["ensemble", *axes], map(np.arange, members.shape), strict=True))
+    values: list[np.ndarray] = []
+    for chosen, statistic in ((wanted.mean, mean), (wanted.std, std)):
+        if chosen:
+            values.append(statistic(["ensemble"])(torch.from_numpy(double), coords)[0].numpy())
+    if wanted.min:
+        values.append(members.min(axis=0))
+    if wanted.max:
+        values.append(members.max(axis=0))
+    if wanted.quantiles:
+        values += list(np.quantile(double, list(wanted.quantiles), axis=0))
+    unknown = np.isnan(members).any(axis=0)
+    for threshold in wanted.exceedance.get(variable, ()):
+        share = (members > np.float32(threshold)).mean(axis=0)
+        values.append(np.where(unknown, np.nan, share))
+    for name, value in zip(names, values, strict=True):
+        found[name] = value.astype(np.float32)
+    return found
+
+
+def _described(wanted: Statistics, variable: str) -> dict[str, tuple[str, str]]:
+    """Names of a variable's statistics, each in words and as CF's cell method, in their order."""
+    found = {}
+    if wanted.mean:
+        found[f"{variable}_mean"] = ("mean", "mean")
+    if wanted.std:
+        found[f"{variable}_std"] = ("standard deviation", "standard_deviation")
+    if wanted.min:
+        found[f"{variable}_min"] = ("minimum", "minimum")
+    if wanted.max:
+        found[f"{variable}_max"] = ("maximum", "maximum")
+    for level in wanted.quantiles:
+        found[f"{variable}_q{100 * level:g}"] = (f"{level:g} quantile", "")
+    for threshold in wanted.exceedance.get(variable, ()):
+        words = f"share of members above {threshold:g}"
+        found[f"{variable}_above_{threshold:g}"] = (words, "")
+    return found
