@@ -21,6 +21,7 @@ CFG = application.ROOT / "cfg"
 MANDATORY = {
     "data=netcdf": ["data.paths=[u.nc]"],
     "data=file": ["data.path=x.nc"],
+    "data=inference_output": ["data.inference_output=x.nc"],
     "prognostic=replay": ["prognostic.path=x.zarr"],
     "data=replayed": ["prognostic=replay", "prognostic.path=x.zarr"],
     "diagnostic=corrdiff": ["diagnostic.corrdiff.package=x"],
