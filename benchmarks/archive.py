@@ -35,7 +35,8 @@ def make(path: Path, steps: int) -> None:
         field = draw.normal(size=(1, 721, 1440)).astype("f4")
         coords = {"time": times[i : i + 1], "lat": lat, "lon": lon}
         part = xr.Dataset({"u850": (list(coords), field)}, coords)
-        more: dict[str, Any] = {"append_dim": "time"} if i else {"mode": "w"}
+        encoding = {"time": {"units": "hours since 1970-01-01"}}
+        more: dict[str, Any] = {"append_dim": "time"} if i else {"mode": "w", "encoding": encoding}
         part.to_zarr(path, consolidated=False, **more)
 
 
