@@ -89,3 +89,21 @@ def test_random_fields_depend_on_seed_time_and_variable_alone() -> None:
     assert len(np.unique(both.values)) == both.size
     assert (RandomFields(5, 8, seed=1)(TIMES[0], "t2m").values != both.values[0, 0]).all()
     source(np.datetime64("1950-01-01"), "t2m")  # before the epoch
+
+
+@pytest.mark.parametrize(("dim", "per_hpa"), [("pressure_level", 1), ("plev", 100)])
+def test_levels_of_pressure_have_earth2studio_s_names(
+    tmp_path: Path, dim: str, per_hpa: int
+) -> None:
+    levels = np.array([850.0, 500.0]) * per_hpa
+    lat, lon = np.linspace(90, -90, 5), np.linspace(0, 360, 8, endpoint=False)
+    axes = {"valid_time": [np.datetime64("2023-06-01", "ns")], dim: levels}
+    coords = {**axes, "latitude": lat, "longitude": lon}
+    values = np.random.default_rng(0).normal(size=[len(c) for c in coords.values()])
+    u = xr.DataArray(values.astype("f4"), coords, list(coords))
+    u[dim].attrs["units"] = "Pa" if per_hpa == 100 else "hPa"
+    xr.Dataset({"u": u, "u10": u[:, 0].drop_vars(dim)}).to_netcdf(tmp_path / "x.nc")
+    source = FileSource(str(tmp_path / "x.nc"))
+    assert source.variables == ["u850", "u500", "u10m"]
+    state = source(np.datetime64("2023-06-01", "ns"), [np.timedelta64(0, "h")], ["u500", "u10m"])
+    np.testing.assert_array_equal(state.values[0, 0], values.astype("f4")[0, [1, 0]])

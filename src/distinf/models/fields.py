@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from distinf.coords import Coords
 from distinf.errors import ConfigError
 from distinf.loading import import_first
 
-_SUFFIXES = (".nc", ".nc4", ".grib", ".grib2", ".grb", ".grb2")
+_LEVELS = ("pressure_level", "isobaricInhPa", "plev", "level")
+_WINDS = {f"{wind}{height}": f"{wind}{height}m" for wind in "uv" for height in (10, 100)}
+_NETCDF, _GRIB = (".nc", ".nc4"), (".grib", ".grib2", ".grb", ".grb2")
 
 
 def global_grid(nlat: int, nlon: int, both_poles: bool | None = None) -> Coords:
@@ -40,9 +43,10 @@ class FileSource:
     """Fields of any file, folder of files or Zarr store that xarray opens.
 
     Variables have Earth2Studio's names: each is one array, or one array has a dimension
-    ``variable``. Dimensions are ``time``, ``lat``, ``lon`` and, in a forecast, ``lead_time`` and
-    ``ensemble``. Without ``lead_time``, the valid time is selected. A step that is not complete in
-    a store of distinf is refused.
+    ``variable``. Of an array on pressure levels, as the Climate Data Store and cfgrib have them,
+    each level is a variable, such as ``u850``; ``u10`` is ``u10m``. Dimensions are ``time``,
+    ``lat``, ``lon`` and, in a forecast, ``lead_time`` and ``ensemble``. Without ``lead_time``, the
+    valid time is selected. A step that is not complete in a store of distinf is refused.
 
     Parameters
     ----------
@@ -75,7 +79,7 @@ class FileSource:
             )
         if data["lon"].ndim == 1 and (data["lon"] < 0).any():  # models count from 0 to 360
             data = data.assign_coords(lon=data["lon"] % 360).sortby("lon")
-        self._fields = {str(k): a for k, a in data.items() if a.dtype.kind == "f"}
+        self._fields = dict(_by_level({str(k): a for k, a in data.items() if a.dtype.kind == "f"}))
         self._marks = {k: data[m] for k, a in self._fields.items() if (m := _marks(a)) in data}
         for name, array in list(self._fields.items()):
             if "variable" in array.dims:
@@ -165,15 +169,47 @@ class FileSource:
 def _open(path: Path) -> Any:
     if any((path / name).exists() for name in ("zarr.json", ".zgroup")):
         return xr.open_zarr(path)
-    if path.is_dir():
-        files = sorted(own for own in path.iterdir() if own.is_file() and own.suffix in _SUFFIXES)
-        if not files:
-            raise ConfigError(
-                f"{path} is neither a Zarr store nor a folder of {', '.join(_SUFFIXES)}"
-            )
-        # Files are opened when they are read: an archive has more than a process may have open.
-        return xr.open_mfdataset(files, combine="by_coords", data_vars="minimal", join="exact")
-    return xr.open_dataset(path)
+    if not path.is_dir():
+        return _open_files([path]) if path.suffix in _GRIB else xr.open_dataset(path)
+    files = sorted(own for own in path.iterdir() if own.suffix in (*_NETCDF, *_GRIB))
+    if not files:
+        suffixes = ", ".join((*_NETCDF, *_GRIB))
+        raise ConfigError(f"{path} is neither a Zarr store nor a folder of {suffixes}")
+    return _open_files(files)
+
+
+def _open_files(files: list[Path]) -> Any:
+    options: dict[str, Any] = {}
+    if files[0].suffix in _GRIB:  # cfgrib would write an index beside each file
+        options = {"engine": "cfgrib", "backend_kwargs": {"indexpath": ""}}
+    return xr.open_mfdataset(
+        files,
+        combine="by_coords",
+        data_vars="minimal",
+        join="exact",
+        preprocess=_with_dimensions,
+        **options,
+    )
+
+
+def _with_dimensions(data: xr.Dataset) -> xr.Dataset:
+    """Give the fields of a file dimensions of which cfgrib found only one value."""
+    if "time" in data.coords and "valid_time" not in data.dims:
+        data = data.drop_vars("valid_time", errors="ignore")
+    single = [dim for dim in ("time", "step", *_LEVELS) if dim in data.coords]
+    return data.expand_dims([dim for dim in single if not data[dim].dims])
+
+
+def _by_level(fields: dict[str, xr.DataArray]) -> Iterator[tuple[str, xr.DataArray]]:
+    """Yield each variable under Earth2Studio's name, levels of pressure one by one."""
+    for name, array in fields.items():
+        dim = next((dim for dim in _LEVELS if dim in array.dims), None)
+        if dim is None:
+            yield _WINDS.get(name, name), array
+            continue
+        per_hpa = 100 if array[dim].attrs.get("units") == "Pa" else 1
+        for level in array[dim].values:
+            yield f"{name}{level / per_hpa:g}", array.sel({dim: level}, drop=True)
 
 
 def _marks(array: xr.DataArray) -> str:
