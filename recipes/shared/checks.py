@@ -34,13 +34,16 @@ def read_run(cfg: DictConfig) -> Run:
 def check(cfg: DictConfig) -> None:
     """Refuse what cannot work in a forecast, before any rank is started or model loaded."""
     as_forecast(read_run(cfg))
-    check_paths(cfg)
-    check_models(cfg)
+    _check(cfg)
 
 
 def check_archive(cfg: DictConfig) -> None:
     """Refuse what cannot work with states that are read, before any rank is started."""
     as_archive(read_run(cfg))
+    _check(cfg)
+
+
+def _check(cfg: DictConfig) -> None:
     check_paths(cfg)
     check_models(cfg)
 

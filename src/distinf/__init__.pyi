@@ -17,14 +17,14 @@ from .options import Runtime as Runtime
 from .options import check_keys as check_keys
 from .physicsnemo_names import DistributedManager as DistributedManager
 from .pipeline import Forecast as Forecast
-from .pipeline import StoredOutput as StoredOutput
-from .pipeline import check_run as check_run
 from .pipeline import load_diagnostics as load_diagnostics
 from .pipeline import load_forecast as load_forecast
 from .pipeline import open_archive as open_archive
 from .pipeline import open_store as open_store
-from .pipeline import plan_outputs as plan_outputs
 from .pipeline import print_report as print_report
+from .planning import StoredOutput as StoredOutput
+from .planning import check_run as check_run
+from .planning import plan_outputs as plan_outputs
 from .report import Progress as Progress
 from .report import summarize as summarize
 from .run import ArchiveRun as ArchiveRun

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from numbers import Real
 from typing import Any
@@ -73,17 +73,7 @@ def parse_lead_times(lead_time: Any) -> np.ndarray:
     """
     where = "parameters.lead_time"
     if isinstance(lead_time, Mapping):
-        check_keys(lead_time, ("start", "end", "interval"), where)
-        for key in ("start", "end", "interval"):
-            if key not in lead_time:
-                raise ConfigError(f"{where}.{key} is missing")
-        start, end = (_lead(lead_time[key], f"{where}.{key}") for key in ("start", "end"))
-        step = parse_interval(lead_time["interval"], f"{where}.interval")
-        if end < start:
-            raise ConfigError(f"{where}.end={lead_time['end']} lies before its start")
-        if (end - start) // step >= _MOST_TIMES:
-            raise ConfigError(f"{where}.interval={lead_time['interval']}: too many lead times")
-        return np.arange(start, end + np.timedelta64(1, "ns"), step).astype("timedelta64[ns]")
+        return _period(lead_time, where, _lead).astype("timedelta64[ns]")
     items = list(lead_time) if isinstance(lead_time, list | tuple) else [lead_time]
     found = [_lead(item, where) for item in items]
     if not found or len(set(found)) < len(found):
@@ -106,7 +96,7 @@ def parse_times(time: Any) -> np.ndarray:
     `ConfigError` if one is no time or out of range, if one appears twice, or if there is none.
     """
     if isinstance(time, Mapping):
-        return _period(time)
+        return _period(time, "parameters.time", _time).astype("datetime64[ns]")
     items = list(time) if isinstance(time, list | tuple) else [time]
     if not items:
         raise ConfigError("parameters.time=[]: name at least one initial time")
@@ -141,29 +131,26 @@ def check_valid_times(times: np.ndarray, step: np.timedelta64, nsteps: int) -> N
         )
 
 
-def _period(given: Mapping[str, Any]) -> np.ndarray:
+def _period(given: Mapping[str, Any], where: str, read: Callable[[Any, str], Any]) -> np.ndarray:
+    """Read start, end (included) and interval into nanoseconds, int64."""
     names = ("start", "end", "interval")
-    check_keys(given, names, "parameters.time")
+    check_keys(given, names, where)
     for name in names:
         if name not in given:
-            raise ConfigError(
-                f"parameters.time.{name} is missing: give start, end (included) and interval"
-            )
-    start, end = (_time(given[name], f"parameters.time.{name}") for name in names[:2])
-    step = parse_interval(given["interval"], "parameters.time.interval")
+            raise ConfigError(f"{where}.{name} is missing: give start, end (included) and interval")
+    start, end = (read(given[name], f"{where}.{name}") for name in names[:2])
+    step = parse_interval(given["interval"], f"{where}.interval")
     if end < start:
-        raise ConfigError(
-            f"parameters.time.end={given['end']} lies before its start {given['start']}"
-        )
+        raise ConfigError(f"{where}.end={given['end']} lies before its start {given['start']}")
     # Python's integers do not overflow.
     first, last, length = (int(value.astype(np.int64)) for value in (start, end, step))
     count = (last - first) // length + 1
     if count > _MOST_TIMES:
         raise ConfigError(
-            f"parameters.time.interval={given['interval']}: from {given['start']} to "
+            f"{where}.interval={given['interval']}: from {given['start']} to "
             f"{given['end']} these are {count} times; at most {_MOST_TIMES} are possible"
         )
-    return (first + np.arange(count) * length).astype("datetime64[ns]")
+    return first + np.arange(count) * length
 
 
 def _time(item: Any, where: str) -> np.datetime64:

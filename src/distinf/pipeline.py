@@ -1,4 +1,4 @@
-"""The parts of a recipe: load the models, plan the outputs, forecast what the store lacks.
+"""The parts of a recipe: load the models, forecast what the store lacks, store, report.
 
 Each takes a `Run` and works inside a session, on the driver.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from distinf.background import in_background
-from distinf.coords import Coords, Selection, State, plan_subset
-from distinf.diagnostics import ArchiveChain, Chain, Link, StoredSubset, assign
-from distinf.errors import ConfigError, TaskError, TasksSkipped, as_config_error
+from distinf.coords import State
+from distinf.diagnostics import assign
+from distinf.errors import TaskError, TasksSkipped, as_config_error
 from distinf.forecast import (
     Block,
     RestartStates,
@@ -29,132 +28,29 @@ from distinf.forecast import (
     lead_times,
     perturb,
     states,
-    step_coords,
 )
 from distinf.inference import DistributedInference
 from distinf.loading import (
     ArchiveSteps,
-    check_reachable,
     import_first,
     load_section,
-    load_weightless,
     read_code,
     read_files,
-    weight_free,
 )
-from distinf.options import Output
-from distinf.parameters import check_valid_times
+from distinf.planning import StoredOutput, archive_steps, chain_factory
 from distinf.report import Progress, summarize
-from distinf.run import ArchiveRun, ForecastRun, Run, as_archive, as_forecast
+from distinf.run import ForecastRun, Run, as_archive, as_forecast
 from distinf.session import current_session
 from distinf.store import (
     ForecastStore,
     Provenance,
     StoreLayout,
-    check_clashes,
-    check_names,
-    check_statistics,
     to_netcdf,
     vocabulary,
 )
 from distinf.versions import versions
 
 log = logging.getLogger("distinf")
-
-
-@dataclass(frozen=True)
-class StoredOutput:
-    """One source of stored variables: a chain of diagnostics, or the prognostic's own state.
-
-    Attributes
-    ----------
-    grids : dict[str, Coords]
-        For each diagnostic of which something is stored its coords, renamed and cut.
-    diagnostics : Chain | DistributedInference | None
-        What computes them; None for the prognostic's own state.
-    selection : Selection | None
-        What is stored of the prognostic's own state.
-    """
-
-    grids: dict[str, Coords]
-    diagnostics: Any = None
-    selection: Selection | None = None
-
-    def submit(self, *state: Any) -> Future[Any]:
-        """Compute them for one state (a tensor and its coords), on a worker.
-
-        Of an archive, the coords of a step are enough.
-        """
-        if self.selection is not None:
-            return current_session().to_host(self.selection(*state))
-        return self.diagnostics.submit(*state)  # type: ignore[no-any-return]
-
-    def missing_in(self, store: ForecastStore, coords: Coords) -> list[str]:
-        """Names of the diagnostics whose result for this state is not in a store."""
-        lacking = store.marks.lacking(coords)
-        return [name for name in self.grids if name in lacking]
-
-
-def check_run(run: Run) -> None:
-    """Refuse models and data that do not fit together, as far as no weights are needed for it.
-
-    Parameters
-    ----------
-    run : Run
-        The run.
-
-    Raises
-    ------
-    ConfigError
-        Names the section, and what would be right.
-    """
-    for old, new in run.renamed.items():
-        log.warning("_target_: %s is now called %s; the old name still works", old, new)
-    check_names({name: placement.rename for name, placement in run.placements.items()})
-    check_reachable(run.data, "data")
-    for name, settings in run.diagnostics.items():
-        check_reachable(settings, f"diagnostic.{name}")
-    data: Any = load_section(run.data, "data") if weight_free(run.data) else None
-    source: Any
-    if isinstance(run, ArchiveRun):
-        if data is None:
-            return
-        source = _steps(run, data)
-    else:
-        source = _check_forecast(as_forecast(run), data)
-        if source is None:
-            return
-    imported = "earth2studio.models.px" in sys.modules  # and with it its diagnostics
-    known = []
-    for names in run.chains:
-        models = {
-            name: load_weightless(run.diagnostics[name], f"diagnostic.{name}", imported)
-            for name in names
-        }
-        if None not in models.values():
-            links = _links(run, {name: partial(models.get, name) for name in names})
-            chain = Chain(links, _subset(run))
-            reads = isinstance(run, ArchiveRun)
-            known.append(ArchiveChain(lambda: data, partial(_same, chain)) if reads else chain)
-    plan_outputs(run, source, known)
-
-
-def _same(chain: Chain) -> Chain:
-    return chain
-
-
-def _check_forecast(run: ForecastRun, data: Any) -> Any:
-    """Check the prognostic with the data, if it is known; return it if it can be made."""
-    check_reachable(run.prognostic, "prognostic")
-    for time in run.times if hasattr(data, "check_time") else ():
-        data.check_time(time)
-    prognostic = load_weightless(run.prognostic, "prognostic")
-    if prognostic is None:
-        return None
-    is_restartable(prognostic, run.restartable)
-    if data is not None:
-        check_initial(prognostic, data)
-    return prognostic
 
 
 @dataclass(frozen=True)
@@ -269,12 +165,7 @@ def open_archive(run: Run) -> ArchiveSteps:
     ConfigError
         If a setting is wrong, or the data does not have what the run takes of it.
     """
-    run = as_archive(run)
-    return _steps(run, load_section(run.data, "data"))
-
-
-def _steps(run: ArchiveRun, data: Any) -> ArchiveSteps:
-    return ArchiveSteps(data, run.times, run.lead_times, run.members, run.output.every)
+    return archive_steps(as_archive(run), load_section(run.data, "data"))
 
 
 @contextmanager
@@ -327,84 +218,13 @@ def _load_chains(run: Run, workers: Sequence[int]) -> list[DistributedInference]
             name: partial(load_section, run.diagnostics[name], f"diagnostic.{name}")
             for name in names
         }
-        build: Any = partial(Chain, _links(run, factories), _subset(run), run.runtime.seed)
-        if isinstance(run, ArchiveRun):
-            build = partial(ArchiveChain, partial(load_section, run.data, "data"), build)
+        build: Any = chain_factory(run, factories, partial(load_section, run.data, "data"))
         build.__name__ = "+".join(names)  # what errors call it
         try:
             loaded.append(DistributedInference(build, remote_ranks=ranks[head]))
         except TaskError as error:
             raise as_config_error(error) from None
     return loaded
-
-
-def _links(run: Run, factories: Mapping[str, Callable[[], Any]]) -> list[Link]:
-    placed = [(name, factory, run.placements[name]) for name, factory in factories.items()]
-    return [
-        Link(name, factory, own.after, own.rename, own.precision, bool(own.compile), own.nonfinite)
-        for name, factory, own in placed
-    ]
-
-
-def _subset(run: Run) -> StoredSubset:
-    return StoredSubset(run.output.variables, run.output.region)
-
-
-def plan_outputs(run: Run, source: Any, diagnostics: Sequence[Any]) -> list[StoredOutput]:
-    """Plan what is stored, from the coordinates that the models declare.
-
-    Parameters
-    ----------
-    run : Run
-        The run.
-    source : PrognosticModel | ArchiveSteps
-        Its prognostic, or the steps of its archive.
-    diagnostics : Sequence[DistributedInference]
-        Its chains of diagnostics; where some are not known yet, those that are.
-
-    Returns
-    -------
-    list[StoredOutput]
-        One for each chain, and one for the prognostic's own variables if some are stored.
-
-    Raises
-    ------
-    ConfigError
-        If the models do not fit together, two outputs have the same name, ``output.variables``
-        names something that nothing computes, or the forecast ends after the last possible date.
-    """
-    if isinstance(source, ArchiveSteps):
-        state, members = next(iter(source)), source.members
-    else:
-        run = as_forecast(run)
-        members = None if run.members is None else np.arange(run.members)
-        state = step_coords(source, run.times[0], member=None if run.members is None else 0)
-        check_valid_times(run.times, state["lead_time"][-1], run.nsteps)
-    output = run.output
-    try:
-        outputs = [StoredOutput(x.output_coords(state), x) for x in diagnostics]
-    except TaskError as error:
-        raise as_config_error(error) from None
-    if output.prognostic_variables:
-        who, names = "output.prognostic_variables", output.prognostic_variables
-        own = plan_subset(state, names, output.region, who, "the prognostic")
-        outputs.append(StoredOutput({"prognostic": own.select_coords(state)}, selection=own))
-    grids = {name: grid for output in outputs for name, grid in output.grids.items()}
-    check_clashes(grids)
-    if len(diagnostics) == len(run.chains):
-        _check_stored(output, grids)
-        check_statistics(output, members, grids)
-    return outputs
-
-
-def _check_stored(output: Output, grids: dict[str, Coords]) -> None:
-    stored = {str(v) for grid in grids.values() for v in grid["variable"]}
-    unknown = [name for name in output.variables or () if name not in stored]
-    if unknown or not grids:
-        raise ConfigError(
-            f"output.variables={list(output.variables or ())}: no diagnostic makes "
-            f"{', '.join(unknown) or 'any of them'}"
-        )
 
 
 @contextmanager

@@ -22,17 +22,12 @@ def statistic_attributes(
     wanted: Statistics, variable: str, own: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
     """``units``, ``long_name`` and ``cell_methods`` of a variable's statistics, from its own."""
-    found = {}
+    units = {"units": own["units"]} if "units" in own else {}
     what = own.get("long_name", variable)
-    for name, (words, method) in _described(wanted, variable).items():
-        found[name] = {"long_name": f"{words} of {what}"}
-        if method:
-            found[name]["cell_methods"] = f"realization: {method}"
-        if not words.startswith("share"):
-            found[name].update({"units": own["units"]} if "units" in own else {})
-        else:
-            found[name]["units"] = "1"
-    return found
+    return {
+        name: {**units, **more, "long_name": f"{words} of {what}"}
+        for name, (words, more) in _described(wanted, variable).items()
+    }
 
 
 def statistics(wanted: Statistics, variable: str, members: np.ndarray) -> dict[str, np.ndarray]:
@@ -56,8 +51,6 @@ def statistics(wanted: Statistics, variable: str, members: np.ndarray) -> dict[s
     import torch
     from earth2studio.statistics import mean, std
 
-    found: dict[str, np.ndarray] = {}
-    names = statistic_names(wanted, variable)
     double = members.astype(np.float64)
     axes = [f"axis {i}" for i in range(1, members.ndim)]
     coords = OrderedDict(zip(["ensemble", *axes], map(np.arange, members.shape), strict=True))
@@ -75,25 +68,26 @@ def statistics(wanted: Statistics, variable: str, members: np.ndarray) -> dict[s
     for threshold in wanted.exceedance.get(variable, ()):
         share = (members > np.float32(threshold)).mean(axis=0)
         values.append(np.where(unknown, np.nan, share))
-    for name, value in zip(names, values, strict=True):
-        found[name] = value.astype(np.float32)
-    return found
+    names = statistic_names(wanted, variable)
+    return {name: value.astype(np.float32) for name, value in zip(names, values, strict=True)}
 
 
-def _described(wanted: Statistics, variable: str) -> dict[str, tuple[str, str]]:
-    """Names of a variable's statistics, each in words and as CF's cell method, in their order."""
-    found = {}
-    if wanted.mean:
-        found[f"{variable}_mean"] = ("mean", "mean")
-    if wanted.std:
-        found[f"{variable}_std"] = ("standard deviation", "standard_deviation")
-    if wanted.min:
-        found[f"{variable}_min"] = ("minimum", "minimum")
-    if wanted.max:
-        found[f"{variable}_max"] = ("maximum", "maximum")
+def _described(wanted: Statistics, variable: str) -> dict[str, tuple[str, dict[str, str]]]:
+    """Names of a variable's statistics, each in words and with its attributes, in their order."""
+    plain = {
+        "mean": (wanted.mean, "mean", "mean"),
+        "std": (wanted.std, "standard deviation", "standard_deviation"),
+        "min": (wanted.min, "minimum", "minimum"),
+        "max": (wanted.max, "maximum", "maximum"),
+    }
+    found = {
+        f"{variable}_{name}": (words, {"cell_methods": f"realization: {method}"})
+        for name, (chosen, words, method) in plain.items()
+        if chosen
+    }
     for level in wanted.quantiles:
-        found[f"{variable}_q{100 * level:g}"] = (f"{level:g} quantile", "")
+        found[f"{variable}_q{100 * level:g}"] = (f"{level:g} quantile", {})
     for threshold in wanted.exceedance.get(variable, ()):
         words = f"share of members above {threshold:g}"
-        found[f"{variable}_above_{threshold:g}"] = (words, "")
+        found[f"{variable}_above_{threshold:g}"] = (words, {"units": "1"})
     return found

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from distinf.errors import ConfigError
-from distinf.parameters import check_valid_times, parse_ensemble, parse_times
+from distinf.parameters import check_valid_times, parse_ensemble, parse_lead_times, parse_times
 
 UNITS = {"min": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 STARTS = st.datetimes(datetime(1950, 1, 1), datetime(2100, 1, 1)).map(
@@ -174,3 +174,37 @@ def test_a_forecast_ends_before_the_last_date(nsteps, hours):
         return
     with pytest.raises(ConfigError, match=rf"nsteps={nsteps}: .* 2262-04-11.* most {most} steps"):
         check_valid_times(times, step, nsteps)
+
+
+@pytest.mark.parametrize(
+    ("given", "hours"),
+    [
+        ("6h", [6]),
+        (0, [0]),
+        (["0h", "1d"], [0, 24]),
+        ({"start": "0h", "end": "13h", "interval": "6h"}, [0, 6, 12]),
+    ],
+)
+def test_lead_times_are_read(given: object, hours: list[int]) -> None:
+    found = parse_lead_times(given)
+    assert found.dtype == "timedelta64[ns]"
+    assert list(found / np.timedelta64(1, "h")) == hours
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("6", "write it like 30min, 6h or 1d"),
+        ([], "name at least one"),
+        (["6h", "6h"], "each once"),
+        (
+            {"start": "6h", "end": "0h", "interval": "6h"},
+            r"parameters\.lead_time\.end=0h lies before",
+        ),
+        ({"start": "0h", "end": "6h"}, r"parameters\.lead_time\.interval is missing"),
+        ({"start": "0h", "end": "99999d", "interval": "1min"}, "at most 10000000 are possible"),
+    ],
+)
+def test_wrong_lead_times_are_one_line(given: object, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_lead_times(given)

@@ -107,3 +107,15 @@ def test_levels_of_pressure_have_earth2studio_s_names(
     assert source.variables == ["u850", "u500", "u10m"]
     state = source(np.datetime64("2023-06-01", "ns"), [np.timedelta64(0, "h")], ["u500", "u10m"])
     np.testing.assert_array_equal(state.values[0, 0], values.astype("f4")[0, [1, 0]])
+
+
+def test_a_member_is_read_beside_statistics_over_members(tmp_path: Path) -> None:
+    made = array(ensemble=np.array([0, 4]), time=TIMES, lead_time=LEADS)
+    xr.Dataset({"t2m": made, "t2m_mean": made.mean("ensemble")}).to_netcdf(tmp_path / "x.nc")
+    source = FileSource(str(tmp_path / "x.nc"))
+    with pytest.raises(ConfigError, match="has an ensemble"):
+        source(TIMES[:1], LEADS[:1], ["t2m_mean", "t2m"])
+    state = source.member(4)(TIMES[1:2], LEADS[:1], ["t2m_mean", "t2m"])
+    np.testing.assert_array_equal(state.values[0, 0, 1], made.values[1, 1, 0])
+    with pytest.raises(ConfigError, match="does not have the members 3"):
+        source.member(3)

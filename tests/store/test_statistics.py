@@ -176,6 +176,21 @@ def test_what_a_kill_leaves_is_completed_without_its_members(tmp_path: Path) -> 
     assert files(path) == before
 
 
+def test_a_member_that_cannot_be_read_back_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.zarr"
+    with opened(path) as store:
+        write(store, *STEPS)
+    before = files(path)
+    (path / "rain_statistics_complete/c/0/1").unlink()
+    torn = path / "t2m/c/2/0/1/0/0"
+    torn.write_bytes(torn.read_bytes()[:-7])
+    with pytest.raises(StoreError, match=r"rain 2023-06-01T00:00 \+6 h: its members cannot be"):
+        opened(path, mode="resume")
+    with opened(path, mode="resume", verify=True) as store:
+        write(store, (2, 0, 1))
+    assert files(path) == before
+
+
 def test_a_damaged_statistic_is_computed_again(tmp_path: Path) -> None:
     path = tmp_path / "x.zarr"
     with opened(path, members=False) as store:

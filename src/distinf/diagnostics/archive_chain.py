@@ -22,7 +22,6 @@ class ArchiveChain:
     """
 
     def __init__(self, source: Callable[[], Any], chain: Callable[[], Chain]) -> None:
-        import_first("earth2studio.data")  # reads it; not at the first step
         self._archive = Archive(source())
         self._chain = chain()
         self._needed = self._chain.input_coords()
@@ -42,7 +41,8 @@ class ArchiveChain:
         return self._chain.label
 
     def to(self, device: torch.device) -> ArchiveChain:
-        """Move every model to a device and prepare it for inference."""
+        """Move every model to a device and prepare it, and what reads, for inference."""
+        import_first("earth2studio.data")  # reads a state
         self._device = torch.device(device)
         self._chain = self._chain.to(device)
         return self

@@ -107,7 +107,10 @@ class FileSource:
         self._check("members", [number], there)
         own = copy(self)
         own._fields, own._marks = (
-            {k: a.sel(ensemble=number, drop=True) for k, a in arrays.items()}
+            {
+                k: a.sel(ensemble=number, drop=True) if "ensemble" in a.dims else a
+                for k, a in arrays.items()
+            }
             for arrays in (self._fields, self._marks)
         )
         return own
@@ -126,7 +129,7 @@ class FileSource:
         leads = np.atleast_1d(np.asarray(lead_time, dtype="timedelta64[ns]"))
         names = [str(v) for v in np.atleast_1d(variable)]
         self._check("variables", names, self.variables)
-        if "ensemble" in self._fields[names[0]].dims:
+        if any("ensemble" in self._fields[name].dims for name in names):
             raise ConfigError(
                 f"{self._path} has an ensemble, of which one state cannot be read; recipe=archive "
                 "reads its members"

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from distinf.coords import Coords
-from distinf.errors import ConfigError
+from distinf.coords import Coords, step_words
+from distinf.errors import ConfigError, StoreError
 from distinf.options import Output, Statistics
 from distinf.statistics import (
     statistic_attributes,
@@ -24,7 +24,7 @@ from distinf.statistics import (
 from distinf.store.chunks import Chunks, File, Marks
 from distinf.store.schema import StoreLayout, statistics_of
 
-_BYTES = 2**28  # of all members that are held at once
+_BYTES = 2**27  # of all members that are held at once
 
 
 def check_statistics(
@@ -101,6 +101,8 @@ class MemberStatistics:
         done: Marks,
         keep: bool,
     ) -> None:
+        import earth2studio.statistics  # noqa: F401 - now, not between two writes
+
         self._wanted, self._layout, self._keep = wanted, layout, keep
         self._members, self._marks = members, marks
         self._results, self._done = results, done
@@ -174,9 +176,16 @@ class MemberStatistics:
         import torch
 
         coords = self._layout.diagnostics[name]
-        variables = [str(v) for v in coords["variable"]]
-        rows = [row for v in variables for row in self._of_variable(v, time, lead)]
         own = self._done.coords(time, lead)
+        try:
+            variables = [str(v) for v in coords["variable"]]
+            rows = [row for v in variables for row in self._of_variable(v, time, lead)]
+        except Exception as error:  # of a codec, of the file system
+            raise StoreError(
+                f"{name}{step_words(own)}: its members cannot be read back "
+                f"({type(error).__name__}: {error}); output.mode=resume with output.verify=true "
+                "computes again what is damaged"
+            ) from error
         result = OrderedDict(self._results.layout.diagnostics[statistics_of(name)], **own)
         x = np.stack(rows, axis=list(result).index("variable") - len(own))[np.newaxis, np.newaxis]
         self._results.add(statistics_of(name), torch.from_numpy(x), result)
