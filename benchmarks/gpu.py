@@ -1,11 +1,12 @@
 """What farming out costs and gains on GPUs; one is enough, its ranks then share it.
 
-    python benchmarks/gpu.py                      # every figure, as a table
-    python benchmarks/gpu.py --only transfer step --ranks 3 --json gpu.json
-    python benchmarks/gpu.py --rehearse           # tiny, on whatever there is: figures mean nothing
+    python -m benchmarks.gpu                      # everything, the most important first
+    python -m benchmarks.gpu --only transfer step --ranks 3 --json gpu.json
+    python -m benchmarks.gpu --rehearse           # tiny, on whatever there is: figures mean nothing
 
-Each figure comes from processes of its own. With several ranks on one GPU the diagnostics take
-their time from the prognostic, so that only `transfer` and `step` say something about the farm.
+Each case runs in processes of its own and has its own time limit. The JSON file is written after
+each case. With several ranks on one GPU the diagnostics take their time from the prognostic, which
+`emulated` takes into account. `tests` runs tests/gpu.
 """
 
 from __future__ import annotations
@@ -13,274 +14,177 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import OrderedDict
+import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from distinf import DistributedInference, Runtime, session
+from benchmarks.gpu_cases import MEASURES
+from distinf import Runtime, session
 from distinf.session.session import current_session
 
 ROOT = Path(__file__).parent.parent
-WAIT_SECONDS = 1800.0
 Row = dict[str, Any]
-
-
-class Nothing:
-    """Takes a state and gives back one number: all that is left is the way there."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.flatten()[:1]
-
-
-class Loaded:
-    """An Earth2Studio diagnostic from a package, at the coords that it asks for."""
-
-    def __init__(self, name: str, package: str) -> None:
-        import earth2studio.models.dx as models
-        from earth2studio.models.auto import Package
-
-        self.model = getattr(models, name).load_model(Package(package))
-
-    def to(self, device: torch.device) -> Loaded:
-        self.model = self.model.to(device).eval()
-        return self
-
-    def input_coords(self) -> Any:
-        return self.model.input_coords()
-
-    def forward(self, x: torch.Tensor, coords: Any) -> torch.Tensor:
-        return self.model(x, coords)[0]
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds_of(work: Callable[[], Any], device: torch.device, times: int) -> float:
-    """Median seconds of one of some calls, each waited for."""
-    taken = []
-    for _ in range(times + 1):
-        synchronize(device)
-        began = time.perf_counter()
-        work()
-        synchronize(device)
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken[1:])  # the first one warms up
-
-
-def transfer(options: Row) -> Row:
-    """Rate from the driver to a worker, over the rate at which the device copies in its memory."""
-    device, n = current_session().device, options["bytes"] // 4
-    x = torch.ones(n, device=device)
-    other = torch.empty_like(x)
-    own = n * 4 / seconds_of(lambda: other.copy_(x), device, 10)
-    host = torch.empty(n, pin_memory=device.type == "cuda")
-    down = n * 4 / seconds_of(lambda: host.copy_(x, non_blocking=True), device, 10)
-    with DistributedInference(Nothing) as infer:
-        for _ in range(3):
-            infer.submit(x).result(WAIT_SECONDS)
-        began = time.perf_counter()
-        futures = [infer.submit(x) for _ in range(options["sends"])]
-        for future in futures:
-            future.result(WAIT_SECONDS)
-        rate = n * 4 * options["sends"] / (time.perf_counter() - began)
-    return {
-        "GB/s": rate / 1e9,
-        "device copy GB/s": own / 1e9,
-        "to pinned host GB/s": down / 1e9,
-        "share of device copy": rate / own,
-    }
-
-
-class Prognostic:
-    """Products of matrices, on the device, that write the state over the one before."""
-
-    def __init__(self, device: torch.device, size: int, shape: list[int]) -> None:
-        self.a = torch.randn(size, size, device=device) / size**0.5
-        self.x = torch.zeros(shape, device=device)
-
-    def step(self, products: int) -> torch.Tensor:
-        b = self.a
-        for _ in range(products):
-            b = b @ self.a
-        return self.x.add_(b[0, 0])
-
-
-def step(options: Row) -> Row:
-    """The prognostic's own step with every state sent to a worker, over its step alone."""
-    device = current_session().device
-    prognostic = Prognostic(device, options["size"], options["shape"])
-    products, nsteps = options["products"], options["nsteps"]
-
-    def rollout(each: Callable[[torch.Tensor], Any]) -> float:
-        synchronize(device)
-        began = time.perf_counter()
-        for _ in range(nsteps):
-            each(prognostic.step(products))
-        synchronize(device)
-        return (time.perf_counter() - began) / nsteps
-
-    with DistributedInference(Nothing) as infer:
-        alone, farmed, submits = [], [], []
-
-        def submit(x: torch.Tensor) -> Future[Any]:
-            began = time.perf_counter()
-            future = infer.submit(x)
-            submits.append(time.perf_counter() - began)
-            return future
-
-        for _ in range(options["repeats"] + 1):  # interleaved, the first of each warms up
-            alone.append(rollout(lambda x: None))
-            farmed.append(rollout(submit))
-    alone_s, farmed_s = statistics.median(alone[1:]), statistics.median(farmed[1:])
-    return {
-        "step alone ms": alone_s * 1e3,
-        "with the farm ms": farmed_s * 1e3,
-        "ratio": farmed_s / alone_s,
-        "submit ms": statistics.median(submits) * 1e3,
-    }
-
-
-def real(options: Row) -> Row:
-    """Steps per second of FourCastNet and a diagnostic behind it, both from packages."""
-    from earth2studio.models.auto import Package
-    from earth2studio.models.px import FCN
-
-    device = current_session().device
-    prognostic = FCN.load_model(Package(options["fcn"])).to(device)
-    coords = of_a_step(prognostic.input_coords())
-    x = torch.randn([len(v) for v in coords.values()], device=device)
-    with DistributedInference(Loaded, options["diagnostic"], options["package"]) as infer:
-        states = prognostic.create_iterator(x, coords)
-        infer.submit(*next(states)).result(WAIT_SECONDS)
-        return rate(lambda: infer.submit(*next(states)), options["nsteps"])
-
-
-def corrdiff(options: Row) -> Row:
-    """Calls per second of a generative model, on states of its own grid that are there at once."""
-    device = current_session().device
-    with DistributedInference(Loaded, "CorrDiff", options["package"]) as infer:
-        coords = of_a_step(infer.call_func("input_coords", rank=infer.remote_ranks[0]))
-        x = torch.randn([len(v) for v in coords.values()], device=device)
-        infer.submit(x, coords).result(WAIT_SECONDS)
-        return rate(lambda: infer.submit(x, coords), options["nsteps"])
-
-
-def of_a_step(coords: Any) -> Any:
-    """Coordinates of one state, from those that a model asks for."""
-    step = {
-        "time": np.array(["2023-06-01"], dtype="datetime64[ns]"),
-        "lead_time": np.array([0], dtype="timedelta64[ns]"),
-    }
-    rest = {key: values for key, values in coords.items() if key not in ("batch", *step)}
-    return OrderedDict(**step, **rest)
-
-
-def rate(submit: Callable[[], Future[Any]], nsteps: int) -> Row:
-    """Submit so many steps and wait for all results."""
-    began = time.perf_counter()
-    for future in [submit() for _ in range(nsteps)]:
-        future.result(WAIT_SECONDS)
-    wall = time.perf_counter() - began
-    return {"steps/s": nsteps / wall, "s a step": wall / nsteps}
-
-
-MEASURES = {"transfer": transfer, "step": step, "real": real, "corrdiff": corrdiff}
+PARTS = ["tests", *MEASURES]
+STATE = [73, 720, 1440]
+WAYS: dict[str, Row] = {
+    "float32": {},
+    "bfloat16": {"precision": "bfloat16"},
+    "float16": {"precision": "float16"},
+    "compiled": {"compiled": True},
+}
 
 
 def cases(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
-    """What is measured, each with its number of ranks and its carrier."""
-    small = args.rehearse
-    ranks, carriers = args.ranks, ["host"] if not torch.cuda.is_available() else ["host", "cuda"]
+    """What is run, each with its number of ranks, its carrier and its time limit in seconds."""
+    small, ranks = args.rehearse, args.ranks
+    carriers = ["cuda", "host"] if torch.cuda.is_available() else ["host"]
+    if "tests" in args.only:
+        yield row("tests", "tests/gpu", 0, "-", 200, {})
+    if "accuracy" in args.only:
+        for model in ["ClimateNet"] if small else ["PrecipitationAFNO", "WindgustAFNO"]:
+            for what, how in list(WAYS.items())[: 2 if small else None]:
+                options = {"model": model, "package": str(folder / model), "how": how}
+                yield row("accuracy", f"{model}, {what}", 1, "auto", 150, options)
     if "transfer" in args.only:
-        for size in [4_000_000] if small else [4_000_000, 83_000_000, 300_000_000]:
+        for nbytes in [4_000_000] if small else [302_745_600, 83_000_000, 4_000_000]:
             for carrier in carriers:
-                sends = 4 if small else 40
-                options = {"bytes": size, "sends": sends}
-                yield row("transfer", f"{size / 1e6:g} MB", 2, carrier, options)
+                options = {"nbytes": nbytes, "sends": 4 if small else 20}
+                yield row("transfer", f"{nbytes / 1e6:.0f} MB", 2, carrier, 60, options)
+    state = {"shape": [7, 72, 144], "size": 64} if small else {"shape": STATE, "size": 4096}
     if "step" in args.only:
-        shape = [26, 72, 144] if small else [73, 721, 1440]
+        long = {"nsteps": 4, "repeats": 1} if small else {"nsteps": 20, "repeats": 5}
         for carrier in carriers:
-            options = {
-                **{"shape": shape, "size": 64 if small else 8192, "products": 2 if small else 8},
-                **{"nsteps": 4 if small else 40, "repeats": 1 if small else 5},
-            }
-            yield row("step", f"{shape[0]} variables", ranks, carrier, options)
+            options = {"seconds": 0.05, **state, **long}
+            yield row("step", f"{state['shape']}", min(ranks, 3), carrier, 60, options)
+    if "emulated" in args.only:
+        for busy, nsteps in ((0.01, 60), (0.2, 20)):
+            options = {"seconds": 0.05, "call": 0.2, "busy": busy, **state, "nsteps": nsteps}
+            if small:
+                options.update(seconds=0.002, call=0.004, busy=busy / 50, nsteps=2)
+            for carrier in carriers:
+                what = f"50 + 200 ms, {busy * 1000:g} of them on the GPU"
+                yield row("emulated", what, max(ranks, 3 if small else 6), carrier, 90, options)
     if "real" in args.only:
         package = {"fcn": str(folder / "fcn"), "nsteps": 1 if small else 20}
         kind = "ClimateNet" if small else "PrecipitationAFNO"
         package.update(diagnostic=kind, package=str(folder / kind))
         for n in (1, ranks):
-            yield row("real", f"FourCastNet, {kind}", n, "auto", package)
+            yield row("real", f"FourCastNet, {kind}", n, "auto", 120, package)
     if "corrdiff" in args.only:
-        options = {"package": str(folder / "corrdiff"), "nsteps": 1 if small else 6}
+        options = {"package": str(folder / "corrdiff"), "nsteps": 1 if small else 4}
+        what = "64 x 64" if small else "448 x 448, 18 steps"
         for n in (1, ranks):
-            yield row("corrdiff", "64 x 64" if small else "448 x 448, 18 steps", n, "auto", options)
+            yield row("corrdiff", what, n, "auto", 120, options)
 
 
-def row(measure: str, what: str, nproc: int, carrier: str, options: Row) -> Row:
+def row(part: str, what: str, nproc: int, carrier: str, limit: float, options: Row) -> Row:
+    """Describe one case."""
     return {
-        "measure": measure,
+        "part": part,
         "what": what,
         "ranks": nproc,
         "carrier": carrier,
+        "limit": limit,
         "options": options,
     }
 
 
-def prepare(args: argparse.Namespace, folder: Path) -> None:
-    """Make the packages that the models are loaded from."""
-    sys.path.insert(0, str(ROOT))
+def make_packages(args: argparse.Namespace, folder: Path) -> None:
+    """Make the packages that the models are loaded from; a case fails without its own."""
     from testing import packages
 
-    if "real" in args.only and args.rehearse:
-        packages.fcn(folder / "fcn")
-        packages.climatenet(folder / "ClimateNet")
-    elif "real" in args.only:
-        packages.fcn(folder / "fcn", packages.FULL_AFNO)
-        packages.precipitation(folder / "PrecipitationAFNO")
-    if "corrdiff" in args.only:
-        packages.corrdiff(folder / "corrdiff", **({} if args.rehearse else packages.FULL_CORRDIFF))
+    found: list[Callable[[], Any]] = []
+    needed = set(args.only)
+    if "real" in needed:
+        size = packages.SMALL_AFNO if args.rehearse else packages.FULL_AFNO
+        found.append(lambda: packages.fcn(folder / "fcn", size))
+    if needed & {"real", "accuracy"} and args.rehearse:
+        found.append(lambda: packages.climatenet(folder / "ClimateNet"))
+    elif needed & {"real", "accuracy"}:
+        found.append(lambda: packages.precipitation(folder / "PrecipitationAFNO"))
+    if "accuracy" in needed and not args.rehearse:
+        found.append(lambda: packages.wind_gust(folder / "WindgustAFNO"))
+    if "corrdiff" in needed:
+        full = {} if args.rehearse else packages.FULL_CORRDIFF
+        found.append(lambda: packages.corrdiff(folder / "corrdiff", **full))
+    for make in found:
+        try:
+            make()
+        except Exception:
+            traceback.print_exc()
 
 
 def measure(case: Row) -> None:
-    """Make one measurement in a session of its own; prints it as JSON."""
-    runtime = Runtime(carrier=case["carrier"], driver_works="never", start_timeout=600.0)
+    """Run one case in a session of its own; prints its figures as JSON."""
+    runtime = Runtime(carrier=case["carrier"], driver_works="never", start_timeout=case["limit"])
     with session(runtime, nproc=case["ranks"]) as rank:
         if rank == 0:
-            found = MEASURES[case["measure"]](case["options"])
+            found = MEASURES[case["part"]](**case["options"])
             here = current_session()
-            carrier = here.farm.transport.carrier
-            print(json.dumps({"carrier": carrier, "device": str(here.device), **found}))
+            took = here.farm.transport.carrier
+            print(json.dumps({"took": took, "device": str(here.device), **found}))
 
 
-def show(rows: list[Row]) -> None:
-    for case in rows:
-        numbers = "   ".join(f"{key} {value:.4g}" for key, value in case["found"].items())
-        print(
-            f"{case['measure']:9} {case['what']:32} {case['ranks']:2} ranks  {case['took']:10} ",
-            end="",
-        )
-        print(case["error"] or numbers)
+def run(case: Row) -> Row:
+    """Run one case in new processes, until its time limit; return it with what was found."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--case", json.dumps(case)]
+    if case["part"] == "tests":
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "6", "--dist", "load", "tests/gpu"]
+        command += ["--deselect", "tests/gpu/test_gpu.py::test_the_benchmark_runs"]
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=case["limit"])
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        err += f"\nnot done in {case['limit']:g} s"
+    found: Row = {}
+    if case["part"] == "tests":
+        found = {"said": out.splitlines()[-60:]}
+    elif process.returncode == 0:
+        found = json.loads([line for line in out.splitlines() if line.startswith("{")][-1])
+    done = {**case, "seconds": round(time.perf_counter() - began, 1), "error": "", "found": found}
+    done["took"], done["device"] = found.pop("took", "-"), found.pop("device", "-")
+    if process.returncode != 0:
+        done["error"] = (err.strip().splitlines() or out.splitlines()[-1:] or ["no word"])[-1]
+        done["stderr"] = err.splitlines()[-60:]
+    return done
+
+
+def show(case: Row) -> None:
+    """Print one case as a line, of failed tests more."""
+    head = f"{case['part']:9} {case['what']:34} {case['ranks']:2} ranks  {case['took']:34} "
+    if case["part"] == "tests":
+        print(head, *case["found"]["said"], sep="\n", flush=True)
+        return
+    numbers = [f"{name} {value:.4g}" for name, value in case["found"].items()]
+    print(head + (case["error"] or "   ".join(numbers)), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=MEASURES, default=list(MEASURES))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--ranks", type=int, default=max(3, torch.cuda.device_count()))
+    parser.add_argument("--budget", type=float, default=3600.0, help="seconds; begin none after it")
     parser.add_argument("--rehearse", action="store_true", help="tiny, on whatever there is")
-    parser.add_argument("--json", type=Path, help="write the rows there, too")
+    parser.add_argument("--json", type=Path, help="write the rows there, too, after each case")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
@@ -290,31 +194,33 @@ def main() -> None:
         parser.error("--ranks: a driver and at least one worker")
     if not torch.cuda.is_available() and not args.rehearse:
         sys.exit("benchmarks/gpu.py: no GPU is here, so nothing was measured (--rehearse runs it)")
-    rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        prepare(args, Path(scratch))
-        for case in cases(args, Path(scratch)):
-            command = [sys.executable, __file__, "--case", json.dumps(case)]
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                env=dict(os.environ),
-                timeout=2 * WAIT_SECONDS,
-                check=False,
-            )
-            lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-            found = json.loads(lines[-1]) if done.returncode == 0 and lines else {}
-            error = "" if found else (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            took, device = found.pop("carrier", "-"), found.pop("device", "-")
-            rows.append({**case, "took": took, "device": device, "found": found, "error": error})
-            show(rows[-1:])
-            sys.stdout.flush()
-    if args.json:
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-        args.json.write_text(json.dumps({"gpu": gpu, "torch": torch.__version__, "rows": rows}))
-    if any(case["error"] for case in rows):
-        sys.exit("benchmarks/gpu.py: some measurements failed")
+    until = time.monotonic() + args.budget
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    done: list[Row] = []
+
+    def note(case: Row) -> None:
+        done.append(case)
+        show(case)
+        if args.json:
+            told = {"gpu": gpu, "torch": torch.__version__, "rows": done}
+            args.json.write_text(json.dumps(told))
+
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as pool:
+        wanted = list(cases(args, Path(scratch)))
+        made = pool.submit(make_packages, args, Path(scratch))
+        tests = [case for case in wanted if case["part"] == "tests"]
+        for case in pool.map(run, tests):
+            note(case)
+        made.result()
+        for case in wanted:
+            if case in tests:
+                continue
+            if time.monotonic() > until:
+                note({**case, "took": "-", "error": "left out: no time left", "found": {}})
+            else:
+                note(run(case))
+    if any(case["error"] for case in done):
+        sys.exit("benchmarks/gpu.py: some cases failed")
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def stress(device):
     x = torch.empty(SHAPE, device=device)
     futures = []
     with DistributedInference(Mean) as infer:
-        for step in range(200):
+        for step in range(2000):
             futures.append(infer.submit(x.fill_(step)))
             x.fill_(-1.0)
         found = [future.result() for future in futures]
