@@ -320,6 +320,44 @@ def _read_statistics(given: Any) -> Any:
     return from_mapping(Statistics, given, "output.statistics")
 
 
+@options_dataclass("output.verification")
+class Verification:
+    """Scores against a data source; ``output.verification.*`` of the config.
+
+    Parameters
+    ----------
+    data : Mapping[str, Any]
+        Section with ``_target_`` of the data source; it has the valid times, and all points of the
+        fields.
+    variables : list[str] | None
+        Variables to score, by default None: all of the diagnostics and of
+        ``output.prognostic_variables``.
+
+    Raises
+    ------
+    ConfigError
+        If a value is wrong.
+    """
+
+    data: Annotated[
+        Mapping[str, Any],
+        *valid_when(lambda x: isinstance(x, Mapping), "must be a section of data, with _target_"),
+    ]
+    variables: _Names | None = None
+
+
+def _read_verification(given: Any) -> Any:
+    if given is None or isinstance(given, Verification):
+        return given
+    where = "output.verification"
+    if not isinstance(given, Mapping) or "data" not in given:
+        raise ConfigError(
+            f"{where}={given}: must be a mapping such as {{data: {{_target_: ...}}, "
+            "variables: null}"
+        )
+    return from_mapping(Verification, given, where)
+
+
 @options_dataclass("output")
 class Output:
     """What is stored and how; ``output.*`` of the config.
@@ -357,6 +395,8 @@ class Output:
         ``["mean", "std"]`` is enough for those without values.
     members : bool
         Whether the members stay in the store, by default True; False: only their statistics.
+    verification : Verification | None
+        Scores against a data source, by default None.
     restart_every : int | None
         Steps between two saved states of a prognostic that can restart, by default 10; None: none
         is saved. They lie in the store until its forecast is complete.
@@ -380,6 +420,7 @@ class Output:
     verify: bool = False
     statistics: Annotated[Statistics | None, PlainValidator(_read_statistics)] = None
     members: bool = True
+    verification: Annotated[Verification | None, PlainValidator(_read_verification)] = None
     restart_every: Count | None = 10
 
     def __post_init__(self) -> None:

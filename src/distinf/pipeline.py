@@ -37,10 +37,11 @@ from distinf.loading import (
     read_code,
     read_files,
 )
-from distinf.planning import StoredOutput, archive_steps, chain_factory
+from distinf.planning import StoredOutput, archive_steps, chain_factory, verified
 from distinf.report import Progress, summarize
 from distinf.run import ForecastRun, Run, as_archive, as_forecast
 from distinf.session import current_session
+from distinf.statistics import score_attributes
 from distinf.store import (
     ForecastStore,
     Provenance,
@@ -258,9 +259,12 @@ def open_store(
     farm, output = session.farm, run.output
     grids = {name: grid for each in outputs for name, grid in each.grids.items()}
     attributes = {str(v): vocabulary(str(v)) for grid in grids.values() for v in grid["variable"]}
+    scored = {str(v) for name in run.scores if name in grids for v in grids[name]["variable"]}
     chains = [each.diagnostics for each in outputs if each.diagnostics is not None]
     for infer in chains:
         attributes.update(infer.variable_attributes())
+    for variable, own in list(attributes.items()):
+        attributes.update({k: v for k, v in score_attributes(variable, own).items() if k in scored})
     with (
         ForecastStore(
             run.output_path,
@@ -278,6 +282,7 @@ def open_store(
             events=farm.events,
             pending=2 * (len(farm.places) + output.writers) * len(grids),
             skip_errors=run.runtime.on_error == "skip",
+            verified=verified(run, source.members, grids),
         ) as store,
         ExitStack() as block,
     ):

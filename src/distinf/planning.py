@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from distinf.forecast import (
 )
 from distinf.loading import (
     ArchiveSteps,
+    Truth,
     check_reachable,
     load_section,
     load_weightless,
@@ -34,8 +36,10 @@ from distinf.options import Output
 from distinf.parameters import check_valid_times
 from distinf.run import ArchiveRun, ForecastRun, Run, as_archive, as_forecast
 from distinf.session import current_session
+from distinf.statistics import score_names
 from distinf.store import (
     ForecastStore,
+    Verified,
     check_clashes,
     check_names,
     check_statistics,
@@ -97,6 +101,10 @@ def check_run(run: Run) -> None:
     if isinstance(run, ForecastRun):
         sections = {"prognostic": run.prognostic, **sections}
     sections.update({f"diagnostic.{name}": own for name, own in run.diagnostics.items()})
+    verification = run.output.verification
+    if verification is not None:
+        sections["output.verification.data"] = verification.data
+    unread = run.scores if verification and not weight_free(verification.data) else ()
     for where, settings in sections.items():
         check_reachable(settings, where)
     data: Any = load_section(run.data, "data") if weight_free(run.data) else None
@@ -113,8 +121,9 @@ def check_run(run: Run) -> None:
         models = {
             name: load_weightless(run.diagnostics[name], f"diagnostic.{name}", imported)
             for name in names
+            if name not in unread
         }
-        if None not in models.values():
+        if models and None not in models.values():
             factories = {name: partial(models.get, name) for name in names}
             known.append(chain_factory(run, factories, lambda: data)())
     plan_outputs(run, source, known)
@@ -147,7 +156,16 @@ def chain_factory(
     """
     placed = [(name, factory, run.placements[name]) for name, factory in factories.items()]
     links = [
-        Link(name, factory, own.after, own.rename, own.precision, bool(own.compile), own.nonfinite)
+        Link(
+            name,
+            factory,
+            own.after,
+            own.rename,
+            own.precision,
+            bool(own.compile),
+            own.nonfinite,
+            whole=name in run.scores,
+        )
         for name, factory, own in placed
     ]
     subset = StoredSubset(run.output.variables, run.output.region)
@@ -199,7 +217,48 @@ def plan_outputs(run: Run, source: Any, diagnostics: Sequence[Any]) -> list[Stor
     if len(diagnostics) == len(run.chains):
         _check_stored(output, grids)
         check_statistics(output, members, grids)
+        _check_verified(run, grids)
     return outputs
+
+
+def verified(run: Run, members: np.ndarray | None, grids: Mapping[str, Coords]) -> Verified | None:
+    """Return what the members of a run are compared with; None without members or data."""
+    wanted = run.output.verification
+    if wanted is None or members is None:
+        return None
+    old = {
+        name: {new: old for old, new in run.placements[name].rename.items()}
+        for name in grids
+        if name in run.placements
+    }
+    compared = {}
+    for name, coords in grids.items():
+        names = [] if name in run.scores else [str(v) for v in coords["variable"]]
+        own = old.get(name, {})
+        chosen = [v for v in names if own.get(v, v) in (wanted.variables or [own.get(v, v)])]
+        if chosen:
+            compared[name] = chosen
+    truth = Truth(wanted.data)
+
+    def read(name: str, valid: np.datetime64, coords: Coords) -> np.ndarray:
+        own = old.get(name, {})
+        names = np.array([own.get(v, v) for v in map(str, coords["variable"])])
+        return truth.on_grid(valid, OrderedDict(coords, variable=names)).numpy()
+
+    return Verified(compared, read)
+
+
+def _check_verified(run: Run, grids: Mapping[str, Coords]) -> None:
+    """Refuse variables of ``output.verification`` that are not computed."""
+    wanted = run.output.verification
+    scored = {str(v) for name in run.scores if name in grids for v in grids[name]["variable"]}
+    for variable in (wanted.variables or ()) if wanted is not None and run.scores else ():
+        (name, *_) = score_names(variable)
+        if not scored & {name, *(run.placements[own].rename.get(name) for own in run.scores)}:
+            raise ConfigError(
+                f"output.verification.variables: {variable} is neither a result of a diagnostic "
+                "nor among output.prognostic_variables"
+            )
 
 
 def _check_stored(output: Output, grids: dict[str, Coords]) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from distinf.diagnostics import chains, split
+from distinf.diagnostics import Placement, chains, split
 from distinf.errors import ConfigError
 from distinf.loading import check_outputs, check_target, read_files
 from distinf.options import Output, Runtime, check_keys, current_targets, from_mapping
 from distinf.parameters import parse_ensemble, parse_lead_times, parse_members, parse_times
+from distinf.statistics import are_scores, score_names, scores_of
 
 _SECTIONS = (
     *("recipe", "parameters", "prognostic", "diagnostic", "perturbation", "data"),
@@ -40,6 +41,8 @@ class Run:
         Of each diagnostic its placement.
     data : Mapping[str, Any]
         Section with ``_target_``, for `load_section`.
+    scores : tuple[str, ...]
+        Names of those diagnostics that ``output.verification`` adds.
     output, runtime : Output, Runtime
         Options of the store and of the session.
     output_path : str
@@ -54,6 +57,7 @@ class Run:
     diagnostics: Mapping[str, Mapping[str, Any]]
     placements: Mapping[str, Any]
     data: Mapping[str, Any]
+    scores: tuple[str, ...]
     output: Output
     runtime: Runtime
     output_path: str
@@ -152,13 +156,18 @@ def read_run(settings: Mapping[str, Any]) -> Run:
             raise ConfigError(f"{where}: this name is reserved for output.prognostic_variables")
         placements[name], diagnostics[name] = split(section or {}, where)
         check_target(diagnostics[name], where)
+    output = from_mapping(Output, settings["output"] or {}, "output")
+    scores = _scores(output, placements)
+    for name, (placement, section) in scores.items():
+        placements[name], diagnostics[name] = placement, section
     chains(placements)
     common: dict[str, Any] = {
         "settings": settings,
         "diagnostics": diagnostics,
         "placements": placements,
+        "scores": tuple(scores),
         "data": data,
-        "output": from_mapping(Output, settings["output"] or {}, "output"),
+        "output": output,
         "runtime": from_mapping(Runtime, settings["runtime"] or {}, "runtime"),
         "output_path": str(parameters["output_path"]),
         "renamed": renamed,
@@ -169,6 +178,45 @@ def read_run(settings: Mapping[str, Any]) -> Run:
     elif run.output.statistics is not None and run.members is None:
         raise ConfigError("output.statistics: a run without parameters.ensemble has no members")
     return run
+
+
+def _scores(
+    output: Output, placements: Mapping[str, Placement]
+) -> dict[str, tuple[Placement, dict[str, Any]]]:
+    """Return the diagnostics that score the others, and the prognostic's stored variables."""
+    wanted = output.verification
+    if wanted is None:
+        return {}
+    check_target(wanted.data, "output.verification.data")
+    if clash := [name for name in placements if are_scores(name)]:
+        raise ConfigError(
+            f"diagnostic.{clash[0]}: names that end in {scores_of('')} are those of "
+            "output.verification"
+        )
+    if not output.members:
+        return {}
+    common = {
+        "_target_": "distinf.models.Scores",
+        "_recursive_": False,  # the data is opened where it is read
+        "_convert_": "all",
+        "data": dict(wanted.data),
+        "only": wanted.variables,
+    }
+    found = {}
+    for name, own in placements.items():
+        rename = {
+            score: renamed
+            for old, new in own.rename.items()
+            for score, renamed in zip(score_names(old), score_names(new), strict=True)
+        }
+        found[scores_of(name)] = _placed({"after": name, "rename": rename}), common
+    if stored := [v for v in output.prognostic_variables if v in (wanted.variables or [v])]:
+        found[scores_of("prognostic")] = _placed({}), {**common, "variables": stored}
+    return found
+
+
+def _placed(options: Mapping[str, Any]) -> Placement:
+    return from_mapping(Placement, options, "output.verification")
 
 
 def _forecast(settings: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:

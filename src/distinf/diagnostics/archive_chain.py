@@ -69,7 +69,8 @@ class ArchiveChain:
         The worker calls it while another call computes.
         """
         x, coords = self._archive.read(step, self._names)
-        return self._cut(coords)(x, coords)
+        state = self._cut(coords)(x, coords)
+        return getattr(self._chain, "read_ahead", lambda *state: state)(*state)  # type: ignore[no-any-return]
 
     def forward(self, x: torch.Tensor, coords: Coords) -> Any:
         """Run the chain on a state, as `Chain.forward`."""

@@ -35,6 +35,7 @@ class Link:
     precision: str | None = None
     compiled: bool = False
     nonfinite: str | None = None
+    whole: bool = False  # all of its result is stored, whatever the subset
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Chain:
             for link in links
             if link.nonfinite is not None
         }
+        if any(hasattr(model, "read_ahead") for model in self._models.values()):
+            self.read_ahead = self._read_ahead
 
     @property
     def label(self) -> str:
@@ -145,6 +148,16 @@ class Chain:
         """From now on, write results into a store; the arguments are those of `RemoteWriter`."""
         self._writer = RemoteWriter(*store)
 
+    def _read_ahead(self, x: torch.Tensor, coords: Coords) -> State:
+        """Let models read what they need for a state; return the arguments of :meth:`forward`.
+
+        The worker calls it while another call computes.
+        """
+        for model in self._models.values():
+            if hasattr(model, "read_ahead"):
+                model.read_ahead(coords)
+        return x, coords
+
     def forward(self, x: torch.Tensor, coords: Coords) -> dict[str, State] | Watched | Later:
         """Run the links on a state [(ensemble=1,) time=1, lead_time=1, variable, ...].
 
@@ -199,8 +212,9 @@ class Chain:
     def _cut(self, name: str, coords: Coords) -> Selection | None:
         key = (name, plan_key(coords))
         if key not in self._cuts:
-            rename = self._links[name].rename
-            self._cuts[key] = self._subset.plan(coords, f"diagnostic.{name}", rename)
+            link = self._links[name]
+            subset = StoredSubset() if link.whole else self._subset
+            self._cuts[key] = subset.plan(coords, f"diagnostic.{name}", link.rename)
         return self._cuts[key]
 
     def _renamed(self, name: str, coords: Coords) -> Coords:

@@ -13,3 +13,4 @@ from .preflight import unread as unread
 from .sources import check_outputs as check_outputs
 from .sources import read_code as read_code
 from .sources import read_files as read_files
+from .truth import Truth as Truth

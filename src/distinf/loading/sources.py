@@ -72,12 +72,19 @@ def check_outputs(
     read: dict[str, str] = {}
     around = {"the working folder": os.getcwd(), **folders}
     named = caches()
-    for section in _SECTIONS:
-        named.update(inputs(config.get(section), section))
+    for section, own in _sections(config).items():
+        named.update(inputs(own, section))
     for name, path in named.items():
         # A folder that contains the working folder is more than an input or a cache.
         (around if lies_in(os.getcwd(), path) else read)[name] = path
     check_overlap(outputs, read, around)
+
+
+def _sections(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections of a config that name what is read."""
+    verification = (config.get("output") or {}).get("verification") or {}
+    named = {section: config.get(section) for section in _SECTIONS}
+    return {**named, "output.verification.data": verification.get("data")}
 
 
 def read_files(config: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -89,8 +96,8 @@ def read_files(config: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]
     ``sample``, a digest of their names and sizes, and ``newest`` (ns).
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for section in _SECTIONS:
-        for key, text in inputs(config.get(section), section).items():
+    for section, own in _sections(config).items():
+        for key, text in inputs(own, section).items():
             # A folder that contains the working folder is more than an input.
             if "://" not in text and not lies_in(os.getcwd(), text):
                 found[key] = _record(Path(text), re.search(_INPUT, key) is not None)
@@ -108,8 +115,8 @@ def read_code(config: Mapping[str, Any]) -> dict[str, str]:
     Also the scheme of a model of distinf, where earlier stores were made with another one.
     """
     found: dict[str, str] = {}
-    for section in _SECTIONS:
-        for target in _targets(config.get(section)):
+    for section in _sections(config).values():
+        for target in _targets(section):
             if target in _SCHEMES:
                 found[f"the scheme of {target}"] = _SCHEMES[target]
             top, spec = target.split(".")[0], None

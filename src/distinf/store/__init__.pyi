@@ -4,6 +4,7 @@ from .contents import Destination as Destination
 from .forecast_store import ForecastStore as ForecastStore
 from .forecast_store import check_output as check_output
 from .forecast_store import check_resume as check_resume
+from .member_statistics import Verified as Verified
 from .member_statistics import check_statistics as check_statistics
 from .netcdf import check_netcdf as check_netcdf
 from .netcdf import to_netcdf as to_netcdf

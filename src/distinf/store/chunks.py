@@ -114,13 +114,14 @@ class Marks:
         lacking = np.flatnonzero(~done[np.ix_(*where)].reshape(-1, done.shape[-1]).all(axis=0))
         return (int(lacking[0]), int(lacking[-1])) if len(lacking) else None
 
-    def take_over(self, names: Mapping[str, str], done: Marks) -> None:
+    def take_over(self, names: Mapping[str, Sequence[str]], done: Marks) -> None:
         """Mark for every member the steps that other marks, [time, lead_time], have.
 
-        ``names`` are those of the diagnostics here and there.
+        ``names`` are those of the diagnostics here, and of all that must be complete there.
         """
-        for mine, other in names.items():
-            for time, lead in np.argwhere(done._done.get(other, np.zeros((0, 0), bool))).tolist():
+        for mine, others in names.items():
+            there = [done._done[other] for other in others]
+            for time, lead in np.argwhere(np.all(there, axis=0)).tolist() if there else ():
                 for member in range(self.number_of_members):
                     if not self.has(mine, (member, time, lead)):
                         self.set(File(mine, (member, time), self.first_of_file(lead)), [lead])

@@ -26,7 +26,12 @@ from distinf.report import Events
 from distinf.store.chunks import Chunks, Marks, Written
 from distinf.store.contents import MEMBERS, RESTART, TOKEN, Content
 from distinf.store.destination import find_destination
-from distinf.store.member_statistics import MemberStatistics, check_statistics, statistics_layout
+from distinf.store.member_statistics import (
+    MemberStatistics,
+    Verified,
+    check_statistics,
+    statistics_layout,
+)
 from distinf.store.provenance import Provenance
 from distinf.store.schema import (
     Schema,
@@ -38,7 +43,6 @@ from distinf.store.schema import (
     leads_in_file,
     mismatches,
     plan_schema,
-    statistics_of,
 )
 from distinf.store.worker_writer import WriterTicket
 
@@ -116,6 +120,8 @@ class ForecastStore:
     skip_errors : bool, optional
         Whether a task that failed is left out and listed in ``skipped``, by default False: its
         error is raised.
+    verified : Verified | None, optional
+        What the members are compared with, by default None.
 
     Attributes
     ----------
@@ -144,15 +150,17 @@ class ForecastStore:
         events: Events | None = None,
         pending: int = 8,
         skip_errors: bool = False,
+        verified: Verified | None = None,
     ) -> None:
         output, provenance = output or Output(), provenance or Provenance()
         self.path = os.fspath(path)
         self._hides = not output.members
         self._layout = dataclasses.replace(layout, inside=f"{MEMBERS}/" if self._hides else "")
         self._summary: StoreLayout | None = None
+        self._verified = verified if layout.ensemble is not None else None
         check_statistics(output, layout.ensemble, layout.diagnostics)
-        if output.statistics is not None:
-            self._summary = statistics_layout(layout, output.statistics)
+        if output.statistics is not None or self._verified is not None:
+            self._summary = statistics_layout(layout, output.statistics, self._verified)
         self.skipped: list[str] = []
         self._skip_errors = skip_errors
         check_output(path, output.mode)
@@ -173,7 +181,7 @@ class ForecastStore:
             group = zarr.open_group(self.destination.open(), mode="r+", use_consolidated=False)
             self.marks, self._chunks = self._open_results(group, events)
             self._statistics: MemberStatistics | None = None
-            if output.statistics is not None:
+            if self._summary is not None:
                 self._statistics = self._open_statistics(group, output.statistics)
             if output.verify:
                 self._verify()
@@ -279,15 +287,22 @@ class ForecastStore:
         marks = Marks(group, self._layout, self.path)
         return marks, Chunks(group, self._layout, marks, self.destination, events)
 
-    def _open_statistics(self, group: zarr.Group, wanted: Statistics) -> MemberStatistics:
+    def _open_statistics(self, group: zarr.Group, wanted: Statistics | None) -> MemberStatistics:
         assert self._summary is not None
         done = Marks(group, self._summary, self.path)
         results = Chunks(group, self._summary, done, self.destination)
-        if self._hides:  # the members of a complete store were removed with their marks
-            self.marks.take_over({name: statistics_of(name) for name in self.marks.names}, done)
         made = MemberStatistics(
-            wanted, self._layout, self._chunks, self.marks, results, done, not self._hides
+            wanted,
+            self._verified,
+            self._layout,
+            self._chunks,
+            self.marks,
+            results,
+            done,
+            not self._hides,
         )
+        if self._hides:  # the members of a complete store were removed with their marks
+            self.marks.take_over({name: made.results_of(name) for name in self.marks.names}, done)
         self._chunks.completed = made.look
         return made
 

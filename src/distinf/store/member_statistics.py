@@ -1,4 +1,4 @@
-"""Statistics of a step, from the chunks of its members, once all of them are complete.
+"""Statistics and CRPS of a step, from the chunks of its members, once all of them are complete.
 
 They are computed from what is stored, so their bytes do not depend on the order in which members
 arrive, and a resumed run needs nothing but the store.
@@ -9,7 +9,10 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -17,14 +20,30 @@ from distinf.coords import Coords, step_words
 from distinf.errors import ConfigError, StoreError
 from distinf.options import Output, Statistics
 from distinf.statistics import (
+    are_scores,
+    area_weights,
+    crps,
     statistic_attributes,
     statistic_names,
     statistics,
 )
 from distinf.store.chunks import Chunks, File, Marks
-from distinf.store.schema import StoreLayout, statistics_of
+from distinf.store.schema import StoreLayout, crps_of, statistics_of
 
 _BYTES = 2**27  # of all members that are held at once
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What the members are compared with.
+
+    ``variables`` are those of each diagnostic, by their names in the store. ``read`` is given the
+    name of the diagnostic, a valid time and the coords of the fields, and returns the fields
+    [variable, ...]; it raises `ConfigError` if they are not there.
+    """
+
+    variables: Mapping[str, Sequence[str]]
+    read: Callable[[str, np.datetime64, Coords], np.ndarray]
 
 
 def check_statistics(
@@ -36,13 +55,21 @@ def check_statistics(
     nothing is kept of a diagnostic.
     """
     wanted = output.statistics
+    diagnostics = {k: v for k, v in diagnostics.items() if not are_scores(k)}
+    stored = [str(v) for coords in diagnostics.values() for v in coords["variable"]]
+    compared = output.verification is not None and members is not None
+    names = {*stored, *diagnostics} if compared else set()
+    if clash := {crps_of(name) for name in names} & names:
+        raise ConfigError(
+            f"output.verification: {', '.join(sorted(clash))} would be two variables; rename one "
+            "by diagnostic.<name>.rename"
+        )
     if wanted is None:
         return
     if members is None:
         raise ConfigError("output.statistics: a run without parameters.ensemble has no members")
     if wanted.std and len(members) < 2:
         raise ConfigError("output.statistics.std: one member has no standard deviation")
-    stored = [str(v) for coords in diagnostics.values() for v in coords["variable"]]
     if unknown := [name for name in wanted.exceedance if name not in stored]:
         raise ConfigError(
             f"output.statistics.exceedance: {', '.join(unknown)} is not stored; stored are "
@@ -66,25 +93,38 @@ def _names(wanted: Statistics, coords: Coords) -> list[str]:
     return [name for v in coords["variable"] for name in statistic_names(wanted, str(v))]
 
 
-def statistics_layout(layout: StoreLayout, wanted: Statistics) -> StoreLayout:
-    """Layout of the statistics of each diagnostic of a layout with members."""
+def statistics_layout(
+    layout: StoreLayout, wanted: Statistics | None, verified: Verified | None
+) -> StoreLayout:
+    """Layout of the statistics and the CRPS of each diagnostic of a layout with members."""
     diagnostics, attributes = {}, {}
     for name, coords in layout.diagnostics.items():
-        names = _names(wanted, coords)
-        if not names:  # thresholds of another diagnostic's variables only
-            continue
+        names = [] if wanted is None or are_scores(name) else _names(wanted, coords)
         own = OrderedDict((k, v) for k, v in coords.items() if k != "ensemble")
-        diagnostics[statistics_of(name)] = OrderedDict(own, variable=np.array(names))
+        if names:  # else thresholds of another diagnostic's variables only
+            diagnostics[statistics_of(name)] = OrderedDict(own, variable=np.array(names))
         for variable in map(str, coords["variable"]):
             about = layout.attributes.get(variable, {})
-            attributes.update(statistic_attributes(wanted, variable, about))
+            if wanted is not None and names:
+                attributes.update(statistic_attributes(wanted, variable, about))
+        compared = [] if verified is None else list(verified.variables.get(name, ()))
+        if compared:
+            scalar = OrderedDict((k, v) for k, v in own.items() if k not in ("lat", "lon"))
+            scores = np.array([crps_of(variable) for variable in compared])
+            diagnostics[crps_of(name)] = OrderedDict(scalar, variable=scores)
+        for variable in compared:
+            about = dict(layout.attributes.get(variable, {}))
+            about["long_name"] = f"CRPS of {about.get('long_name', variable)}"
+            attributes[crps_of(variable)] = {
+                k: v for k, v in about.items() if k in ("units", "long_name")
+            }
     return dataclasses.replace(
         layout, diagnostics=diagnostics, attributes=attributes, ensemble=None
     )
 
 
 class MemberStatistics:
-    """Computes and writes the statistics of a store.
+    """Computes and writes the statistics and the CRPS of a store.
 
     ``members`` and ``marks`` are the members' chunks and marks, with ``layout``; ``results`` and
     ``done`` those of the statistics. Without ``keep``, data of members is removed when no statistic
@@ -93,7 +133,8 @@ class MemberStatistics:
 
     def __init__(
         self,
-        wanted: Statistics,
+        wanted: Statistics | None,
+        verified: Verified | None,
         layout: StoreLayout,
         members: Chunks,
         marks: Marks,
@@ -103,7 +144,8 @@ class MemberStatistics:
     ) -> None:
         import earth2studio.statistics  # noqa: F401 - now, not between two writes
 
-        self._wanted, self._layout, self._keep = wanted, layout, keep
+        self._wanted, self._verified = wanted, verified
+        self._layout, self._keep = layout, keep
         self._members, self._marks = members, marks
         self._results, self._done = results, done
         self._turn = threading.Lock()
@@ -115,13 +157,17 @@ class MemberStatistics:
         done, total = self._done.counts
         return done == total
 
+    def results_of(self, name: str) -> list[str]:
+        """Names under which something is computed of a diagnostic's members."""
+        return [r for r in (statistics_of(name), crps_of(name)) if r in self._done.names]
+
     def look(self, file: File, leads: Iterable[int]) -> None:
         """Compute the statistics of these lead times of a file, if all their members are complete.
 
         Raises `StoreError` if they cannot be written.
         """
         name, time = file.diagnostic, file.index[-1]
-        if statistics_of(name) not in self._done.names:
+        if not self.results_of(name):
             return
         for lead in leads:
             step = (name, time, lead)
@@ -129,7 +175,7 @@ class MemberStatistics:
                 ready = self._marks.in_all_members(name)[time, lead] and step not in self._begun
                 if ready:
                     self._begun.add(step)
-            if ready and not self._done.has(statistics_of(name), (time, lead)):
+            if ready and not self._is_done(*step):
                 self._compute(*step)
                 self._remove(*step)
 
@@ -150,7 +196,7 @@ class MemberStatistics:
             for name in self._layout.diagnostics:
                 there = self._marks.in_all_members(name)
                 for time, lead in np.argwhere(there).tolist():
-                    if not self._done.has(statistics_of(name), (time, lead)):
+                    if not self._is_done(name, time, lead):
                         self._unmark(name, time, lead)
         return damaged
 
@@ -165,41 +211,76 @@ class MemberStatistics:
 
     def needs(self, file: File) -> bool:
         """Whether the members' data of a file must be in the store."""
-        result = statistics_of(file.diagnostic)
-        if self._keep or result not in self._done.names:
+        if self._keep or not self.results_of(file.diagnostic):
             return True
         steps = self._marks.steps(file)[-1]
         leads = range(steps.start, steps.stop)
-        return not all(self._done.has(result, (file.index[-1], lead)) for lead in leads)
+        return not all(self._is_done(file.diagnostic, file.index[-1], lead) for lead in leads)
+
+    def _is_done(self, name: str, time: int, lead: int) -> bool:
+        """Whether all that is computed of a diagnostic's members is in the store."""
+        return all(self._done.has(result, (time, lead)) for result in self.results_of(name))
 
     def _compute(self, name: str, time: int, lead: int) -> None:
+        computes = {statistics_of(name): self._statistics, crps_of(name): self._crps}
+        for result in self.results_of(name):
+            if not self._done.has(result, (time, lead)):
+                self._add(result, name, (time, lead), computes[result])
+
+    def _add(
+        self, result: str, name: str, step: tuple[int, int], compute: Callable[..., list[Any]]
+    ) -> None:
         import torch
 
-        coords = self._layout.diagnostics[name]
-        own = self._done.coords(time, lead)
+        own = self._done.coords(*step)
         try:
-            variables = [str(v) for v in coords["variable"]]
-            rows = [row for v in variables for row in self._of_variable(v, time, lead)]
+            rows = compute(name, *step)
+        except ConfigError:
+            raise
         except Exception as error:  # of a codec, of the file system
             raise StoreError(
                 f"{name}{step_words(own)}: its members cannot be read back "
                 f"({type(error).__name__}: {error}); output.mode=resume with output.verify=true "
                 "computes again what is damaged"
             ) from error
-        result = OrderedDict(self._results.layout.diagnostics[statistics_of(name)], **own)
-        x = np.stack(rows, axis=list(result).index("variable") - len(own))[np.newaxis, np.newaxis]
-        self._results.add(statistics_of(name), torch.from_numpy(x), result)
+        coords = OrderedDict(self._results.layout.diagnostics[result], **own)
+        x = np.stack(rows, axis=list(coords).index("variable") - len(own))[np.newaxis, np.newaxis]
+        self._results.add(result, torch.from_numpy(x), coords)
 
-    def _of_variable(self, variable: str, time: int, lead: int) -> list[np.ndarray]:
+    def _statistics(self, name: str, time: int, lead: int) -> list[np.ndarray]:
+        assert self._wanted is not None
+        found = []
+        for variable in map(str, self._layout.diagnostics[name]["variable"]):
+            of = partial(statistics, self._wanted, variable)
+            parts = [list(of(held).values()) for _, held in self._blocks(variable, time, lead)]
+            grid = self._members.arrays[variable].shape[3:]
+            found += [np.concatenate(own).reshape(grid) for own in zip(*parts, strict=True)]
+        return found
+
+    def _crps(self, name: str, time: int, lead: int) -> list[np.ndarray]:
+        assert self._verified is not None
+        own = self._done.coords(time, lead)
+        variables = list(self._verified.variables[name])
+        coords = OrderedDict(self._layout.diagnostics[name], variable=np.array(variables))
+        valid = own["time"][0] + own["lead_time"][0]
+        truth = self._verified.read(name, valid, coords)
+        weights = area_weights(coords["lat"], coords["lon"]).ravel()
+        found = []
+        for variable, field in zip(variables, truth, strict=True):
+            blocks = self._blocks(variable, time, lead)
+            parts = [crps(held, field.ravel()[block]) for block, held in blocks]
+            score = np.average(np.concatenate(parts), weights=weights)
+            found.append(np.asarray(score, np.float32))
+        return found
+
+    def _blocks(self, variable: str, time: int, lead: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """Read so many points at once that all members fit; yield which, and [member, point]."""
         array = self._members.arrays[variable]
-        members, grid = range(array.shape[0]), array.shape[3:]
-        points, at_once = int(np.prod(grid)), max(1, _BYTES // (4 * len(members)))
-        parts = []
+        members, points = range(array.shape[0]), int(np.prod(array.shape[3:]))
+        at_once = max(1, _BYTES // (4 * len(members)))
         for first in range(0, points, at_once):
             block = slice(first, first + at_once)
-            held = np.stack([np.ravel(array[i, time, lead])[block] for i in members])
-            parts.append(list(statistics(self._wanted, variable, held).values()))
-        return [np.concatenate(blocks).reshape(grid) for blocks in zip(*parts, strict=True)]
+            yield block, np.stack([np.ravel(array[i, time, lead])[block] for i in members])
 
     def _remove(self, name: str, time: int, lead: int) -> None:
         """Remove the members' data of the file of a step, if nothing needs it any more."""

@@ -18,7 +18,7 @@ from distinf.options import current_targets
 # Settings that may change on resume, but for those in `_DECIDING`.
 _FREE = (
     r"runtime\..*",
-    r"output\..*",
+    r"output\.(?!verification).*",
     "slurm",
     "recipe",
     r"parameters\.output_path",

@@ -369,6 +369,11 @@ def statistics_of(diagnostic: str) -> str:
     return f"{diagnostic}_statistics"
 
 
+def crps_of(diagnostic: str) -> str:
+    """Name under which the CRPS of a diagnostic's members is stored and marked."""
+    return f"{diagnostic}_crps"
+
+
 def shape(coords: Coords) -> tuple[int, ...]:
     """Shape of a tensor with these coords; an n-dimensional grid appears n times in them."""
     sizes, axis = [], 0
