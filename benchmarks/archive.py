@@ -1,4 +1,4 @@
-"""An archive on one worker and on two, beside a plain loop in one process.
+"""An archive on one worker and on two, also with scores, beside a plain loop in one process.
 
 States of 721 x 1440 in a Zarr store with a chunk for each step; a diagnostic that takes the given
 time. Wall times are from the first read to the last write.
@@ -24,8 +24,8 @@ from benchmarks.common import Repeats, answer, parser, run_fresh
 TIMEOUT = 500.0
 
 
-def make(path: Path, steps: int) -> None:
-    """Write an archive of random wind, one chunk a step."""
+def make(path: Path, steps: int, name: str = "u850") -> None:
+    """Write an archive of random fields, one chunk a step."""
     import xarray as xr
 
     lat, lon = np.linspace(90, -90, 721), np.linspace(0, 360, 1440, endpoint=False)
@@ -34,7 +34,7 @@ def make(path: Path, steps: int) -> None:
     for i in range(steps):
         field = draw.normal(size=(1, 721, 1440)).astype("f4")
         coords = {"time": times[i : i + 1], "lat": lat, "lon": lon}
-        part = xr.Dataset({"u850": (list(coords), field)}, coords)
+        part = xr.Dataset({name: (list(coords), field)}, coords)
         encoding = {"time": {"units": "hours since 1970-01-01"}}
         more: dict[str, Any] = {"append_dim": "time"} if i else {"mode": "w", "encoding": encoding}
         part.to_zarr(path, consolidated=False, **more)
@@ -69,7 +69,13 @@ def plain(source: str, out: str, seconds: float) -> float:
     return ended - began
 
 
-def ours(folder: Path, source: Path, workers: int, seconds: float) -> float:
+def scores(truth: Path) -> str:
+    """Setting for scores of every result against data."""
+    data = f"{{_target_: distinf.models.FileSource, path: {truth}}}"
+    return f"output.verification={{data: {data}}}"
+
+
+def ours(folder: Path, source: Path, workers: int, seconds: float, *words: str) -> float:
     run = run_main(
         folder,
         [
@@ -78,6 +84,7 @@ def ours(folder: Path, source: Path, workers: int, seconds: float) -> float:
             "+diagnostic.sleeping.faults={}",
             f"+diagnostic.sleeping.seconds={seconds}",
             f"runtime.nproc={workers + 1}",
+            *words,
         ],
         TIMEOUT,
     )
@@ -96,14 +103,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="distinf-benchmark-") as home:
         source = Path(home, "in.zarr")
         make(source, given.steps)
+        truth = Path(home, "truth.zarr")
+        make(truth, given.steps, "twice")
         for repeat in range(given.repeats):
             task = {"source": str(source), "out": f"{home}/plain.zarr", "seconds": given.seconds}
             found = {"plain loop": run_fresh("benchmarks.archive", task, TIMEOUT)["wall"]}
             for workers in (1, 2):
                 folder = Path(home, f"{repeat} {workers}")
                 found[f"{workers} worker(s)"] = ours(folder, source, workers, given.seconds)
+            folder, words = Path(home, f"{repeat} scores"), scores(truth)
+            found["2, with scores"] = ours(folder, source, 2, given.seconds, words)
             repeats.add(1, **found)
     repeats.compare("1 worker(s)", "2 worker(s)", "1.8")
+    repeats.compare("2, with scores", "2 worker(s)", "at most 1.1")
     repeats.compare("1 worker(s)", "plain loop", "at most 1.15")
     repeats.show(given.json)
 

@@ -1,9 +1,11 @@
 """Random faults on random runs, until each run is complete: is anything lost, stuck or left?
 
 uv run python -m benchmarks.chaos --runs 40 --seed 1
+uv run python -m benchmarks.chaos --job archive
 
-Every run is one small forecast, resumed until it is complete: models that raise, kill, stop or
-stall their process, signals to any process of it, and files cut short between two attempts.
+Every run is one small forecast, or the diagnosis of an archive of members with statistics and
+scores, resumed until it is complete: models that raise, kill, stop or stall their process, signals
+to any process of it, and files cut short between two attempts.
 """
 
 from __future__ import annotations
@@ -33,7 +35,6 @@ from testing.processes import marked
 from testing.programs import SLURM, missing
 from testing.slurm import cluster
 
-STEPS = 23
 LAUNCHES = ("own", "torchrun", "mpirun", "srun")
 IN_MODEL = ("raise", "unpicklable", "bytes", "memory", "exit", "kill", "stop", "sleep", "shape")
 SIGNALS = {
@@ -67,13 +68,65 @@ class Score:
         return self.lost + self.twice + self.hangs + self.leftovers + self.different + self.untrue
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a run computes: its settings, its lead times and members, and its complete marks."""
+
+    words: tuple[str, ...]
+    leads: int
+    members: int | None
+    marks: dict[str, int]
+
+    def chunk(self, index: int) -> str:
+        """Path of the chunk of a step of ``twice``, which is not in a shard."""
+        member, lead = divmod(index, self.leads)
+        return f"{'' if self.members is None else f'{member}/'}0/{lead}/0/0"
+
+
+def forecast(home: Path) -> Job:
+    words = ("prognostic.nlat=32", "prognostic.nlon=64", "recipe=diagnostic")
+    words += ("parameters.nsteps=23", "output.restart_every=3")
+    words += ("~diagnostic.wind_decomposition", "~diagnostic.error_growth")
+    return Job(words, 24, None, {"faulty": 24})
+
+
+def archive(home: Path) -> Job:
+    """Three members, compared with data; both are files in ``home``."""
+    leads, members = 9, 3
+    axes = {
+        "ensemble": np.arange(members),
+        "time": np.array(["2023-06-01"], "M8[ns]"),
+        "lead_time": 6 * np.arange(leads) * np.timedelta64(3600 * 10**9, "ns"),
+        "lat": np.linspace(90, -90, 33),
+        "lon": np.linspace(0, 360, 64, endpoint=False),
+    }
+    values = np.random.default_rng(0).normal(size=[len(axis) for axis in axes.values()])
+    fields = xr.DataArray(values.astype("f4"), axes, list(axes), "u850")
+    fields.to_dataset().to_zarr(home / "in.zarr")
+    truth = fields[0, 0].drop_vars(["ensemble", "time"]).rename("twice").rename(lead_time="time")
+    truth.assign_coords(time=axes["time"][0] + axes["lead_time"]).to_netcdf(home / "truth.nc")
+    data = f"{{_target_: distinf.models.FileSource, path: {home}/truth.nc}}"
+    words = ("--config-name=archive", f"data.path={home}/in.zarr", "~diagnostic.wind_speed")
+    words += ("output.statistics=[mean,max]", f"output.verification={{data: {data}}}")
+    marks = {"faulty": leads * members, "faulty_scores": leads * members}
+    return Job(words, leads, members, {**marks, "faulty_statistics": leads, "faulty_crps": leads})
+
+
+JOBS = {"forecast": forecast, "archive": archive}
+
+
 class Run:
-    """One forecast in a folder of its own."""
+    """One run of a job in a folder of its own."""
 
     def __init__(
-        self, draw: random.Random, slurm: dict[str, str], score: Score, engine: str = "tensorpipe"
+        self,
+        draw: random.Random,
+        slurm: dict[str, str],
+        score: Score,
+        job: Job,
+        engine: str = "tensorpipe",
     ) -> None:
-        self.draw, self.score = draw, score
+        self.draw, self.score, self.job = draw, score, job
         self.folder = Path(tempfile.mkdtemp(prefix="distinf-chaos-"))
         self.store = self.folder / "out.zarr"
         self.launch = draw.choice([way for way in LAUNCHES if way != "srun" or slurm])
@@ -82,7 +135,7 @@ class Run:
         self.marker = uuid.uuid4().hex
         self.torn: set[Path] = set()
         self.environment = {"DISTINF_TEST_RUN": self.marker, **slurm}
-        steps = draw.sample(range(STEPS), draw.randint(5, 9))
+        steps = draw.sample(range(job.leads), draw.randint(5, 9))
         self.faults = {6 * step: draw.choice(IN_MODEL) for step in steps}
 
     def command(self) -> list[str]:
@@ -92,11 +145,9 @@ class Run:
             f"{lead}: {where.get(fault, 'once')} {fault}" for lead, fault in self.faults.items()
         )
         words = [
-            *("prognostic.nlat=32", "prognostic.nlon=64", "recipe=diagnostic"),
-            *(f"parameters.nsteps={STEPS}", "parameters.output_path=out.zarr"),
-            *("~diagnostic.wind_decomposition", "~diagnostic.error_growth"),
-            *("output.mode=resume", "output.verify=true"),
-            *("output.restart_every=3", self.draw.choice(WRITING)),
+            *self.job.words,
+            *("parameters.output_path=out.zarr", "output.mode=resume", "output.verify=true"),
+            self.draw.choice(WRITING),
             "+diagnostic.faulty._target_=testing.faulty.Faulty",
             f"+diagnostic.faulty.faults={{{faults}}}",
             f"+diagnostic.faulty.folder={self.folder}",
@@ -123,7 +174,7 @@ class Run:
         """Attempt after attempt until everything is there."""
         self.score.runs += 1
         command = self.command()
-        expected = STEPS + 1
+        expected = sum(self.job.marks.values())
         for attempt in range(12):
             before = self.written()
             disturb = attempt < 3
@@ -219,21 +270,22 @@ class Run:
         import zarr
 
         try:
-            marks = zarr.open_group(self.store, mode="r", use_consolidated=False)["faulty_complete"]
-            return {"faulty": [int(i) for i in np.flatnonzero(np.asarray(marks[:]).ravel())]}
+            group = zarr.open_group(self.store, mode="r", use_consolidated=False)
+            found = {name: np.asarray(group[f"{name}_complete"][:]) for name in self.job.marks}
+            return {name: np.flatnonzero(own.ravel()).tolist() for name, own in found.items()}
         except Exception:  # not created yet, or just being written
             return {}
 
     def written(self) -> dict[Path, tuple[int, bytes]]:
         """Chunks of unsharded complete steps: when they were written, and their bytes."""
         done = self.marks().get("faulty", [])
-        paths = [self.store / "twice" / "c" / "0" / str(step) / "0" / "0" for step in done]
+        paths = [self.store / "twice" / "c" / self.job.chunk(index) for index in done]
         return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in paths if p.exists()}
 
     def compare(self, before: dict[Path, tuple[int, bytes]]) -> None:
         """No chunk that was complete before this attempt was written again, but a torn one."""
         for path, (when, data) in before.items():
-            if len(list(path.parent.parent.parent.iterdir())) < STEPS // 2:
+            if len(list(path.parent.parent.parent.iterdir())) < self.job.leads // 2:
                 return  # shards: several steps to a file
             again = path.exists() and path.stat().st_mtime_ns != when
             if again and path in self.torn:
@@ -242,9 +294,9 @@ class Run:
                 self.score.twice += 1
                 self.tell(f"written twice: {path}, same bytes: {path.read_bytes() == data}")
 
-    def values(self) -> np.ndarray:
+    def values(self) -> xr.Dataset:
         with xr.open_zarr(self.store) as store:
-            return store["twice"].values
+            return store.load()
 
     def tell(self, what: str) -> None:
         print(f"  {self.launch} x {self.ranks} in {self.folder}: {what}", flush=True)
@@ -273,9 +325,9 @@ def _stopped(pid: int) -> bool:
     return True
 
 
-def undisturbed() -> np.ndarray:
+def undisturbed(job: Job) -> xr.Dataset:
     """The bytes that every run must have."""
-    run = Run(random.Random(0), {}, Score())
+    run = Run(random.Random(0), {}, Score(), job)
     run.launch, run.faults, run.ranks = "own", {}, 1
     assert run.attempt(run.command(), disturb=False) == 0, (run.folder / "log.txt").read_text()
     values = run.values()
@@ -297,6 +349,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.chaos")
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--job", choices=JOBS, default="forecast")
     parser.add_argument("--engine", choices=["tensorpipe", "ray"], default="tensorpipe")
     parser.add_argument("--no-slurm", action="store_true", help="no run under srun")
     parser.add_argument("--faults", type=int, help="go on until there were as many")
@@ -305,14 +358,19 @@ def main() -> int:
     # A shell lets jobs in the background ignore it, and so all that these start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     score, began = Score(), time.monotonic()
-    expected = undisturbed()
-    with slurm(not args.no_slurm and args.engine == "tensorpipe") as environment:
+    with (
+        tempfile.TemporaryDirectory(prefix="distinf-job-") as home,
+        slurm(not args.no_slurm and args.engine == "tensorpipe") as environment,
+    ):
+        job = JOBS[args.job](Path(home))
+        expected = undisturbed(job)
         number = 0
         while number < args.runs or (args.faults or 0) > score.faults.total():
-            run = Run(random.Random(f"{args.seed} {number}"), environment, score, args.engine)
+            draw = random.Random(f"{args.seed} {number}")
+            run = Run(draw, environment, score, job, args.engine)
             before, faults = score.bad, score.faults.total()
             run.to_its_end()
-            if score.lost == 0 and not np.array_equal(run.values(), expected, equal_nan=True):
+            if score.lost == 0 and not run.values().equals(expected):
                 score.different += 1
                 run.tell("its bytes differ")
             verdict = "bad" if score.bad > before else "good"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distinf.coords import Coords, State, plan, step_words
+from distinf.coords import Coords, Selection, State, plan, plan_key, step_words
 from distinf.errors import ConfigError
 from distinf.loading.archive import Archive
 from distinf.loading.load import load_section
@@ -34,6 +34,7 @@ class Truth:
     def __init__(self, data: Mapping[str, Any]) -> None:
         self._archive = Archive(load_section(data, f"{_WHERE}.data"))
         self._kept: OrderedDict[tuple[Any, ...], State] = OrderedDict()
+        self._cuts: dict[tuple[Any, ...], Selection] = {}
         self._turn = threading.Lock()
 
     def read(self, valid: np.datetime64, variables: Sequence[str]) -> State:
@@ -65,11 +66,13 @@ class Truth:
         """
         names = [str(v) for v in coords["variable"]]
         x, there = self.read(valid, names)
-        wanted = {key: coords[key] for key in ("lat", "lon")}
-        for key, values in wanted.items():
-            _check_points(key, there[key], values)
-        cut = plan(there, wanted, _WHERE, "its data")
-        return cut(x, there)[0][0, 0]
+        wanted = OrderedDict((key, coords[key]) for key in ("lat", "lon"))
+        grids = (plan_key(there), plan_key(wanted))
+        if grids not in self._cuts:
+            for key, values in wanted.items():
+                _check_points(key, there[key], values)
+            self._cuts[grids] = plan(there, wanted, _WHERE, "its data")
+        return self._cuts[grids](x, there)[0][0, 0]
 
 
 def _check_points(key: str, there: np.ndarray, values: np.ndarray) -> None:

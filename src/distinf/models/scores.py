@@ -11,7 +11,7 @@ import torch
 
 from distinf.coords import Coords, State
 from distinf.errors import ConfigError
-from distinf.loading import Truth
+from distinf.loading import Truth, import_first
 from distinf.statistics import SCORES, area_weights, score_names
 
 _WHERE = "output.verification"
@@ -45,6 +45,13 @@ class Scores:
         self._variables, self._only = list(variables or ()), only
         self._truth: Truth | None = None
         self._scored: list[str] = []
+
+    def to(self, device: torch.device) -> Scores:
+        """Open the data and import what computes; scores are on the device of the fields."""
+        import_first("earth2studio.data")
+        import_first("earth2studio.statistics")
+        self._truth = Truth(self._data)
+        return self
 
     def input_coords(self) -> Coords:
         """Coordinates of its input: ``batch, variable, lat, lon``; the grid is free."""
