@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -20,6 +21,7 @@ __all__ = [
     "ROOT",
     "Repeats",
     "answer",
+    "finish",
     "in_flight",
     "machine",
     "parser",
@@ -31,6 +33,7 @@ __all__ = [
 
 ROOT = Path(__file__).parent.parent
 _CHILD = "BENCHMARK "
+_KILLED_SECONDS = 60.0  # ranks of a killed command end within 30 s
 
 
 def parser(description: str | None, **numbers: int) -> argparse.ArgumentParser:
@@ -97,6 +100,30 @@ def run_fresh(module: str, task: Mapping[str, Any], timeout: float) -> dict[str,
         raise SystemExit(f"{module} {task} ended with status {done.returncode}:\n{done.stderr}")
     found: dict[str, Any] = json.loads(lines[-1].removeprefix(_CHILD))
     return found
+
+
+def finish(
+    command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None
+) -> tuple[int | None, str, str]:
+    """Run a command, and kill it after so many seconds; return its status, output and errors.
+
+    The status is None if it was killed.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=seconds)
+        return process.returncode, out, err
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return None, *process.communicate(timeout=_KILLED_SECONDS)
 
 
 def answer(figures: Mapping[str, Any]) -> None:

@@ -12,14 +12,13 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks import common
 from benchmarks.workload import IDEAL, WORKERS
 
 OURS = "distinf"
@@ -65,22 +64,12 @@ def finish(command: list[str]) -> dict[str, Any]:
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "OMP_NUM_THREADS": "1",
     }
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=DEADLINE)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise SystemExit(f"not ended after {DEADLINE:g} s: {' '.join(command)}") from None
+    status, out, err = common.finish(command, DEADLINE, environment)
+    if status is None:
+        raise SystemExit(f"not ended after {DEADLINE:g} s: {' '.join(command)}")
     lines = [line for line in out.splitlines() if line.startswith("{")]
-    if process.returncode != 0 or not lines:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{out}\n{err}")
+    if status != 0 or not lines:
+        raise SystemExit(f"{' '.join(command)} ended with {status}:\n{out}\n{err}")
     answer: dict[str, Any] = json.loads(lines[-1])
     return answer
 

@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,11 +24,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.common import finish
 from benchmarks.gpu_cases import MEASURES
 from distinf import Runtime, session
 from distinf.session.session import current_session
 
-ROOT = Path(__file__).parent.parent
 Row = dict[str, Any]
 PARTS = ["tests", *MEASURES]
 STATE = [73, 720, 1440]
@@ -141,28 +138,17 @@ def run(case: Row) -> Row:
         command = [sys.executable, "-m", "pytest", "-q", "-n", "6", "--dist", "load", "tests/gpu"]
         command += ["--deselect", "tests/gpu/test_gpu.py::test_the_benchmark_runs"]
     began = time.perf_counter()
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=case["limit"])
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
+    status, out, err = finish(command, case["limit"])
+    if status is None:
         err += f"\nnot done in {case['limit']:g} s"
     found: Row = {}
     if case["part"] == "tests":
         found = {"said": out.splitlines()[-60:]}
-    elif process.returncode == 0:
+    elif status == 0:
         found = json.loads([line for line in out.splitlines() if line.startswith("{")][-1])
     done = {**case, "seconds": round(time.perf_counter() - began, 1), "error": "", "found": found}
     done["took"], done["device"] = found.pop("took", "-"), found.pop("device", "-")
-    if process.returncode != 0:
+    if status != 0:
         done["error"] = (err.strip().splitlines() or out.splitlines()[-1:] or ["no word"])[-1]
         done["stderr"] = err.splitlines()[-60:]
     return done

@@ -135,9 +135,8 @@ def area_weights(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
     """Weights of the points of a grid, float64: the cosine of the latitude, with the mean 1."""
     from earth2studio.statistics import lat_weight
 
-    if lat.ndim == 1:
-        lat = np.broadcast_to(lat[:, np.newaxis], (len(lat), len(lon)))
-    return np.asarray(lat_weight(lat.astype(np.float64)))
+    weights = np.asarray(lat_weight(lat.astype(np.float64)))
+    return weights if lat.ndim > 1 else np.repeat(weights[:, np.newaxis], len(lon), axis=1)
 
 
 def _described(wanted: Statistics, variable: str) -> dict[str, tuple[str, dict[str, str]]]:

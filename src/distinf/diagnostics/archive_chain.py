@@ -70,7 +70,8 @@ class ArchiveChain:
         """
         x, coords = self._archive.read(step, self._names)
         state = self._cut(coords)(x, coords)
-        return getattr(self._chain, "read_ahead", lambda *state: state)(*state)  # type: ignore[no-any-return]
+        read = self._chain.read_ahead
+        return state if read is None else read(*state)
 
     def forward(self, x: torch.Tensor, coords: Coords) -> Any:
         """Run the chain on a state, as `Chain.forward`."""

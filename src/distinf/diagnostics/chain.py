@@ -77,8 +77,6 @@ class Chain:
             for link in links
             if link.nonfinite is not None
         }
-        if any(hasattr(model, "read_ahead") for model in self._models.values()):
-            self.read_ahead = self._read_ahead
 
     @property
     def label(self) -> str:
@@ -148,15 +146,20 @@ class Chain:
         """From now on, write results into a store; the arguments are those of `RemoteWriter`."""
         self._writer = RemoteWriter(*store)
 
-    def _read_ahead(self, x: torch.Tensor, coords: Coords) -> State:
-        """Let models read what they need for a state; return the arguments of :meth:`forward`.
+    @property
+    def read_ahead(self) -> Callable[[torch.Tensor, Coords], State] | None:
+        """What lets models read for a state, and returns the arguments of :meth:`forward`.
 
-        The worker calls it while another call computes.
+        The worker calls it while another call computes. None if no model reads.
         """
-        for model in self._models.values():
-            if hasattr(model, "read_ahead"):
+        readers = [model for model in self._models.values() if hasattr(model, "read_ahead")]
+
+        def read(x: torch.Tensor, coords: Coords) -> State:
+            for model in readers:
                 model.read_ahead(coords)
-        return x, coords
+            return x, coords
+
+        return read if readers else None
 
     def forward(self, x: torch.Tensor, coords: Coords) -> dict[str, State] | Watched | Later:
         """Run the links on a state [(ensemble=1,) time=1, lead_time=1, variable, ...].

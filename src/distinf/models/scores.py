@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,6 @@ from distinf.coords import Coords, State
 from distinf.errors import ConfigError
 from distinf.loading import Truth, import_first
 from distinf.statistics import SCORES, area_weights, score_names
-
-_WHERE = "output.verification"
 
 
 class Scores:
@@ -43,14 +42,13 @@ class Scores:
     ) -> None:
         self._data = data
         self._variables, self._only = list(variables or ()), only
-        self._truth: Truth | None = None
         self._scored: list[str] = []
 
     def to(self, device: torch.device) -> Scores:
         """Open the data and import what computes; scores are on the device of the fields."""
         import_first("earth2studio.data")
         import_first("earth2studio.statistics")
-        self._truth = Truth(self._data)
+        _ = self._truth
         return self
 
     def input_coords(self) -> Coords:
@@ -75,7 +73,7 @@ class Scores:
     def read_ahead(self, coords: Coords) -> None:
         """Read the data for a step, once it is known of which variables."""
         if self._scored:
-            self._source.read(_valid(coords), self._scored)
+            self._truth.read(_valid(coords), self._scored)
 
     def __call__(self, x: torch.Tensor, coords: Coords) -> State:
         """Score fields [(ensemble=1,) time=1, lead_time=1, variable, lat, lon].
@@ -101,22 +99,20 @@ class Scores:
         y = torch.stack([found[score] for score in SCORES], dim=1).flatten().float()
         return y.reshape([len(v) for v in made.values()]), made
 
-    @property
-    def _source(self) -> Truth:
-        if self._truth is None:
-            self._truth = Truth(self._data)
-        return self._truth
+    @cached_property
+    def _truth(self) -> Truth:
+        return Truth(self._data)
 
     def _read(self, coords: Coords) -> torch.Tensor:
         self._scored = [str(v) for v in coords["variable"]]
-        return self._source.on_grid(_valid(coords), coords)
+        return self._truth.on_grid(_valid(coords), coords)
 
     def _of(self, coords: Coords) -> Coords:
         """Coordinates of the scored part of the input."""
         if list(coords)[-3:] != ["variable", "lat", "lon"]:
             raise ConfigError(
-                f"{_WHERE}: fields of {', '.join(coords)} have no lat and lon to compare; name "
-                "other variables"
+                f"output.verification: fields of {', '.join(coords)} have no lat and lon to "
+                "compare; name other variables"
             )
         names = [str(v) for v in coords["variable"]]
         names = [name for name in names if self._only is None or name in self._only]
