@@ -15,7 +15,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -154,6 +154,7 @@ class RayTransport:
         self._results = Recycled(_KEPT * len(actors))
         self._silent: set[int] = set()  # an answer came too late, or not yet
         self._closed = threading.Event()
+        self._followed: list[Future[None]] = []
         self._open: set[_Request] = set()
         self._lock = threading.Lock()
         # Ray's own thread, on which a reply is reported, must not wait for anything.
@@ -174,7 +175,7 @@ class RayTransport:
         """Report each worker when Ray has started it, again after each restart, and its end."""
         for rank in self.may_join:
             follow = functools.partial(self._follow, rank, joined, gone)
-            in_background(follow, f"distinf-worker-{rank}")
+            self._followed.append(in_background(follow, f"distinf-worker-{rank}"))
         in_background(self._watch_deadlines, "distinf-deadlines")
 
     def _follow(
@@ -309,6 +310,8 @@ class RayTransport:
         """Ask a worker for a sign of life: Ray does not notice a process that is stopped."""
         request = self._request(rank, "a sign of life", timeout)
         try:
+            if self._closed.is_set():
+                raise WorkerLost(rank, "the session is closed")
             self._begin(request, self._actors[rank].ping.remote(), lambda _: None)
         except Exception as error:
             self._fail(request, error)
@@ -324,13 +327,19 @@ class RayTransport:
             in_background(kill, f"distinf-kill-{rank}")
 
     def close(self, error: bool = False) -> None:
-        """End the actors."""
+        """End the actors.
+
+        A raylet that does not answer is not waited for. No thread may still use Ray when it is
+        shut down: Ray would end this process with status 1.
+        """
         if self._closed.is_set():
             return
         self._closed.set()
-        ending = threading.Thread(target=self._kill_all, name="distinf-kill", daemon=True)
-        ending.start()
-        ending.join(_END_SECONDS)  # a raylet that does not answer is not waited for
+        ending = in_background(self._kill_all, "distinf-kill")
+        with self._lock:
+            failing = [request.answer for request in self._open]
+        wait([ending, *self._followed, *failing], _END_SECONDS)
+        wait([self._replies.submit(lambda: None)], _END_SECONDS)  # it holds references of Ray's
 
     def _kill_all(self) -> None:
         for actor in self._actors.values():
