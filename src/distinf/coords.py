@@ -53,6 +53,10 @@ class Selection:
         ``coords`` must have the dimensions of the plan. ``empty`` gives the memory, by default on
         the device of ``x``.
         """
+        return self.take(x, empty), self.select_coords(coords)
+
+    def take(self, x: torch.Tensor, empty: Allocate | None = None) -> torch.Tensor:
+        """Copy the selection from a state, without its coordinates."""
         import torch
 
         from distinf.copying import copy, gather
@@ -77,7 +81,19 @@ class Selection:
             copy(y, out)
         else:
             gather(y, *last, out)
-        return out, self.select_coords(coords)
+        return out
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the indices on a device, which another process may not have."""
+        return {**vars(self), "_placed": {}}
+
+    def shape_of(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the selection from a state of this shape."""
+        sizes = {
+            dim: index.stop - index.start if isinstance(index, slice) else len(index)
+            for dim, index in self.indices.items()
+        }
+        return tuple(sizes.get(dim, size) for dim, size in enumerate(shape))
 
     def count(self, coords: Coords) -> int:
         """Return the number of selected values of a state with these coordinates."""

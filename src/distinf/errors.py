@@ -50,6 +50,10 @@ class TaskLost(SessionError):
     """``runtime.max_attempts`` workers were lost while they computed one task."""
 
 
+class StateLost(SessionError):
+    """The rank that forecast a task's state was lost with it; the state is forecast again."""
+
+
 class CallTimeout(SessionError):
     """A call did not answer within its deadline."""
 

@@ -98,6 +98,7 @@ def _flat(hint: Any) -> Iterator[Any]:
 
 
 _WORKERS = "must be a whole number, at least 1, or two of them: [least, most]"
+_DRIVERS = "must be a whole number, at least 1, or auto"
 _RESOURCES = "must map what Ray counts to numbers, such as {GPU: 1}"
 
 
@@ -105,6 +106,10 @@ def _is_number_of_workers(value: Any) -> bool:
     numbers = list(value) if isinstance(value, list | tuple) and len(value) == 2 else [value]
     whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in numbers)
     return value is None or (whole and numbers == sorted(numbers))
+
+
+def _is_number_of_drivers(value: Any) -> bool:
+    return value == "auto" or (type(value) is int and value >= 1)
 
 
 def _are_resources(value: Any) -> bool:
@@ -140,6 +145,11 @@ class Runtime:
         Ranks to start on this machine if no launcher started ranks; 1: everything in this process.
         By default None: `session` starts none; ``python main.py`` starts one for each GPU, at
         least 2 (3 without GPUs).
+    drivers : int | str
+        Ranks on which a recipe's prognostic runs, by default 1: rank 0. Each forecasts some of the
+        initial times and members, and its states go to the workers, the ranks that are left. If all
+        ranks are drivers, each also runs the diagnostics of its own states. ``"auto"``: as many as
+        the first steps suggest.
     carrier : str
         How tensors are sent: ``"cuda"`` (from device to device), ``"host"`` (through host memory)
         or ``"auto"``, by default: ``"cuda"`` if a trial at the start works, else ``"host"``.
@@ -191,6 +201,7 @@ class Runtime:
     resources: Annotated[Any, *valid_when(_are_resources, _RESOURCES)] = None
     wait_for_workers: _Seconds | None = 300.0
     nproc: Count | None = None
+    drivers: Annotated[Any, *valid_when(_is_number_of_drivers, _DRIVERS)] = 1
     carrier: Literal["auto", "cuda", "host"] = "auto"
     results: Literal["host", "device"] = "host"
     threads: Count = 1
@@ -214,6 +225,11 @@ class Runtime:
             raise ConfigError(
                 f"runtime.{wrong[0]}={getattr(self, wrong[0])} has no meaning with "
                 f"runtime.engine={self.engine}; leave one of the two out"
+            )
+        if self.engine == "ray" and self.drivers != 1:
+            raise ConfigError(
+                f"runtime.drivers={self.drivers}: on Ray the prognostic runs in one process; leave "
+                "runtime.drivers or runtime.engine=ray out"
             )
 
     @property

@@ -6,7 +6,6 @@ Each takes a `Run` and works inside a session, on the driver.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
@@ -15,18 +14,22 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from distinf.background import in_background
 from distinf.coords import State
 from distinf.diagnostics import assign
+from distinf.drivers import Drivers, driver_ranks, number_of_blocks
 from distinf.errors import TaskError, TasksSkipped, as_config_error
 from distinf.forecast import (
     Block,
+    Models,
     RestartStates,
     check_initial,
     is_restartable,
     lead_times,
     perturb,
+    reached_by,
     states,
 )
 from distinf.inference import DistributedInference
@@ -37,7 +40,13 @@ from distinf.loading import (
     read_code,
     read_files,
 )
-from distinf.planning import StoredOutput, archive_steps, chain_factory, verified
+from distinf.planning import (
+    StoredOutput,
+    archive_steps,
+    chain_factory,
+    own_variables,
+    verified,
+)
 from distinf.report import Progress, summarize
 from distinf.run import ForecastRun, Run, as_archive, as_forecast
 from distinf.session import current_session
@@ -46,6 +55,7 @@ from distinf.store import (
     ForecastStore,
     Provenance,
     StoreLayout,
+    WriterTicket,
     to_netcdf,
     vocabulary,
 )
@@ -68,12 +78,15 @@ class Forecast:
         Where initial conditions are read.
     perturbation : Callable | None
         Perturbs the initial condition of one member; None without an ensemble.
+    drivers : Drivers | None
+        The ranks that forecast; None: rank 0 alone.
     """
 
     run: ForecastRun
     prognostic: Any
     data: Any
     perturbation: Any = None
+    drivers: Drivers | None = None
 
     @property
     def times(self) -> np.ndarray:
@@ -90,6 +103,12 @@ class Forecast:
         """Members of the ensemble, int64; None without one."""
         return None if self.run.members is None else np.arange(self.run.members)
 
+    @property
+    def saved_every(self) -> int | None:
+        """Steps between two saved states; None: no state is saved."""
+        restarts = is_restartable(self.prognostic, self.run.restartable)
+        return self.run.output.restart_every if restarts else None
+
     def states(self, store: ForecastStore) -> Iterator[State]:
         """Forecast what a store lacks, from the newest saved state where there is one.
 
@@ -100,18 +119,18 @@ class Forecast:
 
         Yields
         ------
-        tuple[torch.Tensor, Coords]
+        tuple[torch.Tensor | Remote, Coords]
             States [(ensemble=1,) time=1, lead_time=1, variable, ...] on the driver's device, and
-            their coords. The model may reuse a state's memory for the next one.
+            their coords. The model may reuse a state's memory for the next one. With several
+            drivers, states that their ranks keep, which `StoredOutput.submit` takes as well.
         """
+        if self.drivers is not None:
+            return self.drivers.states(store)
         run, session = self.run, current_session()
         restart = None
-        if run.output.restart_every is not None and is_restartable(
-            self.prognostic, run.restartable
-        ):
-            restart = RestartStates(
-                store.destination, run.output.restart_every, store.marks, run.output.every
-            )
+        if self.saved_every is not None:
+            reached = reached_by(store.marks, run.output.every)
+            restart = RestartStates(store.destination, self.saved_every, reached)
         return states(
             self.prognostic,
             self.data,
@@ -141,16 +160,31 @@ def load_forecast(run: Run) -> Forecast:
         If a setting is wrong, or the data lies on a grid from which the prognostic cannot start.
     """
     run, session = as_forecast(run), current_session()
-    with session.farm.events.timed("load", "prognostic", 0):
-        prognostic = load_section(run.prognostic, "prognostic").to(session.device)
-        data = load_section(run.data, "data")
-        check_initial(prognostic, data)
-        import_first("earth2studio.data")  # reads it; the workers are still loading
-    perturbation = None
-    if run.members is not None:
-        kind = load_section({**run.perturbation, "_partial_": True}, "perturbation")
-        perturbation = perturb(kind, run.runtime.seed, prognostic, data)
-    return Forecast(run, prognostic, data, perturbation)
+    farm, load = session.farm, partial(load_models, run)
+    with farm.events.timed("load", "prognostic", 0):
+        own = load(session.device)
+    drivers = None
+    if shared_out(run):
+        size = session.info.world_size
+        drivers = Drivers(run, farm, driver_ranks(run, size), own, load, size, session.cores)
+    return Forecast(run, own.prognostic, own.data, own.perturbation, drivers)
+
+
+def load_models(run: ForecastRun, device: torch.device) -> Models:
+    """Load what forecasts, on a device of this rank; raises as :func:`load_forecast`."""
+    prognostic = load_section(run.prognostic, "prognostic").to(device)
+    data = load_section(run.data, "data")
+    check_initial(prognostic, data)
+    import_first("earth2studio.data")  # reads it; the workers are still loading
+    if run.members is None:
+        return Models(prognostic, data, None)
+    kind = load_section({**run.perturbation, "_partial_": True}, "perturbation")
+    return Models(prognostic, data, perturb(kind, run.runtime.seed, prognostic, data))
+
+
+def shared_out(run: Run) -> bool:
+    """Whether several ranks may forecast."""
+    return run.runtime.drivers != 1 and current_session().info.world_size > 1
 
 
 def open_archive(run: Run) -> ArchiveSteps:
@@ -192,12 +226,14 @@ def load_diagnostics(run: Run) -> Iterator[Future[list[DistributedInference]]]:
         If a model cannot be loaded; by the future.
     """
     farm = current_session().farm
+    if shared_out(run):
+        set_drivers_apart(as_forecast(run))
 
     def load() -> list[DistributedInference]:
         with farm.events.timed("load", "diagnostics", 0):
             return _load_chains(run, farm.places)
 
-    if 0 in farm.workers:  # this process alone: nothing can run beside
+    if farm.workers == (0,):  # this process alone: nothing can run beside
         loading: Future[list[DistributedInference]] = Future()
         loading.set_result(load())
     else:
@@ -208,6 +244,25 @@ def load_diagnostics(run: Run) -> Iterator[Future[list[DistributedInference]]]:
         if loading.done() and loading.exception() is None:
             for loaded in reversed(loading.result()):
                 loaded.shutdown()
+
+
+def set_drivers_apart(run: ForecastRun) -> None:
+    """Let the drivers run no diagnostics, or where all ranks are drivers, those of their states."""
+    session = current_session()
+    farm, ranks = session.farm, driver_ranks(run, session.info.world_size)
+    if run.runtime.drivers != "auto" and len(ranks) < run.runtime.drivers:
+        log.warning(
+            "runtime.drivers=%d: there are %d forecasts to share out (times and members, "
+            "runtime.batch together), so %d rank(s) forecast",
+            run.runtime.drivers,
+            number_of_blocks(run),
+            len(ranks),
+        )
+    if len(ranks) == session.info.world_size:
+        farm.stay_at_home()
+    else:
+        for rank in ranks[1:]:
+            farm.set_apart(rank)
 
 
 def _load_chains(run: Run, workers: Sequence[int]) -> list[DistributedInference]:
@@ -225,6 +280,9 @@ def _load_chains(run: Run, workers: Sequence[int]) -> list[DistributedInference]
             loaded.append(DistributedInference(build, remote_ranks=ranks[head]))
         except TaskError as error:
             raise as_config_error(error) from None
+    if shared_out(run) and run.output.prognostic_variables:
+        # The rank that gets a state writes its own variables, as a diagnostic's.
+        loaded.append(DistributedInference(own_variables(run)))
     return loaded
 
 
@@ -286,9 +344,11 @@ def open_store(
         ) as store,
         ExitStack() as block,
     ):
-        if output.writer == "workers" and 0 not in farm.workers:
-            block.enter_context(let_workers_write(store, chains))
-            if not farm.transport.may_join:
+        if run.written_where_computed and farm.workers != (0,):
+            ticket = block.enter_context(let_workers_write(store, chains))
+            if isinstance(source, Forecast) and source.drivers is not None:
+                source.drivers.save_to(ticket, source.saved_every)
+            if not farm.transport.may_join and run.runtime.drivers != "auto":
                 block.close()
         done, total = store.marks.counts
         log.info(
@@ -310,7 +370,7 @@ def open_store(
 @contextmanager
 def let_workers_write(
     store: ForecastStore, chains: Sequence[DistributedInference]
-) -> Iterator[None]:
+) -> Iterator[WriterTicket]:
     """Let the workers, also those that join in this block, write the results of these chains."""
     with store.writer_ticket() as ticket:
         for infer in chains:
@@ -318,7 +378,7 @@ def let_workers_write(
                 infer.set_up(lambda rank: ("write_to", ticket, rank))
             except TaskError as error:
                 raise as_config_error(error, f"rank {error.rank}: ") from None
-        yield
+        yield ticket
 
 
 def print_report(run: Run, store: ForecastStore) -> None:
@@ -342,12 +402,10 @@ def print_report(run: Run, store: ForecastStore) -> None:
     totals = farm.events.totals
     if (wall := totals.end - totals.start) > 0:
         joined = totals.calls.keys() & set(farm.transport.may_join)
-        workers = tuple(sorted({*farm.transport.workers, *joined}))
-        writers = output.writers if output.writer == "driver" else len(workers)
-        on_cores = session.info.on_one_node and session.device.type == "cpu"
-        cores = os.cpu_count() if on_cores else None
+        workers = tuple(sorted({*farm.may_diagnose, *joined}))
+        writers = len(workers) if run.written_where_computed else output.writers
         engine = session.runtime.engine
-        print(summarize(farm.events, wall, workers, writers, cores, engine))
+        print(summarize(farm.events, wall, workers, writers, session.cores, engine))
     print(f"Results: {run.output_path}")
     if output.netcdf is not None:
         to_netcdf(run.output_path, output.netcdf, output.mode)

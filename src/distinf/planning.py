@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from distinf.coords import Coords, Selection, plan_subset
-from distinf.diagnostics import ArchiveChain, Chain, Link, StoredSubset
+from distinf.diagnostics import ArchiveChain, Chain, Itself, Link, StoredSubset
 from distinf.errors import ConfigError, TaskError, as_config_error
 from distinf.forecast import (
     check_initial,
@@ -173,6 +173,15 @@ def chain_factory(
     return partial(ArchiveChain, source, chain) if isinstance(run, ArchiveRun) else chain
 
 
+def own_variables(run: Run) -> Callable[[], Chain]:
+    """Return what makes a chain that stores ``output.prognostic_variables`` of a state."""
+    itself = partial(Itself, tuple(run.output.prognostic_variables))
+    links = [Link("prognostic", itself, nonfinite="allow")]
+    made: Any = partial(Chain, links, StoredSubset(None, run.output.region), run.runtime.seed)
+    made.__name__ = "prognostic"  # what errors call it
+    return made  # type: ignore[no-any-return]
+
+
 def plan_outputs(run: Run, source: Any, diagnostics: Sequence[Any]) -> list[StoredOutput]:
     """Plan what is stored, from the coordinates that the models declare.
 
@@ -208,13 +217,13 @@ def plan_outputs(run: Run, source: Any, diagnostics: Sequence[Any]) -> list[Stor
         outputs = [StoredOutput(x.output_coords(state), x) for x in diagnostics]
     except TaskError as error:
         raise as_config_error(error) from None
-    if output.prognostic_variables:
+    if output.prognostic_variables and not any("prognostic" in own.grids for own in outputs):
         who, names = "output.prognostic_variables", output.prognostic_variables
         own = plan_subset(state, names, output.region, who, "the prognostic")
         outputs.append(StoredOutput({"prognostic": own.select_coords(state)}, selection=own))
     grids = {name: grid for output in outputs for name, grid in output.grids.items()}
     check_clashes(grids)
-    if len(diagnostics) == len(run.chains):
+    if len(diagnostics) >= len(run.chains):
         _check_stored(output, grids)
         check_statistics(output, members, grids)
         _check_verified(run, grids)

@@ -65,6 +65,11 @@ class Run:
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def written_where_computed(self) -> bool:
+        """Whether each rank writes its results itself."""
+        return self.output.writer == "workers" or self.runtime.drivers != 1
+
+    @property
     def chains(self) -> list[list[str]]:
         """Names of the diagnostics of each chain, in the order in which they run."""
         return chains(self.placements)
@@ -175,6 +180,11 @@ def read_run(settings: Mapping[str, Any]) -> Run:
     run = ArchiveRun(**common, **own) if reads else ForecastRun(**common, **own)
     if isinstance(run, ArchiveRun):
         _check_archive(run)
+    elif run.runtime.drivers != 1 and run.output.shards is not None:
+        raise ConfigError(
+            f"output.shards={run.output.shards}: with runtime.drivers={run.runtime.drivers} "
+            "several ranks compute the lead times of one file; leave one of the two out"
+        )
     elif run.output.statistics is not None and run.members is None:
         raise ConfigError("output.statistics: a run without parameters.ensemble has no members")
     return run
@@ -262,6 +272,8 @@ def _check_archive(run: ArchiveRun) -> None:
         raise ConfigError(
             "output.prognostic_variables: a run that reads its states does not store them again"
         )
+    if run.runtime.drivers != 1:
+        raise ConfigError("runtime.drivers: a run that reads its states has no prognostic to share")
     if run.runtime.batch != 1:
         raise ConfigError("runtime.batch: a run that reads its states has no prognostic to batch")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from distinf.errors import ConfigError
 from distinf.forecast.batching import Block, blocks, tasks
 from distinf.forecast.prognostic import forecasts
-from distinf.forecast.restart import RestartStates, is_restartable
+from distinf.forecast.restart import RestartStates, is_restartable, reached_by
 from distinf.options import Output
 from distinf.seeds import generators
 from distinf.store import ForecastStore, StoreLayout
@@ -50,7 +50,9 @@ def run(path, restart_every=3, leave_out=(), until=None, every=1, draw=True):
     """Forecast into a store as the recipe does, without some tasks; returns the steps forecast."""
     forecast = []
     with open_store(path, every=every) as store:
-        restart = RestartStates(store.destination, restart_every, store.marks, every)
+        restart = RestartStates(
+            store.destination, restart_every, reached_by(store.marks, every)
+        )
         todo = [
             Block(block.times, block.members, lacks[1] * every)
             for block in blocks(Block(TIMES[:2], None, NSTEPS), 1)
@@ -153,7 +155,7 @@ def saved(path, save):
             step = OrderedDict(STATE, lead_time=np.array([lead]))
             store.write("same", done(torch.zeros(1, 1, 1, 3, 4), step))
         wait_until(lambda: store.marks.incomplete(block.times, None)[0] == 2)
-        restart = RestartStates(store.destination, 1, store.marks)
+        restart = RestartStates(store.destination, 1, reached_by(store.marks))
         save(restart, block, OrderedDict(STATE, lead_time=LEADS[1:2]))
         return restart.newest(block)
 

@@ -22,7 +22,7 @@ class Computed:
 
 def test_a_gpu_is_not_waited_for():
     events, computed = Events(), [Computed(), Computed()]
-    clock = StepClock(events, lambda x: computed[int(x)])
+    clock = StepClock(events.record, lambda x: computed[int(x)])
     asked = time.time()
     for step in (0, 1):
         clock.stepped(f"step {step}", asked, torch.tensor(step))
@@ -39,7 +39,7 @@ def test_a_gpu_is_not_waited_for():
 
 def test_on_the_cpu_a_step_has_been_computed_when_it_returns():
     events = Events()
-    clock = StepClock(events)
+    clock = StepClock(events.record)
     clock.stepped("step 0", time.time() - 1, torch.zeros(1))
     (event,) = events
     assert 1 <= event.end - event.start < 30

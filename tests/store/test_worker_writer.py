@@ -89,7 +89,7 @@ def test_a_rank_that_does_not_see_the_store_says_so(tmp_path, there):
     with (
         open_store(tmp_path / "w.zarr") as store,
         store.writer_ticket() as ticket,
-        pytest.raises(ConfigError, match=r"output\.writer=workers: .* does not reach .*\.zarr"),
+        pytest.raises(ConfigError, match=r"does not reach .*\.zarr .*output\.writer=driver"),
     ):
         RemoteWriter(dataclasses.replace(ticket, path=str(where)), 1)
 

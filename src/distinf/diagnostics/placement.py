@@ -82,8 +82,14 @@ def assign(
     """
     heads = list(heads)
     asked = {head: n for head in heads if (n := placements[head].workers) is not None}
-    if not asked or 0 in workers:
+    if not asked or list(workers) == [0]:
         return dict.fromkeys(heads)
+    if 0 in workers:
+        head = next(iter(asked))
+        raise ConfigError(
+            f"diagnostic.{head}.workers={asked[head]}: with as many drivers as ranks each rank "
+            "runs all diagnostics of its states; leave it out, or choose fewer runtime.drivers"
+        )
     sharing = [head for head in heads if head not in asked]
     needed = sum(asked.values()) + bool(sharing)
     if needed > len(workers):

@@ -81,18 +81,24 @@ class Dispatcher:
         self._depth = depth
         self._max_attempts = max_attempts
         self._may_join = set(may_join)
+        self._apart: set[int] = set()
         for worker in workers:
             self.join(worker)
 
     @property
     def workers(self) -> tuple[int, ...]:
-        """Ranks of the workers that are left, ascending."""
-        return tuple(sorted(self._on))
+        """Ranks of the workers that are left and get tasks, ascending."""
+        return tuple(sorted(self._on.keys() - self._apart))
 
     @property
     def may_join(self) -> frozenset[int]:
         """Workers that may join, also again; empty after :meth:`stop_waiting`."""
         return frozenset(self._may_join)
+
+    @property
+    def apart(self) -> frozenset[int]:
+        """Ranks that get no more tasks; see :meth:`set_apart`."""
+        return frozenset(self._apart)
 
     def on(self, worker: int) -> tuple[int, ...]:
         """Tasks on a worker, the one it computes first; empty for a lost one."""
@@ -104,7 +110,7 @@ class Dispatcher:
 
     def can_ever_run(self, workers: frozenset[int] | None = None) -> bool:
         """Whether any of ``workers`` (None: all) is left or may join."""
-        known = itertools.chain(self._on, self._may_join)
+        known = itertools.chain(self._on.keys() - self._apart, self._may_join)
         return any(workers is None or worker in workers for worker in known)
 
     def submit(self, task: int, workers: frozenset[int] | None = None) -> Start:
@@ -161,6 +167,12 @@ class Dispatcher:
         self._retry = deque(number for number in self._tasks if number in waiting)
         return self._give_up() + self._start_waiting()
 
+    def set_apart(self, worker: int) -> None:
+        """Give a worker no more tasks; those on it end there."""
+        if worker in self._on and worker not in self._apart:
+            self._leave(worker)
+            self._apart.add(worker)
+
     def stop_waiting(self, worker: int | None = None) -> list[Decision]:
         """Do not expect ``worker`` (None: anyone) to join; returns what is given up for it."""
         self._may_join -= self._may_join.copy() if worker is None else {worker}
@@ -177,11 +189,11 @@ class Dispatcher:
         return len(self._on[worker]), self._used[worker], worker
 
     def _enter(self, worker: int) -> None:
-        if len(self._on[worker]) < self._depth:
+        if len(self._on[worker]) < self._depth and worker not in self._apart:
             insort(self._free, self._preference(worker))
 
     def _leave(self, worker: int) -> None:
-        if len(self._on[worker]) < self._depth:
+        if len(self._on[worker]) < self._depth and worker not in self._apart:
             del self._free[bisect_left(self._free, self._preference(worker))]
 
     def _pick(self, workers: frozenset[int] | None) -> int | None:

@@ -14,14 +14,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from distinf.errors import CallTimeout, SessionError
+from distinf.errors import CallTimeout, SessionError, StateLost
 from distinf.farm.dispatcher import Decision, Dispatcher, GiveUp, Start
 from distinf.farm.outcomes import answers_of, lost, reject, resolve, task_error, why_lost
 from distinf.farm.patience import Patience
 from distinf.farm.residents import Residents, SetUp
 from distinf.report import Event, Events
 from distinf.tensors import tensor_bytes
-from distinf.transport import Call, Reply, Transport
+from distinf.transport import Call, Remote, Reply, Transport
 
 T = TypeVar("T")
 
@@ -39,6 +39,12 @@ class _Task:
     attempt: int = 1
     why: str = ""  # its worker was lost
 
+    @property
+    def keeper(self) -> int:
+        """Rank that keeps its state until the task is done: 0 if it was sent with the call."""
+        state = self.call.args[0] if self.call.args else None
+        return state.rank if isinstance(state, Remote) else 0
+
 
 class Farm:
     """Hand tasks to workers and their results to futures.
@@ -54,6 +60,8 @@ class Farm:
     With ``skip_errors`` the session goes on after a task failed. ``driver_works`` is
     ``runtime.driver_works``: with ``"fallback"`` rank 0 runs tasks none of whose workers is left or
     may join, with ``"idle"`` also those of a submitter that finds no room.
+
+    A task whose state another rank keeps is given up with `StateLost` when that rank is lost.
 
     Where workers may join, the session breaks after ``wait_for_workers`` seconds (None: never) with
     fewer than ``min_workers`` workers, rank 0 not counted.
@@ -84,6 +92,7 @@ class Farm:
         self._models = itertools.count()
         self._changed = threading.Condition()
         self._broken: BaseException | None = None
+        self._at_home = False
         self._joins = itertools.count()
         # Of the workers that are there, and of those that join and still lack models.
         self._lives = {rank: next(self._joins) for rank in transport.workers}
@@ -104,6 +113,13 @@ class Farm:
         with self._changed:
             return tuple(sorted({*self._dispatcher.workers, *self.transport.may_join}))
 
+    @property
+    def may_diagnose(self) -> tuple[int, ...]:
+        """Ranks that got or get tasks, also those that are lost."""
+        with self._changed:
+            ranks = {*self.transport.workers, *self._dispatcher.workers}
+            return tuple(sorted(ranks - self._dispatcher.apart))
+
     def lives(self) -> dict[int, int]:
         """Return the ranks but 0 that must give signs of life, and which of its lives each has."""
         with self._changed:
@@ -114,6 +130,30 @@ class Farm:
         with self._changed:
             workers = self._dispatcher.workers
             return sum(bool(self._dispatcher.on(rank)) for rank in workers), len(workers)
+
+    def on(self, rank: int) -> int:
+        """Return how many tasks are on a worker."""
+        with self._changed:
+            return len(self._dispatcher.on(rank))
+
+    def set_apart(self, rank: int) -> None:
+        """Give a worker no more tasks, wait until it has none, and delete its models."""
+        with self._changed:
+            self._dispatcher.set_apart(rank)
+            while self._dispatcher.on(rank) and self._broken is None:
+                self._changed.wait(_LOOK_UP_SECONDS)
+            models = self._residents.on(rank)
+        for model in models:
+            self.call(rank, Call(model, "__drop__"), in_time=False)
+
+    def stay_at_home(self) -> None:
+        """From now on, run each task on the rank that keeps its state, also on rank 0."""
+        with self._changed:
+            self._at_home = True
+            self._lives[0] = next(self._joins)
+            decisions = self._dispatcher.join(0)
+            self._look()
+        self._carry_out(decisions)
 
     def waiting(self) -> str:
         """Say that the session waits for workers; empty if enough are there."""
@@ -168,21 +208,28 @@ class Farm:
     def submit(self, call: Call, nbytes: int, workers: frozenset[int] | None) -> Future[Any]:
         """Run a task on the next free one of ``workers`` (None: all); blocks while all are full.
 
+        After :meth:`stay_at_home` it runs where its state is.
+
         ``nbytes`` is the size of its tensors, which belong to it. The future raises `TaskError` if
-        the model raised, `TaskLost` or `SessionError` if no worker could finish it. Raises
-        `SessionError` if the session is broken or closed, or none of the workers is left.
+        the model raised, `TaskLost` or `SessionError` if no worker could finish it, and `StateLost`
+        if the rank that keeps its state was lost. Raises `SessionError` if the session is broken or
+        closed, or none of the workers is left.
         """
         future: Future[Any] = Future()
         task = _Task(call, future, nbytes)
         with self._changed:
-            if workers is not None and self._driver_works != "never":
+            if self._at_home:
+                task.nbytes, workers = 0, frozenset({task.keeper})  # no tensor travels
+            elif workers is not None and self._driver_works != "never":
                 self._limits.add(workers)
                 workers |= {0}  # which joins when it has to
-            while not (room := self._dispatcher.has_room(workers)):
+            while not (room := self._dispatcher.has_room(workers)) and self._has_state(task):
                 self._check(workers)
-                if self._driver_works == "idle":
+                if self._driver_works == "idle" and not self._at_home:
                     break
                 self._changed.wait(_LOOK_UP_SECONDS)
+            if not self._has_state(task):
+                return self._without_state(task)
             self._check(workers)
             number = next(self._numbers)
             self._tasks[number] = task
@@ -194,13 +241,27 @@ class Farm:
             self._run_on_driver(number, task)
         return future
 
-    def call(self, rank: int, call: Call) -> Future[Any]:
-        """Call a method of a resident model on one rank, outside the dispatch."""
-        with self._changed:
-            self._check(None)
-        return self._call(rank, call)
+    def _has_state(self, task: _Task) -> bool:
+        return task.keeper == 0 or task.keeper in self._lives
 
-    def _call(self, rank: int, call: Call) -> Future[Any]:
+    def _without_state(self, task: _Task) -> Future[Any]:
+        """Give up a task whose state was lost; return its future."""
+        reject(task.future, StateLost(f"{task.call.task} was lost with rank {task.keeper}"))
+        return task.future
+
+    def call(self, rank: int, call: Call, in_time: bool = True) -> Future[Any]:
+        """Call a method of a resident model on one rank, outside the dispatch.
+
+        ``in_time``: within the deadline of a call, else as long as the rank lives.
+        """
+        with self._changed:
+            if in_time:
+                self._check(None)
+            elif self._broken is not None:
+                raise self._broken
+        return self._call(rank, call, self._call_timeout if in_time else None)
+
+    def _call(self, rank: int, call: Call, timeout: float | None) -> Future[Any]:
         future: Future[Any] = Future()
         with self._changed:
             life = self._lives.get(rank, -1)
@@ -220,7 +281,7 @@ class Farm:
             else:
                 reject(future, task_error(reply, call, attempt=1))
 
-        self.transport.send(rank, call, self._call_timeout).add_done_callback(deliver)
+        self.transport.send(rank, call, timeout).add_done_callback(deliver)
         return future
 
     def mark_lost(self, rank: int, reason: str, life: int | None = None) -> None:
@@ -242,6 +303,8 @@ class Farm:
         if rank in self._dispatcher.workers and self._broken is None:
             log.warning("rank %d was lost, %d worker(s) left: %s", rank, len(left), reason)
             decisions += self._help({*left, *self._dispatcher.may_join})
+        elif rank in self._dispatcher.apart and self._broken is None:
+            log.warning("rank %d was lost, others continue its forecasts: %s", rank, reason)
         del self._lives[rank]
         decisions += self._dispatcher.mark_lost(rank)
         self._look()
@@ -280,7 +343,7 @@ class Farm:
         if set_up is None:
             self._carry_out(decisions)
         else:
-            answer = self._call(rank, set_up.make(rank))
+            answer = self._call(rank, set_up.make(rank), self._call_timeout)
             answer.add_done_callback(lambda done: self._go_on(rank, life, set_up, done))
 
     def _go_on(self, rank: int, life: int, set_up: SetUp, answer: Future[Any]) -> None:
@@ -361,13 +424,15 @@ class Farm:
                     life = self._lives[decision.worker]
             if task is None:  # the session broke in between
                 continue
-            if isinstance(decision, GiveUp):
+            if not isinstance(decision, GiveUp):
+                self._send(decision, life, task)
+            elif not self._has_state(task):
+                self._without_state(task)
+            else:
                 reject(
                     task.future,
                     lost(task.call.task, task.attempt, task.why, decision.no_workers),
                 )
-            else:
-                self._send(decision, life, task)
 
     def _send(self, start: Start, life: int, task: _Task) -> None:
         task.attempt = start.attempt
@@ -406,6 +471,9 @@ class Farm:
                 Event("diagnose", task.call.task, reply.rank, *times, task.nbytes, sent_back)
             )
             resolve(task.future, reply.value)
+        elif reply.failure.kind == StateLost.__name__:
+            self.mark_lost(task.keeper, f"{reply.failure.message} (to rank {reply.rank})")
+            self._without_state(task)
         else:
             failure = task_error(reply, task.call, task.attempt)
             # The run cannot go on after an error that left this process's own GPU unusable.

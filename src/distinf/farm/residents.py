@@ -42,6 +42,10 @@ class Residents:
         """Forget a model."""
         self._models.pop(model, None)
 
+    def on(self, rank: int) -> list[int]:
+        """List the models that belong on a rank."""
+        return [n for n, own in self._models.items() if own.ranks is None or rank in own.ranks]
+
     def begin(self, rank: int) -> None:
         """Begin with a worker that holds nothing."""
         self._has[rank] = {}

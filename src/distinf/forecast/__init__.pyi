@@ -1,9 +1,14 @@
 from .batching import Block as Block
 from .initial import check_initial as check_initial
 from .initial import perturb as perturb
+from .prognostic import lacking as lacking
 from .prognostic import lead_times as lead_times
 from .prognostic import rollout as rollout
 from .prognostic import states as states
 from .prognostic import step_coords as step_coords
 from .restart import RestartStates as RestartStates
 from .restart import is_restartable as is_restartable
+from .restart import reached_by as reached_by
+from .stepper import Models as Models
+from .stepper import Piece as Piece
+from .stepper import Stepper as Stepper

@@ -7,6 +7,7 @@ import logging
 import time as clock
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -119,15 +120,18 @@ def states(
     lead times; the prognostic steps ``batch`` states together. ``options`` are those of
     :func:`forecasts`. States are [(ensemble=1,) time=1, lead_time=1, variable, ...].
     """
-    todo = blocks(cases, batch)
-    if marks is not None:
-        todo = [
-            dataclasses.replace(block, nsteps=lacks[1] * every)
-            for block in todo
-            if (lacks := marks.incomplete(block.times, block.members)) is not None
-        ]
+    todo = blocks(cases, batch) if marks is None else lacking(cases, marks, every, batch)
     for x, coords in forecasts(prognostic, data, todo, **options):
         yield from tasks(x, coords)
+
+
+def lacking(cases: Block, marks: Marks, every: int = 1, batch: int = 1) -> list[Block]:
+    """Return the blocks of which a store lacks something, until the last step that it lacks."""
+    return [
+        dataclasses.replace(block, nsteps=lacks[1] * every)
+        for block in blocks(cases, batch)
+        if (lacks := marks.incomplete(block.times, block.members)) is not None
+    ]
 
 
 def forecasts(
@@ -136,52 +140,82 @@ def forecasts(
     todo: Sequence[Block],
     device: torch.device | str = "cpu",
     events: Events | None = None,
-    perturbation: Perturb | None = None,
-    seed: int | None = None,
-    restart: RestartStates | None = None,
+    **options: Any,
 ) -> Iterator[State]:
     """Forecast one block after the other; yield states [(ensemble,) time, lead_time=1, ...].
 
     The initial condition of the next block is read during the forecast of the current one.
-    ``perturbation`` perturbs the initial condition of one member, see `distinf.forecast.perturb`.
-    With the run's ``seed``, a prognostic that draws random numbers is seeded for each block.
-    ``restart`` saves states; a block begins with its newest saved one.
+    ``options`` are those of `Forecasts`.
     """
-
-    def start_of(block: Block) -> Start:
-        if restart is not None and (saved := restart.newest(block)) is not None:
-            return saved
-        began = clock.time()
-        x, coords = read(prognostic, data, block.times, device)
-        if events is not None:
-            label = step_words({"time": block.times[:1]}).strip()
-            events.record(Event("read", label, 0, began, clock.time()))
-        return Start(0, x, coords)
-
-    starts = (in_background(partial(start_of, block), "distinf-read") for block in todo)
+    record = None if events is None else events.record
+    own = Forecasts(prognostic, data, device, record, **options)
+    starts = map(own.start, todo)
     upcoming = next(starts, None)
-    steps = StepClock(events)
     for block in todo:
         assert upcoming is not None
         start = upcoming.result()
         upcoming = next(starts, None)
+        yield from own.steps(block, start)
+
+
+class Forecasts:
+    """The forecasts of one model.
+
+    ``record`` is called with each event. ``perturbation`` perturbs the initial condition of one
+    member, see `distinf.forecast.perturb`. With the run's ``seed``, a prognostic that draws random
+    numbers is seeded for each block. ``restart`` saves states; a block begins with its newest saved
+    one.
+    """
+
+    def __init__(
+        self,
+        prognostic: Any,
+        data: Any,
+        device: torch.device | str = "cpu",
+        record: Callable[[Event], None] | None = None,
+        perturbation: Perturb | None = None,
+        seed: int | None = None,
+        restart: RestartStates | None = None,
+    ) -> None:
+        self._prognostic, self._data, self._device = prognostic, data, device
+        self._record, self._perturbation, self._seed = record, perturbation, seed
+        self._restart = restart
+        self._clock = StepClock(record)
+
+    def start(self, block: Block) -> Future[Start]:
+        """Read where a block begins, in the background."""
+        return in_background(partial(self._start_of, block), "distinf-read")
+
+    def _start_of(self, block: Block) -> Start:
+        if self._restart is not None and (saved := self._restart.newest(block)) is not None:
+            return saved
+        began = clock.time()
+        x, coords = read(self._prognostic, self._data, block.times, self._device)
+        if self._record is not None:
+            label = step_words({"time": block.times[:1]}).strip()
+            self._record(Event("read", label, 0, began, clock.time()))
+        return Start(0, x, coords)
+
+    def steps(self, block: Block, start: Start) -> Iterator[State]:
+        """Forecast a block from its start; yield states [(ensemble,) time, lead_time=1, ...]."""
+        device, restart = self._device, self._restart
         began = clock.time()
         x, coords = start.x.to(device), start.coords
         if start.step == 0 and block.members is not None:
-            x, coords = members_of(x, coords, block.members, perturbation)
+            x, coords = members_of(x, coords, block.members, self._perturbation)
         label = step_words(block.coords).strip()
         if start.step > 0:
             log.info("%s: continues from its saved step %d", label, start.step)
-        if seed is not None:
-            _seed(prognostic, block, seed)
+        if self._seed is not None:
+            _seed(self._prognostic, block, self._seed)
             if start.generators is not None:
                 set_generators(start.generators, device)
-        states = prognostic.create_iterator(x, coords)
+        states = self._prognostic.create_iterator(x, coords)
         for step in range(start.step, block.nsteps + 1):
             x, coords = next(states)
             if restart is not None and step > start.step:
                 restart.offer(block, step, x, coords)
-            steps.stepped(f"{label} step {step}", began, x)
+            self._clock.stepped(f"{label} step {step}", began, x)
             yield x, coords
             began = clock.time()
         if restart is not None:
@@ -203,26 +237,30 @@ class StepClock:
     """
 
     def __init__(
-        self, events: Events | None, marking: Callable[[torch.Tensor], Any] = record_event
+        self,
+        record: Callable[[Event], None] | None,
+        marking: Callable[[torch.Tensor], Any] = record_event,
     ) -> None:
-        self._events, self._marking = events, marking
+        self._record, self._marking = record, marking
         self._before = 0.0
 
     def stepped(self, label: str, start: float, x: torch.Tensor) -> None:
         """Record a step that the model was asked for at ``start``; returns at once."""
-        if self._events is None:
+        if self._record is None:
             return
         computed = self._marking(x)
         if computed is None:
-            self._events.record(Event("forecast", label, 0, start, clock.time()))
+            self._record(Event("forecast", label, 0, start, clock.time()))
         else:
-            _steps.submit(partial(self._record_computed, self._events, label, start, computed))
+            _steps.submit(partial(self._record_computed, self._record, label, start, computed))
 
-    def _record_computed(self, events: Events, label: str, start: float, computed: Any) -> None:
+    def _record_computed(
+        self, record: Callable[[Event], None], label: str, start: float, computed: Any
+    ) -> None:
         computed.synchronize()  # its error stays here: the user of the state gets it, too
         now = clock.time()
         # The model may be asked for a step while the GPU still computes the one before.
-        events.record(Event("forecast", label, 0, max(start, self._before), now))
+        record(Event("forecast", label, 0, max(start, self._before), now))
         self._before = now
 
 

@@ -7,6 +7,7 @@ import io
 import logging
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -65,18 +66,30 @@ class Start:
     generators: dict[str, np.ndarray] | None = None
 
 
+def reached_by(marks: Marks, stored_every: int = 1) -> Callable[[Block], int]:
+    """Return what finds the first step of a block that a store lacks, by its marks.
+
+    ``stored_every`` is the number of steps between two stored lead times.
+    """
+
+    def reached(block: Block) -> int:
+        lacks = marks.incomplete(block.times, block.members)
+        return block.nsteps + 1 if lacks is None else lacks[0] * stored_every
+
+    return reached
+
+
 class RestartStates:
     """Saved states in a store: of each block the newest that the store has reached, and newer ones.
 
-    ``every`` is the number of steps between two saved states, ``stored_every`` that between two
-    stored lead times.
+    ``every`` is the number of steps between two saved states; ``reached`` returns the first step of
+    a block that the store lacks, as `reached_by` does.
     """
 
     def __init__(
-        self, destination: Destination, every: int, marks: Marks, stored_every: int = 1
+        self, destination: Destination, every: int, reached: Callable[[Block], int]
     ) -> None:
-        self._destination, self._every = destination, every
-        self._marks, self._stored_every = marks, stored_every
+        self._destination, self._every, self._reached = destination, every, reached
         self._writing: Future[None] | None = None
         self._ended: list[Block] = []
 
@@ -119,11 +132,6 @@ class RestartStates:
                 self._ended.remove(ended)
                 for step in self._steps(ended):
                     self._destination.remove(f"{RESTART}/{_name(ended, step)}")
-
-    def _reached(self, block: Block) -> int:
-        """First step of a block that the store lacks."""
-        lacks = self._marks.incomplete(block.times, block.members)
-        return block.nsteps + 1 if lacks is None else lacks[0] * self._stored_every
 
     def _steps(self, block: Block) -> list[int]:
         pattern = re.escape(_name(block, 0)).replace("step0", r"step(\d+)")

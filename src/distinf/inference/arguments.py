@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from distinf.coords import Coords, Selection, plan, plan_key
 from distinf.copying import copy
 from distinf.tensors import map_leaves
-from distinf.transport import Transport
+from distinf.transport import Remote, Transport
 
 _FLOAT = 4  # bytes of a value of a state
 _SMALL = 2**14  # bytes; smaller tensors are copied to plain memory
@@ -45,14 +46,25 @@ class Arguments:
         """Return arguments that share no memory with these.
 
         If ``args`` begins with a tensor and its coords, that is a state: only what the diagnostic
-        needs is copied. Raises `ConfigError` if the state lacks variables that it needs.
+        needs is copied; of a state that a rank keeps, it is copied when it is sent. Raises
+        `ConfigError` if the state lacks variables that it needs.
         """
         kwargs = map_leaves(kwargs, self._copy) if kwargs else kwargs
         x, coords = args[:2] if len(args) >= 2 else (None, None)
+        if isinstance(x, Remote) and coords is not None:
+            part, y_coords = self._of_remote(x, coords)
+            return (part, *map_leaves([y_coords, *args[2:]], self._copy)), kwargs
         if self._wanted is None or not _is_state(x, coords):
             return tuple(map_leaves(list(args), self._copy)), kwargs
         y, y_coords = self._plan(coords)(x, coords, self._transport.empty)
         return (y, *map_leaves([y_coords, *args[2:]], self._copy)), kwargs
+
+    def _of_remote(self, x: Remote, coords: Coords) -> tuple[Remote, Coords]:
+        """Let the rank that keeps a state select from it what the diagnostic needs."""
+        if self._wanted is None:
+            return x, coords
+        plan = self._plan(coords)
+        return replace(x, take=plan.take, shape=plan.shape_of(x.shape)), plan.select_coords(coords)
 
     def _copy(self, leaf: Any) -> Any:
         """Copy a leaf: it may be sent later, and once more if its worker is lost."""

@@ -24,7 +24,7 @@ from distinf.inference.arguments import Arguments
 from distinf.inference.earth2studio_names import QueuedCalls
 from distinf.session import close_session, current_session, open_session
 from distinf.tensors import tensor_bytes
-from distinf.transport import Call
+from distinf.transport import Call, Remote
 
 
 class DistributedInference:
@@ -181,7 +181,8 @@ class DistributedInference:
         args, kwargs = self._arguments.own(args, kwargs)
         ready = record_event((args, kwargs))
         call = Call(self._number, "__forward__", task, args, kwargs, ready)
-        return self._farm.submit(call, tensor_bytes((args, kwargs)), self._ranks)
+        nbytes = args[0].nbytes if args and isinstance(args[0], Remote) else 0
+        return self._farm.submit(call, nbytes + tensor_bytes((args, kwargs)), self._ranks)
 
     def map(
         self, *iterables: Iterable[Any], buffersize: int | None = None, unordered: bool = False

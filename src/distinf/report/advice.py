@@ -7,13 +7,18 @@ state's call begins when that state is there, and its result is still to be writ
 shorter than::
 
     start + max(prognostic + one diagnostic, all diagnostics / workers) + one write
+
+With several drivers the steps are those of the driver that has most. Where all ranks are drivers,
+it also runs the diagnostics of its states.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+_HARDLY, _MUCH = 1.03, 1.2
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,12 @@ class Work:
         Time in which a worker reads a call's input beside the call before, by default 0.
     archive : bool, optional
         Whether there is no prognostic, by default False.
+    blocks : int, optional
+        Parts of the forecast that can run beside each other (times and members), by default 1.
+    drivers : int, optional
+        Ranks that share them, by default 1.
+    at_home : bool, optional
+        Whether each of these ranks runs the diagnostics of its own states, by default False.
     last_call, last_write : float | None, optional
         Time of the shortest call and write, since the last one may be as short; by default None:
         as all others.
@@ -57,9 +68,12 @@ class Work:
     last_write: float | None = None
     reading: float = 0.0
     archive: bool = False
+    blocks: int = 1
+    drivers: int = 1
+    at_home: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("states", "tasks", "writers"):
+        for name in ("states", "tasks", "writers", "blocks", "drivers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("prognostic", "diagnostic", "write", "start", "reading"):
@@ -69,9 +83,14 @@ class Work:
                 )
 
     @property
+    def share(self) -> float:
+        """Part of the states and tasks that the driver with most blocks has."""
+        return math.ceil(self.blocks / self.drivers) / self.blocks
+
+    @property
     def steps(self) -> float:
-        """Seconds of all steps, one after the other."""
-        return (self.states - 1) * self.prognostic
+        """Seconds of all steps of the driver with most, one after the other."""
+        return max(0.0, self.states * self.share - 1) * self.prognostic
 
     @property
     def stepped(self) -> float:
@@ -91,7 +110,10 @@ class Work:
 
 def ideal(work: Work, workers: float) -> float:
     """Shortest possible time of a run, in seconds; ``workers`` may be ``math.inf``."""
-    computed = max(work.stepped, work.calls / workers)
+    if work.at_home:
+        computed = work.steps + work.share * work.calls
+    else:
+        computed = max(work.stepped, work.calls / workers)
     last_write = work.write if work.last_write is None else work.last_write
     return work.start + max(computed + last_write, work.writes / work.writers)
 
@@ -99,7 +121,26 @@ def ideal(work: Work, workers: float) -> float:
 def serial(work: Work) -> float:
     """Seconds that one process takes that does everything in turn."""
     calls = work.tasks * (work.diagnostic + work.reading)
-    return work.start + work.steps + calls + work.writes
+    return work.start + (work.states - 1) * work.prognostic + calls + work.writes
+
+
+def shared(work: Work, drivers: int, ranks: int, cores: int | None = None) -> float:
+    """Shortest possible time of a run, in seconds, in which so many of the ranks are drivers.
+
+    ``cores`` is how many CPU cores all ranks share; None: each rank computes elsewhere.
+    """
+    at_home = drivers == ranks > 1
+    workers = ranks if at_home or ranks == 1 else ranks - drivers
+    best = ideal(replace(work, drivers=drivers, at_home=at_home), workers)
+    return best if cores is None else max(best, serial(work) / cores)
+
+
+def best_drivers(work: Work, ranks: int, cores: int | None = None) -> int:
+    """Find the fewest drivers that take hardly longer than the best number of them."""
+    numbers = range(1, min(ranks, work.blocks) + 1)
+    seconds = {drivers: shared(work, drivers, ranks, cores) for drivers in numbers}
+    enough = _HARDLY * min(seconds.values())
+    return next(drivers for drivers in numbers if seconds[drivers] <= enough)
 
 
 def fewest(seconds: Callable[[int], float], enough: float, most: int) -> int:
@@ -144,9 +185,17 @@ def advise(work: Work, workers: int, in_process: bool = False, engine: str = "te
             "Limited by one process doing everything in turn. One worker more (runtime.nproc=2) "
             f"could make it up to {max(1.0, gain):.1f} times as fast."
         )
+    if more := _other_drivers(work, workers, engine):
+        return more
     what = limit(work, workers)
     enough = keeping_up(work)
-    key = f"runtime.workers={enough}" if engine == "ray" else f"runtime.nproc={enough + 1}"
+    ranks = enough + work.drivers
+    key = f"runtime.workers={enough}" if engine == "ray" else f"runtime.nproc={ranks}"
+    if work.at_home:
+        return (
+            "Each rank forecast and diagnosed for itself: more ranks would help where there are as "
+            "many GPUs or cores, and as many times and members."
+        )
     if what == "writing":
         return "Limited by writing. A faster disk or fewer variables would help."
     if what == "reading":
@@ -170,4 +219,19 @@ def advise(work: Work, workers: int, in_process: bool = False, engine: str = "te
         )
     return (
         "Limited by the prognostic. A faster device for rank 0 would help; more workers would not."
+    )
+
+
+def _other_drivers(work: Work, workers: int, engine: str) -> str:
+    """Say which number of drivers would be much better; empty if none would."""
+    if engine == "ray" or work.archive or work.blocks == 1:
+        return ""
+    ranks = workers if work.at_home else workers + work.drivers
+    best = best_drivers(work, ranks)
+    gain = shared(work, work.drivers, ranks) / max(shared(work, best, ranks), 1e-9)
+    if gain < _MUCH:
+        return ""
+    return (
+        f"With {best} driver(s) instead of {work.drivers} (runtime.drivers={best}) the run could "
+        f"be up to {gain:.1f} times as fast, where each rank has a GPU or core of its own."
     )

@@ -52,13 +52,16 @@ class Totals:
     ``counts``, ``seconds``, ``nbytes`` and ``shortest`` (seconds) are by kind, ``calls`` and
     ``busy`` (seconds of diagnostic calls) by rank. The run lasts from ``start`` to ``end``, in
     seconds since the epoch, without loading. ``first_state`` is when the first forecast event
-    ended, ``first_step`` its length.
+    ended, ``first_step`` its length. ``steps`` is the number of forecast events by rank; ``blocks``
+    names what was forecast beside each other, times and members.
     """
 
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     nbytes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     calls: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    steps: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    blocks: set[str] = field(default_factory=set)
     busy: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     nbytes_out: int = 0
     start: float = math.inf
@@ -80,8 +83,11 @@ class Totals:
             self.calls[event.rank] += 1
             self.busy[event.rank] += seconds
             self.nbytes_out += event.nbytes_out
-        elif event.kind == "forecast" and event.end < self.first_state:
-            self.first_state, self.first_step = event.end, seconds
+        elif event.kind == "forecast":
+            self.steps[event.rank] += 1
+            self.blocks.add(event.task.rpartition(" step ")[0])
+            if event.end < self.first_state:
+                self.first_state, self.first_step = event.end, seconds
 
     def work(self, writers: int = 1) -> Work | None:
         """Return the run's work in mean times; None if it made no diagnostic call."""
@@ -100,6 +106,9 @@ class Totals:
             self.shortest["write"] if self.counts["write"] else 0.0,
             0.0 if self.counts["forecast"] else self.seconds["read"] / tasks,
             not self.counts["forecast"],
+            max(1, len(self.blocks)),
+            max(1, len(self.steps)),
+            len(self.steps) > 1 and self.steps.keys() == self.calls.keys(),
         )
 
 

@@ -129,8 +129,9 @@ def summarize(
     wall = max(wall, 1e-9)
     seconds, nbytes = totals.seconds, totals.nbytes
     states = "forecast" if totals.counts["forecast"] else "read"
+    drivers = f" on {len(totals.steps)} drivers" if len(totals.steps) > 1 else ""
     lines = [
-        f"Wall time {wall:.1f} s: {states} {seconds[states]:.1f} s, "
+        f"Wall time {wall:.1f} s: {states} {seconds[states]:.1f} s{drivers}, "
         f"diagnostics {seconds['diagnose']:.1f} s on {len(workers)} worker(s), "
         f"writing {seconds['write']:.1f} s"
     ]
@@ -138,6 +139,10 @@ def summarize(
         f"  rank {rank}: {totals.calls[rank]} calls, busy {100 * totals.busy[rank] / wall:.0f} %"
         for rank in sorted({*workers, *totals.calls})
     ]
+    if drivers:
+        lines.append(
+            f"  steps: {', '.join(f'{n} on rank {r}' for r, n in sorted(totals.steps.items()))}"
+        )
     lines.append(
         f"Moved {_size(nbytes['diagnose'])} to the workers and {_size(totals.nbytes_out)} back; "
         f"wrote {_size(nbytes['write'])} (uncompressed)"
@@ -152,7 +157,8 @@ def summarize(
             f"Workers were busy {100 * seconds['diagnose'] / (count * wall):.0f} % of the time; "
             f"at these models' speed the run takes at least {best:.1f} s with {count} worker(s)"
         )
-        lines.append(_one_process(serial(work), wall, count + 1, cores))
+        ranks = len({*workers, *totals.steps, 0})
+        lines.append(_one_process(serial(work), wall, ranks, cores))
     lines.append(advise(work, count, in_process, engine))
     return "\n".join(lines)
 

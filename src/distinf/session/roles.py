@@ -59,6 +59,12 @@ class Session:
         return self.info.rank
 
     @property
+    def cores(self) -> int | None:
+        """CPU cores that all ranks share; None if they compute elsewhere."""
+        shared = self.info.on_one_node and self.device.type == "cpu"
+        return os.cpu_count() if shared else None
+
+    @property
     def farm(self) -> Farm:
         """The session's farm; only rank 0 has it, a worker raises `SessionError`."""
         raise SessionError(f"rank {self.rank} is a worker: only rank 0 hands out tasks")
@@ -277,7 +283,8 @@ def join_group(
         runtime.carrier, group.peers, info.rank, store, info.on_one_node, deadline
     )
     on_device = choice.carrier == "cuda"
-    maps = device_maps(info.rank, group.peers) if on_device else {}
+    several = runtime.drivers != 1
+    maps = device_maps(info.rank, group.peers, several) if on_device else {}
     stay = runtime.results == "device"
     worker.results_stay = stay and (on_device or info.rank == 0)
     if info.rank != 0:

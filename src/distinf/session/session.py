@@ -179,6 +179,11 @@ def _check_launch(runtime: Runtime, info: RankInfo, launcher: str) -> None:
             f"runtime.expect_ranks={runtime.expect_ranks}, but there are {info.world_size} "
             f"rank(s) ({launcher} started them): start the run with that many, or change the key"
         )
+    if runtime.drivers != "auto" and runtime.drivers > info.world_size:
+        raise ConfigError(
+            f"runtime.drivers={runtime.drivers}, but there are {info.world_size} rank(s) "
+            f"({launcher} started them): start more, or choose auto or at most {info.world_size}"
+        )
     if runtime.interface is not None:
         network.check_interface(runtime.interface)
 

@@ -15,3 +15,5 @@ from .schema import check_clashes as check_clashes
 from .schema import check_names as check_names
 from .schema import vocabulary as vocabulary
 from .worker_writer import RemoteWriter as RemoteWriter
+from .worker_writer import WriterTicket as WriterTicket
+from .worker_writer import reach as reach

@@ -62,6 +62,10 @@ class Marks:
         """Size of the ensemble; 1 without one."""
         return len(self._axes.get("ensemble", [0]))
 
+    def lacks(self, diagnostic: str) -> bool:
+        """Whether any step of a diagnostic is not in the store."""
+        return not self._done[diagnostic].all()
+
     def has(self, diagnostic: str, index: tuple[int, ...]) -> bool:
         """Whether the step at an index of the leading dimensions is in the store."""
         return bool(self._done[diagnostic][index])
@@ -247,8 +251,10 @@ class Chunks:
             return self._put_data(file, {lead: rows})
 
     def mark(self, written: Written) -> None:
-        """Mark a step complete whose chunks another rank has written."""
+        """Mark a step complete whose chunks another rank has written; once, if two ranks have."""
         leads = [written.file.first]
+        if self._marks.has(written.file.diagnostic, (*written.file.index, *leads)):
+            return
         with self._naming(written.file, *leads):
             self._mark(written.file, leads)
         self._record(written, leads)

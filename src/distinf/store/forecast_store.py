@@ -20,7 +20,14 @@ from typing import Any
 
 import zarr
 
-from distinf.errors import DistinfError, Interrupted, StoreError, TaskError, TaskLost
+from distinf.errors import (
+    DistinfError,
+    Interrupted,
+    StateLost,
+    StoreError,
+    TaskError,
+    TaskLost,
+)
 from distinf.options import Output, Statistics
 from distinf.report import Events
 from distinf.store.chunks import Chunks, Marks, Written
@@ -229,6 +236,11 @@ class ForecastStore:
             raise self._error
         future.add_done_callback(lambda done: self._take(diagnostic, done))
 
+    def drain(self) -> None:
+        """Wait until every result so far is written; raise as `check`."""
+        self._wait_for_all()
+        self.check()
+
     def check(self) -> None:
         """Raise the first error of any task or write so far."""
         if self._error is not None:
@@ -387,6 +399,8 @@ class ForecastStore:
                 self._chunks.mark(result)
             else:
                 self._chunks.add(diagnostic, *result)
+        except StateLost:
+            pass  # it is computed again
         except BaseException as error:
             of_store = getattr(error, "kind", "") == StoreError.__name__  # a worker could not write
             if self._skip_errors and isinstance(error, TaskError | TaskLost) and not of_store:

@@ -1,4 +1,7 @@
-"""Workers write their own results (``output.writer=workers``); the driver marks them complete."""
+"""Ranks write their own results into the driver's store; the driver marks them complete.
+
+So it is with ``output.writer=workers`` and with several drivers.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import dataclass
 from distinf.coords import State
 from distinf.errors import ConfigError, StoreError
 from distinf.store.chunks import Chunks, Marks, Written
-from distinf.store.contents import TOKEN
+from distinf.store.contents import TOKEN, Destination
 from distinf.store.destination import find_destination
 from distinf.store.schema import StoreLayout, open_layout
 
@@ -22,6 +25,21 @@ class WriterTicket:
     layout: StoreLayout
 
 
+def reach(ticket: WriterTicket) -> Destination:
+    """Return where the driver's store is; raise `ConfigError` if this process does not see it."""
+    destination = find_destination(ticket.path)
+    try:
+        if destination.get(TOKEN).decode() != ticket.token:
+            raise StoreError("another store is there")
+    except Exception as error:  # of any file system or object store
+        raise ConfigError(
+            f"this rank does not reach the driver's store {ticket.path} "
+            f"({type(error).__name__}: {error}). Choose a parameters.output_path that all ranks "
+            "share, or output.writer=driver and runtime.drivers=1"
+        ) from error
+    return destination
+
+
 class RemoteWriter:
     """Writes the results of one worker, ``rank``, into the store that the driver has created.
 
@@ -30,19 +48,9 @@ class RemoteWriter:
     """
 
     def __init__(self, ticket: WriterTicket, rank: int) -> None:
-        path, layout = ticket.path, ticket.layout
-        destination = find_destination(path)
-        try:
-            if destination.get(TOKEN).decode() != ticket.token:
-                raise StoreError("another store is there")
-        except Exception as error:  # of any file system or object store
-            raise ConfigError(
-                f"output.writer=workers: this rank does not reach the driver's store {path} "
-                f"({type(error).__name__}: {error}). Choose a parameters.output_path that all "
-                "ranks share, or output.writer=driver"
-            ) from error
+        layout, destination = ticket.layout, reach(ticket)
         group = open_layout(destination, layout)
-        self._marks = Marks(group, layout, path)
+        self._marks = Marks(group, layout, ticket.path)
         self._chunks = Chunks(group, layout, self._marks, destination, rank=rank)
 
     def write(self, results: Mapping[str, State]) -> dict[str, Written]:

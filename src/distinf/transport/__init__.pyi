@@ -2,7 +2,9 @@ from .carrier import choose_carrier as choose_carrier
 from .carrier import device_maps as device_maps
 from .contract import Call as Call
 from .contract import Failure as Failure
+from .contract import Kept as Kept
 from .contract import Peer as Peer
+from .contract import Remote as Remote
 from .contract import Reply as Reply
 from .contract import Transport as Transport
 from .in_process import InProcess as InProcess

@@ -83,10 +83,17 @@ def choose_carrier(
     return choose_from_trial(wanted, peers, outcomes)
 
 
-def device_maps(rank: int, peers: Sequence[Peer]) -> dict[int, dict[torch.device, torch.device]]:
-    """Return, for each peer that this rank sends to, its device for tensors of our device."""
+def device_maps(
+    rank: int, peers: Sequence[Peer], between_workers: bool = False
+) -> dict[int, dict[torch.device, torch.device]]:
+    """Return, for each peer that this rank sends to, its device for tensors of our device.
+
+    Workers send to rank 0, and with ``between_workers`` to each other.
+    """
     mine = torch.device(peers[rank].device)
-    others = range(1, len(peers)) if rank == 0 else [0]
+    others: Sequence[int] = range(1, len(peers)) if rank == 0 else [0]
+    if between_workers:
+        others = [peer.rank for peer in peers if peer.rank != rank]
     return {other: {mine: torch.device(peers[other].device)} for other in others}
 
 

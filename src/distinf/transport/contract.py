@@ -7,6 +7,7 @@ processes, but nothing of weather, and nothing of which worker gets which task. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -47,8 +48,9 @@ class Call:
     """One call of a function of a resident model.
 
     ``method`` is ``"__build__"``, which constructs the model as ``args[0](*args[1:], **kwargs)``,
-    ``"__drop__"``, which deletes it, ``"__forward__"`` for one diagnostic call, or the name of one
-    of its methods. ``task`` describes the task in messages. The tensors among the arguments belong
+    ``"__drop__"``, which deletes it, ``"__forward__"`` for one diagnostic call, the name of one of
+    its methods, or of no model ``"__release__"``, which releases the kept tensors of the numbers
+    ``args``. ``task`` describes the task in messages. The tensors among the arguments belong
     to the call alone; they hold their values after the event ``ready`` of the driver's GPU (None:
     they do already), which does not travel.
     """
@@ -59,6 +61,40 @@ class Call:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     ready: Any = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A result of a model whose tensors stay on its rank; the caller gets a `Remote` for each."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A tensor that a rank keeps, and what a task takes of it.
+
+    As the first argument of a call it is replaced, before the model runs, by what ``take`` makes of
+    the tensor (None: the whole), of this ``shape``. ``take`` may be given a function for memory, as
+    `Transport.empty`. The rank keeps the tensor until it is told to release its ``number``.
+    ``owner`` ends when nobody on rank 0 needs the tensor any more; it does not travel.
+    """
+
+    rank: int
+    number: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    take: Callable[..., torch.Tensor] | None = None
+    owner: Any = field(default=None, compare=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of what is taken, in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what does not travel."""
+        return {**vars(self), "owner": None}
 
 
 @dataclass(frozen=True)
@@ -76,11 +112,11 @@ class Reply:
     """The outcome of a call: a value, or the failure of its model.
 
     No other object shares the memory of the value's tensors, which are on the host unless the
-    session keeps results on the device. ``started`` and ``ended`` are seconds since the epoch on
-    the clock of ``host``. ``nonfinite`` counts the result's values that are NaN or infinite, where
-    a rule asks for it. ``unusable``: the failure left the rank's GPU unusable for its process.
-    ``reading`` is when the model read its input before (start and end); None: it got it with the
-    call.
+    session keeps results on the device; a tensor that stays on the rank is a `Remote`. ``started``
+    and ``ended`` are seconds since the epoch on the clock of ``host``. ``nonfinite`` counts the
+    result's values that are NaN or infinite, where a rule asks for it. ``unusable``: the failure
+    left the rank's GPU unusable for its process. ``reading`` is when the model read its input
+    before (start and end); None: it got it with the call.
     """
 
     value: Any

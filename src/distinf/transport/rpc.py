@@ -23,10 +23,10 @@ import torch.distributed as dist
 from torch.distributed import rpc
 
 from distinf.background import in_order
-from distinf.errors import CallTimeout, SessionError, WorkerLost
+from distinf.errors import CallTimeout, SessionError, StateLost, WorkerLost
 from distinf.gpu import Cuda, copies_of, on_gpu
 from distinf.tensors import tensor_bytes
-from distinf.transport.contract import Call, Choice, Reply
+from distinf.transport.contract import Call, Choice, Remote, Reply
 from distinf.transport.in_process import InProcess, OnDriver
 from distinf.transport.shared_memory import Answer, DriverMemory, Message, WorkerMemory
 from distinf.transport.slots import SMALL, SlotReference
@@ -36,6 +36,7 @@ _SCHEME = "distinf"
 _FOREVER = 0.0  # torch.distributed.rpc's value for no timeout
 _THREADS = 16
 _CLOSE_SECONDS = 5.0
+_FETCH_SECONDS = 120.0
 # Channels that carry host memory. The others load CUDA, and cuda_ipc ends the process where GPUs
 # cannot see each other (pytorch#95487), whether or not tensors are on them.
 _HOST_CHANNELS = ["cma", "mpt_uv", "basic"]
@@ -52,6 +53,8 @@ class _Group:
     def __init__(self) -> None:
         self.store: dist.Store | None = None  # while joining
         self.memory: WorkerMemory | None = None
+        self.worker: Worker | None = None
+        self.on_device = False  # tensors travel from device to device
         self._lock = threading.Lock()
         self._stops: dict[int, torch.futures.Future[bool]] = {}
         # How often this process has shut RPC down together with its peers, in all its sessions.
@@ -114,7 +117,7 @@ class _Group:
         except RuntimeError:  # a peer ended in the meantime
             rpc.shutdown(graceful=False)
         finally:
-            self.memory = None
+            self.memory = self.worker = None
         guard.cancel()
 
 
@@ -171,6 +174,8 @@ def join_rpc(
         options.set_device_map(_name_of(peer), devices)
     _forget_earlier_groups()
     _group.store, _group.memory = store, WorkerMemory(worker)
+    _group.worker, _group.on_device = worker, bool(device_maps)
+    worker.fetch = _fetch
     # All ranks are here, but init_rpc itself would wait for days for one that ends now.
     guard = _end_process_after(timeout, f"rank {rank}: no RPC group within {timeout:g} s")
     try:
@@ -229,6 +234,27 @@ def _probe(offer: SlotReference) -> SlotReference | None:
     return _group.memory.probe(offer)
 
 
+def _give(remote: Remote) -> torch.Tensor:
+    """Return what a task on another rank takes of a tensor that is kept here."""
+    assert _group.worker is not None
+    taken = _group.worker.kept.take(remote)
+    return taken if _group.on_device else taken.cpu()
+
+
+def _fetch(remote: Remote) -> torch.Tensor:
+    """Get a tensor that another rank keeps; raise `StateLost` if that rank does not answer."""
+    try:
+        x: torch.Tensor = rpc.rpc_sync(
+            _name_of(remote.rank), _give, args=(remote,), timeout=_FETCH_SECONDS
+        )
+    except RuntimeError as error:
+        words = str(error).lower()
+        if "timeout" in words or "timed out" in words or any(word in words for word in _GONE):
+            raise StateLost(f"rank {remote.rank} does not answer") from error
+        raise
+    return x
+
+
 def _add_one(tensor: torch.Tensor) -> torch.Tensor:
     return tensor + 1
 
@@ -283,6 +309,7 @@ class RpcTransport:
         self.reason = choice.why
         self._store = store
         self._device = worker.device
+        self._kept = worker.kept
         self._on_driver = OnDriver(InProcess(worker))
         self._on_device = choice.carrier == "cuda"
         self._memory = DriverMemory(len(self.workers))
@@ -316,7 +343,7 @@ class RpcTransport:
         if call.method == "__build__":
             self._on_driver.note_build(call)
         request = _Request(rank, call.task or call.method, timeout)
-        given = call.args, call.kwargs
+        given = self._with_own_state(call), call.kwargs
         wait, at_once = (lambda: given), True
         if on_gpu(given) is None:
             # Pickling takes ten times as long when a large copy has just filled the caches.
@@ -332,6 +359,13 @@ class RpcTransport:
         else:
             in_order(functools.partial(self._send, request, call, wait))
         return request.answer
+
+    def _with_own_state(self, call: Call) -> tuple[Any, ...]:
+        """Return the arguments, with the tensor in place of a state that this rank keeps."""
+        first, *rest = call.args or (None,)
+        if isinstance(first, Remote) and first.rank == 0:
+            return (self._kept.copy(first, self.empty), *rest)
+        return call.args
 
     def _send(self, request: _Request, call: Call, wait: Callable[[], Any]) -> None:
         """Send a call once its arguments are in the memory from which they travel."""

@@ -19,7 +19,8 @@ from distinf.background import use_compute_threads
 from distinf.copying import copy
 from distinf.gpu import Allocate, Cuda, Lane
 from distinf.tensors import Found, Rule, Watched, count_nonfinite, is_finite, map_tensors, owned
-from distinf.transport.contract import Call, Failure, Reply
+from distinf.transport.contract import Call, Failure, Kept, Remote, Reply
+from distinf.transport.kept import KeptTensors
 
 # Optional methods of a model that the driver asks for.
 _ASKED = ("input_coords", "output_coords", "variable_attributes")
@@ -44,6 +45,7 @@ class Worker:
     stream of the GPU on which models run; None: its default stream.
 
     With ``results_stay``, at first False, results of ``forward`` stay on the device.
+    ``kept`` are the tensors of results that are `Kept`; ``fetch`` gets one that another rank keeps.
     ``when_unusable`` is called with the reason, once, when an error has left the GPU unusable for
     this process.
     """
@@ -60,6 +62,8 @@ class Worker:
         self.rank = rank
         self.device = device
         self.host = socket.gethostname()
+        self.kept = KeptTensors(rank)
+        self.fetch: Callable[[Remote], torch.Tensor] | None = None
         self._models: dict[int, Any] = {}
         # Several threads receive calls, so that the next input can arrive; calls compute in turn.
         self._turn = threading.Lock()
@@ -75,7 +79,10 @@ class Worker:
         # Even SystemExit is caught: a model must not end its rank.
         began = time.time()
         try:
-            call, reading = self._read_ahead(call)
+            if call.method == "__release__":
+                self.kept.release(call.args)
+                return Reply(None, None, self.rank, self.host, began, began)
+            call, reading = self._read_ahead(self._with_state(call))
         except BaseException as error:
             failed = self._failure(call, error)
             return Reply(None, failed, self.rank, self.host, began, time.time())
@@ -99,6 +106,18 @@ class Worker:
             value, failure, self.rank, self.host, started, ended, nonfinite, unusable, reading
         )
 
+    def _with_state(self, call: Call) -> Call:
+        """Replace a first argument that a rank keeps by its tensor, beside a call that computes."""
+        first = call.args[0] if call.args else None
+        if not isinstance(first, Remote):
+            return call
+        if first.rank == self.rank:
+            x = self.kept.copy(first)
+        else:
+            assert self.fetch is not None
+            x = self.fetch(first)
+        return dataclasses.replace(call, args=(x, *call.args[1:]))
+
     def _read_ahead(self, call: Call) -> tuple[Call, tuple[float, float] | None]:
         """Let a model read its own input, beside a call that computes; return the call with it."""
         read = getattr(self._models.get(call.model), "read_ahead", None)
@@ -115,6 +134,8 @@ class Worker:
         then: Callable[[Any], Any] | None = None
         with self._lane.entered(call.ready), torch.inference_mode():
             result = self._call_model(call)
+            if isinstance(result, Kept):
+                result = self.kept.keep(result)
             if isinstance(result, Later):
                 result, then, allocate = result.value, result.then, None
             on_device = self.results_stay and forward and then is None

@@ -1,0 +1,382 @@
+"""Several drivers: ranks that forecast a share of the initial times and members.
+
+Rank 0 gives each driver one block after the other, and asks it for one step after the other. A
+state stays on the rank that has computed it. Rank 0 hands out tasks as with one driver; the rank
+that runs a task gets its state from the one that keeps it::
+
+    rank 0: step ------> driver: forecast, keep the state --+
+            coords <----                                    |
+            task ------> worker: get what it needs <--------+, forward, write
+
+If a driver is lost, others forecast its blocks again, from their saved states.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import weakref
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from distinf.background import in_background
+from distinf.coords import State
+from distinf.errors import TaskError, WorkerLost, as_config_error
+from distinf.farm import Farm
+from distinf.forecast import (
+    Block,
+    Models,
+    Piece,
+    RestartStates,
+    Stepper,
+    lacking,
+    reached_by,
+)
+from distinf.report import Event, Work, best_drivers, shared
+from distinf.run import ForecastRun
+from distinf.store import ForecastStore, WriterTicket
+from distinf.transport import Call
+
+log = logging.getLogger("distinf")
+
+_SEEN = 3  # steps, and calls of each diagnostic, after which the pace is known
+_AHEAD = 2  # states of each driver that may wait to be handed out
+_LOOK_UP_SECONDS = 5.0
+
+
+def driver_ranks(run: ForecastRun, ranks: int) -> list[int]:
+    """Return the ranks that forecast from the start, of so many."""
+    wanted = run.runtime.drivers
+    return spread(1 if wanted == "auto" else min(wanted, number_of_blocks(run)), ranks)
+
+
+def spread(drivers: int, ranks: int) -> list[int]:
+    """Choose so many of the ranks as drivers, rank 0 first, evenly over the nodes."""
+    return [i * ranks // drivers for i in range(drivers)]
+
+
+def number_of_blocks(run: ForecastRun) -> int:
+    """Return how many blocks of times and members a run has, of which a driver forecasts one."""
+    dates, members, batch = len(run.times), run.members or 1, run.runtime.batch
+    if run.members is None:
+        return -(-dates // batch)
+    return -(-dates // max(1, batch // members)) * -(-members // batch)
+
+
+class Pace:
+    """How long steps of the prognostic and calls of each diagnostic take, by their events."""
+
+    def __init__(self, diagnostics: Sequence[str]) -> None:
+        self._steps: list[float] = []
+        self._calls: dict[str, list[float]] = {name: [] for name in diagnostics}
+
+    def see(self, event: Event) -> None:
+        """Take one more event into account."""
+        seconds = event.end - event.start
+        if event.kind == "forecast":
+            self._steps.append(seconds)
+        elif event.kind == "diagnose":
+            self._calls.setdefault(event.task.partition(" ")[0], []).append(seconds)
+
+    def work(self, blocks: int, nsteps: int) -> Work | None:
+        """Return the work of so many blocks; None before enough was seen."""
+        if len(self._steps) < _SEEN or any(len(c) < _SEEN for c in self._calls.values()):
+            return None
+        states, kinds = blocks * (nsteps + 1), max(1, len(self._calls))
+        # Medians: the first step and the first call take longer.
+        per_state = sum(median(seconds) for seconds in self._calls.values())
+        step = median(self._steps)
+        return Work(states, states * kinds, step, per_state / kinds, blocks=blocks)
+
+
+class _Owner:
+    """Lives as long as somebody needs a state."""
+
+
+class Drivers:
+    """The ranks that forecast, as rank 0 sees them.
+
+    ``ranks`` are the first ones, rank 0 among them, for which ``models`` are those that are loaded
+    already. Another rank loads its own with ``load``, which must be importable there. With
+    ``runtime.drivers=auto`` more ranks, of ``world_size``, become drivers when the pace of the run
+    is known; ``cores`` is how many CPU cores all ranks share (None: they compute elsewhere).
+    """
+
+    def __init__(
+        self,
+        run: ForecastRun,
+        farm: Farm,
+        ranks: Sequence[int],
+        models: Models,
+        load: Callable[[torch.device], Models],
+        world_size: int,
+        cores: int | None = None,
+    ) -> None:
+        self._world_size, self._cores = world_size, cores
+        self._pace: Pace | None = None  # while the number of drivers is to be chosen
+        self._run, self._farm, self._load, self._own = run, farm, load, models
+        members = None if run.members is None else np.arange(run.members)
+        self._cases = Block(run.times, members, run.nsteps)
+        self._model = farm.new_model()
+        self._changed = threading.Condition()
+        self._ready: dict[int, deque[State]] = {}  # by driver; states that are to be handed out
+        self._freed: defaultdict[int, deque[int]] = defaultdict(deque)
+        self._todo: deque[Block] = deque()
+        self._given: defaultdict[int, list[Block]] = defaultdict(list)
+        self._lost: list[Block] = []
+        self._driving: set[int] = set()
+        self._error: BaseException | None = None
+        self._ended = False
+        self._save: tuple[WriterTicket, int] | None = None
+        self._built = {
+            rank: in_background(partial(self._build, rank), "distinf-load") for rank in ranks
+        }
+
+    @property
+    def ranks(self) -> list[int]:
+        """The ranks that forecast."""
+        return sorted(self._built)
+
+    def save_to(self, ticket: WriterTicket, every: int | None) -> None:
+        """Let the drivers save states in the store, after ``every`` steps (None: not at all).
+
+        Raises `ConfigError` if a driver does not see the store, or could not load its models.
+        """
+        if every is not None:
+            self._save = ticket, every
+        for rank, built in self._built.items():
+            try:
+                built.result()
+                self._set_up(rank)
+            except TaskError as error:
+                raise as_config_error(error, f"rank {rank}: ") from None
+            except WorkerLost:
+                continue  # the farm has said so
+
+    def _build(self, rank: int) -> None:
+        load = (lambda device: self._own) if rank == 0 else self._load
+        args = (Stepper, load, self._run.runtime.seed)
+        self._ask(rank, "__build__", *args)
+
+    def _set_up(self, rank: int) -> None:
+        if self._save is not None:
+            self._ask(rank, "save_to", *self._save)
+
+    def _ask(self, rank: int, method: str, *args: Any) -> Any:
+        """Call the forecast of a driver, which takes as long as it takes while the rank lives."""
+        task = f"the forecast on rank {rank}"
+        call = Call(self._model, method, task, args)
+        return self._farm.call(rank, call, in_time=False).result()
+
+    def states(self, store: ForecastStore) -> Iterator[State]:
+        """Forecast what a store lacks; yield states that their ranks keep, and their coords.
+
+        Of one time and member each, as a `Remote` [(ensemble=1,) time=1, lead_time=1, variable,
+        ...], from all drivers in turn.
+        """
+        output = self._run.output
+        reached = reached_by(store.marks, output.every)
+        saved: RestartStates | None = None
+        if self._save is not None:
+            saved = RestartStates(store.destination, self._save[1], reached)
+        todo = self._lacking(store)
+        if self._run.runtime.drivers == "auto":
+            self._begin_to_measure(store)
+        try:
+            while todo:
+                yield from self._round(todo, reached, saved)
+                if not self._lost:
+                    return
+                store.drain()
+                lost = {_key(block) for block in self._lost}
+                todo = [block for block in self._lacking(store) if _key(block) in lost]
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _lacking(self, store: ForecastStore) -> list[Block]:
+        return lacking(self._cases, store.marks, self._run.output.every, self._run.runtime.batch)
+
+    def _round(
+        self,
+        todo: Sequence[Block],
+        reached: Callable[[Block], int],
+        saved: RestartStates | None,
+    ) -> Iterator[State]:
+        """Forecast these blocks; afterwards `_lost` are those that a lost driver had."""
+        with self._changed:
+            self._todo, self._lost = deque(todo), []
+            self._given.clear()
+            alive = {0, *self._farm.lives()}
+            self._driving = {rank for rank in self._built if rank in alive}
+            self._ready = {rank: deque() for rank in self._driving}
+        drive = partial(self._drive, reached=reached, saved=saved)
+        for rank in sorted(self._driving):
+            in_background(partial(drive, rank), f"distinf-driver-{rank}")
+        while (state := self._next()) is not None:
+            if self._pace is not None:
+                self._choose(drive)
+            yield state
+        if self._pace is not None:
+            self._pace = None
+            log.info("runtime.drivers=auto: the run was too short to measure, rank 0 forecast all")
+
+    def _begin_to_measure(self, store: ForecastStore) -> None:
+        if any(own.workers is not None for own in self._run.placements.values()):
+            log.info(
+                "runtime.drivers=auto: rank 0 forecasts alone, because diagnostics have workers of "
+                "their own (diagnostic.<name>.workers)"
+            )
+            return
+        stored = {name for name in store.marks.names if store.marks.lacks(name)}
+        chains = [*self._run.chains, ["prognostic"]]
+        pace = Pace(["+".join(names) for names in chains if stored.intersection(names)])
+        self._farm.events.observe(pace.see)
+        self._pace = pace
+
+    def _choose(self, drive: Callable[..., None]) -> None:
+        """Choose the number of drivers, once the pace is known, and let them begin."""
+        assert self._pace is not None
+        with self._changed:
+            work = self._pace.work(len(self._todo) + 1, self._run.nsteps)
+            if work is None:
+                return
+            self._pace = None
+            size = self._world_size
+            best = best_drivers(work, size, self._cores)
+            self._say_why(work, best)
+            more = [rank for rank in spread(best, size)[1:] if rank in self._farm.lives()]
+            self._driving.update(more)
+            self._ready.update({rank: deque() for rank in more})
+        if best == size:
+            self._farm.stay_at_home()
+        for rank in more:
+            apart = None if best == size else rank
+            in_background(partial(self._join, rank, apart, drive), f"distinf-driver-{rank}")
+
+    def _say_why(self, work: Work, best: int) -> None:
+        size, per_state = self._world_size, work.diagnostic * work.tasks / work.states
+        seconds = {n: shared(work, n, size, self._cores) for n in {1, best}}
+        log.info(
+            "runtime.drivers=auto: %s. A step takes %.3g s and the diagnostics of a state %.3g s, "
+            "so what is left takes at least %.1f s%s",
+            f"{best} of {size} ranks forecast" if best < size else "each rank runs both",
+            work.prognostic,
+            per_state,
+            seconds[best],
+            f", and {seconds[1]:.1f} s with one driver" if best > 1 else "",
+        )
+
+    def _join(self, rank: int, apart: int | None, drive: Callable[..., None]) -> None:
+        """Make a worker a driver; set it apart unless it keeps running diagnostics."""
+        drive(rank, prepare=partial(self._prepare, rank, apart))
+
+    def _prepare(self, rank: int, apart: int | None) -> None:
+        if apart is not None:
+            self._farm.set_apart(apart)
+        self._build(rank)
+        self._set_up(rank)
+        self._built[rank] = Future()
+
+    def _next(self) -> State | None:
+        """Return a state that is to be handed out; None at the end of the round."""
+        with self._changed:
+            while True:
+                if self._error is not None:
+                    raise self._error
+                ready = [rank for rank, states in self._ready.items() if states]
+                if ready:
+                    # Where a rank runs the tasks of its own states, one that has few of them.
+                    rank = min(
+                        ready, key=lambda rank: (self._farm.on(rank), -len(self._ready[rank]))
+                    )
+                    state = self._ready[rank].popleft()
+                    self._changed.notify_all()
+                    return state
+                if not self._driving:
+                    return None
+                self._changed.wait(_LOOK_UP_SECONDS)
+
+    def _drive(
+        self,
+        rank: int,
+        reached: Callable[[Block], int],
+        saved: RestartStates | None,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Let one driver forecast one block after the other."""
+        try:
+            prepare()
+            upcoming = self._claim(rank)
+            while (block := upcoming) is not None:
+                upcoming = self._claim(rank, early=True)
+                pieces = [Piece(b, reached(b)) for b in (block, upcoming) if b is not None]
+                self._ask(rank, "begin", *pieces)
+                while self._wait_for_room(rank) and self._step(rank, reached(block)):
+                    pass
+                if saved is not None:
+                    saved.finish(block)
+                upcoming = upcoming or self._claim(rank)
+        except BaseException as error:
+            with self._changed:
+                if rank != 0 and rank not in self._farm.lives():
+                    self._lost += self._given[rank]
+                    self._ready[rank].clear()
+                else:
+                    self._error = self._error or self._explained(error)
+        finally:
+            with self._changed:
+                self._driving.discard(rank)
+                self._changed.notify_all()
+
+    def _explained(self, error: BaseException) -> BaseException:
+        return as_config_error(error) if isinstance(error, TaskError) else error
+
+    def _claim(self, rank: int, early: bool = False) -> Block | None:
+        """Take the next block; ``early``, only if there is one for each of the others, too."""
+        with self._changed:
+            if not self._todo or (early and len(self._todo) < len(self._driving)):
+                return None
+            block = self._todo.popleft()
+            self._given[rank].append(block)
+            return block
+
+    def _wait_for_room(self, rank: int) -> bool:
+        """Wait until few states of a driver are to be handed out; False if no more are wanted."""
+        with self._changed:
+            while len(self._ready[rank]) >= _AHEAD and not self._ended:
+                self._changed.wait(_LOOK_UP_SECONDS)
+            return not self._ended
+
+    def _step(self, rank: int, reached: int) -> bool:
+        """Let a driver step; return whether its block goes on."""
+        freed = self._freed[rank]
+        if numbers := tuple(freed.popleft() for _ in range(len(freed))):
+            self._farm.call(rank, Call(self._model, "__release__", args=numbers), in_time=False)
+        states, events = self._ask(rank, "step", reached)
+        for event in events:
+            self._farm.events.record(dataclasses.replace(event, rank=rank))
+        if rank != 0 and rank not in self._farm.lives():
+            raise WorkerLost(rank, "others have lost it")
+        if states is None:
+            return False
+        with self._changed:
+            for x, coords in states:
+                owner = _Owner()
+                weakref.finalize(owner, freed.append, x.number)
+                self._ready[rank].append((dataclasses.replace(x, owner=owner), coords))
+            self._changed.notify_all()
+        return True
+
+
+def _key(block: Block) -> tuple[Any, ...]:
+    return block.times[0], None if block.members is None else block.members[0]
