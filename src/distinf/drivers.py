@@ -19,7 +19,6 @@ import threading
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from functools import partial
 from statistics import median
 from typing import Any
@@ -104,10 +103,9 @@ class _Owner:
 class Drivers:
     """The ranks that forecast, as rank 0 sees them.
 
-    ``ranks`` are the first ones, rank 0 among them, for which ``models`` are those that are loaded
-    already. Another rank loads its own with ``load``, which must be importable there. With
-    ``runtime.drivers=auto`` more ranks, of ``world_size``, become drivers when the pace of the run
-    is known; ``cores`` is how many CPU cores all ranks share (None: they compute elsewhere).
+    Rank 0 is one of the ``ranks``, for which ``models`` are those that are loaded already. Another
+    rank loads its own with ``load``, which must be importable there. With ``runtime.drivers=auto``
+    all of ``world_size`` load them, and those become drivers that the pace of the run suggests.
     """
 
     def __init__(
@@ -118,10 +116,12 @@ class Drivers:
         models: Models,
         load: Callable[[torch.device], Models],
         world_size: int,
-        cores: int | None = None,
     ) -> None:
-        self._world_size, self._cores = world_size, cores
+        self._world_size = world_size
         self._pace: Pace | None = None  # while the number of drivers is to be chosen
+        self._obstacle = ""  # why rank 0 must forecast alone
+        if any(own.workers is not None for own in run.placements.values()):
+            self._obstacle = "diagnostics have workers of their own (diagnostic.<name>.workers)"
         self._run, self._farm, self._load, self._own = run, farm, load, models
         members = None if run.members is None else np.arange(run.members)
         self._cases = Block(run.times, members, run.nsteps)
@@ -136,14 +136,16 @@ class Drivers:
         self._error: BaseException | None = None
         self._ended = False
         self._save: tuple[WriterTicket, int] | None = None
+        self._ranks = list(ranks)
+        load_on = range(world_size) if run.runtime.drivers == "auto" else ranks
         self._built = {
-            rank: in_background(partial(self._build, rank), "distinf-load") for rank in ranks
+            rank: in_background(partial(self._build, rank), "distinf-load") for rank in load_on
         }
 
     @property
     def ranks(self) -> list[int]:
         """The ranks that forecast."""
-        return sorted(self._built)
+        return sorted(self._ranks)
 
     def save_to(self, ticket: WriterTicket, every: int | None) -> None:
         """Let the drivers save states in the store, after ``every`` steps (None: not at all).
@@ -155,9 +157,12 @@ class Drivers:
         for rank, built in self._built.items():
             try:
                 built.result()
-                self._set_up(rank)
+                if self._save is not None:
+                    self._ask(rank, "save_to", *self._save)
             except TaskError as error:
-                raise as_config_error(error, f"rank {rank}: ") from None
+                if self._run.runtime.drivers != "auto" or error.kind != "OutOfMemoryError":
+                    raise as_config_error(error, f"rank {rank}: ") from None
+                self._obstacle = f"the prognostic does not fit beside the diagnostics: {error}"
             except WorkerLost:
                 continue  # the farm has said so
 
@@ -165,10 +170,6 @@ class Drivers:
         load = (lambda device: self._own) if rank == 0 else self._load
         args = (Stepper, load, self._run.runtime.seed)
         self._ask(rank, "__build__", *args)
-
-    def _set_up(self, rank: int) -> None:
-        if self._save is not None:
-            self._ask(rank, "save_to", *self._save)
 
     def _ask(self, rank: int, method: str, *args: Any) -> Any:
         """Call the forecast of a driver, which takes as long as it takes while the rank lives."""
@@ -217,7 +218,7 @@ class Drivers:
             self._todo, self._lost = deque(todo), []
             self._given.clear()
             alive = {0, *self._farm.lives()}
-            self._driving = {rank for rank in self._built if rank in alive}
+            self._driving = {rank for rank in self._ranks if rank in alive}
             self._ready = {rank: deque() for rank in self._driving}
         drive = partial(self._drive, reached=reached, saved=saved)
         for rank in sorted(self._driving):
@@ -231,11 +232,9 @@ class Drivers:
             log.info("runtime.drivers=auto: the run was too short to measure, rank 0 forecast all")
 
     def _begin_to_measure(self, store: ForecastStore) -> None:
-        if any(own.workers is not None for own in self._run.placements.values()):
-            log.info(
-                "runtime.drivers=auto: rank 0 forecasts alone, because diagnostics have workers of "
-                "their own (diagnostic.<name>.workers)"
-            )
+        if self._obstacle:
+            log.info("runtime.drivers=auto: rank 0 forecasts alone, because %s", self._obstacle)
+            self._unload(self._ranks)
             return
         stored = {name for name in store.marks.names if store.marks.lacks(name)}
         chains = [*self._run.chains, ["prognostic"]]
@@ -252,40 +251,36 @@ class Drivers:
                 return
             self._pace = None
             size = self._world_size
-            best = best_drivers(work, size, self._cores)
+            best = best_drivers(work, size)
             self._say_why(work, best)
-            more = [rank for rank in spread(best, size)[1:] if rank in self._farm.lives()]
+            self._ranks = [rank for rank in spread(best, size) if rank in {0, *self._farm.lives()}]
+            more = self._ranks[1:]
             self._driving.update(more)
             self._ready.update({rank: deque() for rank in more})
+        self._unload(self._ranks)
         if best == size:
             self._farm.stay_at_home()
         for rank in more:
-            apart = None if best == size else rank
-            in_background(partial(self._join, rank, apart, drive), f"distinf-driver-{rank}")
+            prepare = partial(self._farm.set_apart, rank) if best < size else None
+            in_background(partial(drive, rank, prepare=prepare), f"distinf-driver-{rank}")
+
+    def _unload(self, but: Sequence[int]) -> None:
+        """Delete the prognostic on ranks that are no drivers."""
+        for rank in self._built.keys() & self._farm.lives().keys() - set(but):
+            self._farm.call(rank, Call(self._model, "__drop__"), in_time=False)
 
     def _say_why(self, work: Work, best: int) -> None:
         size, per_state = self._world_size, work.diagnostic * work.tasks / work.states
-        seconds = {n: shared(work, n, size, self._cores) for n in {1, best}}
+        seconds = {n: shared(work, n, size) for n in {1, best}}
         log.info(
             "runtime.drivers=auto: %s. A step takes %.3g s and the diagnostics of a state %.3g s, "
-            "so what is left takes at least %.1f s%s",
+            "so what is left takes at least %.1f s%s, where each rank has a GPU or core of its own",
             f"{best} of {size} ranks forecast" if best < size else "each rank runs both",
             work.prognostic,
             per_state,
             seconds[best],
             f", and {seconds[1]:.1f} s with one driver" if best > 1 else "",
         )
-
-    def _join(self, rank: int, apart: int | None, drive: Callable[..., None]) -> None:
-        """Make a worker a driver; set it apart unless it keeps running diagnostics."""
-        drive(rank, prepare=partial(self._prepare, rank, apart))
-
-    def _prepare(self, rank: int, apart: int | None) -> None:
-        if apart is not None:
-            self._farm.set_apart(apart)
-        self._build(rank)
-        self._set_up(rank)
-        self._built[rank] = Future()
 
     def _next(self) -> State | None:
         """Return a state that is to be handed out; None at the end of the round."""
@@ -311,11 +306,12 @@ class Drivers:
         rank: int,
         reached: Callable[[Block], int],
         saved: RestartStates | None,
-        prepare: Callable[[], None] = lambda: None,
+        prepare: Callable[[], None] | None = None,
     ) -> None:
         """Let one driver forecast one block after the other."""
         try:
-            prepare()
+            if prepare is not None:
+                prepare()
             upcoming = self._claim(rank)
             while (block := upcoming) is not None:
                 upcoming = self._claim(rank, early=True)

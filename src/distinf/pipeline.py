@@ -166,7 +166,7 @@ def load_forecast(run: Run) -> Forecast:
     drivers = None
     if shared_out(run):
         size = session.info.world_size
-        drivers = Drivers(run, farm, driver_ranks(run, size), own, load, size, session.cores)
+        drivers = Drivers(run, farm, driver_ranks(run, size), own, load, size)
     return Forecast(run, own.prognostic, own.data, own.perturbation, drivers)
 
 

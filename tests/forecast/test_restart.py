@@ -50,9 +50,7 @@ def run(path, restart_every=3, leave_out=(), until=None, every=1, draw=True):
     """Forecast into a store as the recipe does, without some tasks; returns the steps forecast."""
     forecast = []
     with open_store(path, every=every) as store:
-        restart = RestartStates(
-            store.destination, restart_every, reached_by(store.marks, every)
-        )
+        restart = RestartStates(store.destination, restart_every, reached_by(store.marks, every))
         todo = [
             Block(block.times, block.members, lacks[1] * every)
             for block in blocks(Block(TIMES[:2], None, NSTEPS), 1)

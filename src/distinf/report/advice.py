@@ -124,21 +124,17 @@ def serial(work: Work) -> float:
     return work.start + (work.states - 1) * work.prognostic + calls + work.writes
 
 
-def shared(work: Work, drivers: int, ranks: int, cores: int | None = None) -> float:
-    """Shortest possible time of a run, in seconds, in which so many of the ranks are drivers.
-
-    ``cores`` is how many CPU cores all ranks share; None: each rank computes elsewhere.
-    """
+def shared(work: Work, drivers: int, ranks: int) -> float:
+    """Shortest possible time of a run, in seconds, in which so many of the ranks are drivers."""
     at_home = drivers == ranks > 1
     workers = ranks if at_home or ranks == 1 else ranks - drivers
-    best = ideal(replace(work, drivers=drivers, at_home=at_home), workers)
-    return best if cores is None else max(best, serial(work) / cores)
+    return ideal(replace(work, drivers=drivers, at_home=at_home), workers)
 
 
-def best_drivers(work: Work, ranks: int, cores: int | None = None) -> int:
+def best_drivers(work: Work, ranks: int) -> int:
     """Find the fewest drivers that take hardly longer than the best number of them."""
     numbers = range(1, min(ranks, work.blocks) + 1)
-    seconds = {drivers: shared(work, drivers, ranks, cores) for drivers in numbers}
+    seconds = {drivers: shared(work, drivers, ranks) for drivers in numbers}
     enough = _HARDLY * min(seconds.values())
     return next(drivers for drivers in numbers if seconds[drivers] <= enough)
 

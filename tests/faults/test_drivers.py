@@ -1,0 +1,149 @@
+"""Several drivers: the same bytes as of one, also when drivers and workers are lost."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import xarray as xr
+
+from testing import application
+from testing.preloaded import left_after, run_main
+from tests.ranks.conftest import leaving_nothing
+
+pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
+WORDS = (
+    *("prognostic.nlat=32", "prognostic.nlon=64", "recipe=diagnostic"),
+    *("prognostic._target_=testing.forecasts.Slow", "+prognostic.noise=0.01"),
+    *("parameters.nsteps=4", "parameters.ensemble=5", "output.restart_every=1"),
+    *("parameters.output_path=out.zarr", "output.prognostic_variables=[z850]"),
+    "output.statistics=[mean]",
+)
+
+
+class Drivers:
+    """Runs in one folder."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder, self.environment = folder, environment
+
+    def words(self, drivers: int | str, nproc: int, *more: str, faults: str = "") -> list[str]:
+        own = [f"runtime.drivers={drivers}", f"runtime.nproc={nproc}", *more]
+        return [
+            *WORDS,
+            f"+prognostic.folder={self.folder}",
+            f"+prognostic.faults={{{faults}}}",
+            *own,
+        ]
+
+    def run(
+        self, drivers: int | str, nproc: int, *more: str, faults: str = ""
+    ) -> application.Outcome:
+        words = self.words(drivers, nproc, *more, faults=faults)
+        done = run_main(*words, folder=self.folder, deadline=200, **self.environment)
+        assert not left_after(30.0)
+        return done
+
+    def values(self) -> dict[str, np.ndarray]:
+        with xr.open_zarr(self.folder / "out.zarr") as store:
+            return {str(name): array.values for name, array in store.items()}
+
+    def assert_equal(self, expected: dict[str, np.ndarray]) -> None:
+        values = self.values()
+        assert values.keys() == expected.keys()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(values[name], array, err_msg=name)
+
+
+@pytest.fixture
+def drivers(tmp_path: Path) -> Iterator[Drivers]:
+    with leaving_nothing(30) as environment:
+        yield Drivers(tmp_path, environment)
+
+
+@pytest.fixture(scope="session")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """The values of a run in one process."""
+    with leaving_nothing() as environment:
+        run = Drivers(tmp_path_factory.mktemp("one"), environment)
+        done = run.run(1, 1)
+        assert done.status == 0, done.err
+        values = run.values()
+        marks = [array for name, array in values.items() if name.endswith("_complete")]
+        assert marks
+        assert all(array.all() for array in marks)
+        return values
+
+
+@pytest.mark.parametrize(("number", "nproc"), [(2, 3), (3, 3), (2, 4)])
+def test_the_bytes_are_those_of_one_process(
+    drivers: Drivers, one_process: dict[str, np.ndarray], number: int, nproc: int
+) -> None:
+    done = drivers.run(number, nproc)
+    assert done.status == 0, done.err
+    assert f"on {number} drivers" in done.out
+    if number == nproc:
+        assert "Moved 0 B to the workers and 0 B back" in done.out
+    drivers.assert_equal(one_process)
+
+
+@pytest.mark.parametrize("fault", ["kill", "stop"])
+@pytest.mark.parametrize("nproc", [3, 4])
+def test_others_continue_the_forecasts_of_a_lost_driver(
+    drivers: Drivers, one_process: dict[str, np.ndarray], fault: str, nproc: int
+) -> None:
+    slow = ("+prognostic.seconds=0.2", "runtime.liveness_timeout=5")
+    done = drivers.run(3, nproc, *slow, faults=f"1@18: {fault}, 2@18: {fault}")
+    assert done.status == 0, done.err
+    assert list(drivers.folder.glob("fault *"))
+    words = "was lost" if nproc == 3 else "others continue its forecasts"
+    assert words in done.out + done.err
+    drivers.assert_equal(one_process)
+
+
+def test_a_lost_worker_loses_no_task(drivers: Drivers, one_process: dict[str, np.ndarray]) -> None:
+    words = drivers.words(2, 4, "+prognostic.seconds=0.2")
+    process = application.start(
+        application.python_main(*words), drivers.folder, **drivers.environment
+    )
+    drivers_wait(drivers, process)
+    ranks = sorted(psutil.Process(process.pid).children(recursive=True), key=lambda p: p.pid)
+    workers = [p for p in ranks if "rank" in " ".join(p.cmdline()) or p.num_threads() > 16]
+    workers[-1].kill()  # rank 3: rank 2 is a driver
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, out + err
+    assert "rank 3 was lost" in out + err
+    drivers.assert_equal(one_process)
+
+
+def drivers_wait(drivers: Drivers, process: application.subprocess.Popen[str]) -> None:
+    from tests.faults.conftest import Faults
+
+    Faults(drivers.folder, drivers.environment).wait_for("z850/c/*/*/*/*/*", process)
+
+
+def test_a_killed_run_is_resumed_with_another_number_of_drivers(
+    drivers: Drivers, one_process: dict[str, np.ndarray]
+) -> None:
+    words = drivers.words(2, 3, "+prognostic.seconds=0.3", "output.mode=resume")
+    process = application.start(
+        application.python_main(*words), drivers.folder, **drivers.environment
+    )
+    drivers_wait(drivers, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not left_after(30.0)  # promised
+    done = drivers.run(3, 3, "+prognostic.seconds=0.3", "output.mode=resume")
+    assert done.status == 0, done.err
+    drivers.assert_equal(one_process)
+
+
+def test_an_error_of_a_forecast_names_its_rank(drivers: Drivers) -> None:
+    done = drivers.run(3, 3, faults="1@12: raise, 2@12: raise, 0@12: raise")
+    assert done.status == 1
+    assert "ArithmeticError: the forecast has blown up" in done.err
+    assert "output.mode=resume" in done.err
