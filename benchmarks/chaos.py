@@ -2,10 +2,12 @@
 
 uv run python -m benchmarks.chaos --runs 40 --seed 1
 uv run python -m benchmarks.chaos --job archive
+uv run python -m benchmarks.chaos --job drivers
 
-Every run is one small forecast, or the diagnosis of an archive of members with statistics and
-scores, resumed until it is complete: models that raise, kill, stop or stall their process, signals
-to any process of it, and files cut short between two attempts.
+Every run is one small forecast, the diagnosis of an archive of members with statistics and scores,
+or a forecast of members by several drivers. It is resumed until it is complete: models that raise,
+kill, stop or stall their process, signals to any process of it, and files cut short between two
+attempts.
 """
 
 from __future__ import annotations
@@ -76,6 +78,7 @@ class Job:
     leads: int
     members: int | None
     marks: dict[str, int]
+    drivers: bool = False  # several, as many as the draw says
 
     def chunk(self, index: int) -> str:
         """Path of the chunk of a step of ``twice``, which is not in a shard."""
@@ -112,7 +115,19 @@ def archive(home: Path) -> Job:
     return Job(words, leads, members, {**marks, "faulty_statistics": leads, "faulty_crps": leads})
 
 
-JOBS = {"forecast": forecast, "archive": archive}
+def drivers(home: Path) -> Job:
+    """Members of a prognostic that draws random numbers, shared out to several drivers."""
+    leads, members = 9, 4
+    words = ("prognostic.nlat=32", "prognostic.nlon=64", "recipe=diagnostic")
+    words += ("prognostic._target_=testing.forecasts.Slow", "+prognostic.noise=0.01")
+    words += (f"parameters.nsteps={leads - 1}", f"parameters.ensemble={members}")
+    words += ("output.restart_every=2", "output.prognostic_variables=[z850]")
+    words += ("~diagnostic.wind_decomposition", "~diagnostic.error_growth")
+    marks = {"faulty": leads * members, "prognostic": leads * members}
+    return Job(words, leads, members, marks, drivers=True)
+
+
+JOBS = {"forecast": forecast, "archive": archive, "drivers": drivers}
 
 
 class Run:
@@ -147,7 +162,7 @@ class Run:
         words = [
             *self.job.words,
             *("parameters.output_path=out.zarr", "output.mode=resume", "output.verify=true"),
-            self.draw.choice(WRITING),
+            *self.shared_out(),
             "+diagnostic.faulty._target_=testing.faulty.Faulty",
             f"+diagnostic.faulty.faults={{{faults}}}",
             f"+diagnostic.faulty.folder={self.folder}",
@@ -169,6 +184,13 @@ class Run:
             return [*own, "-np", str(self.ranks), sys.executable, *main]
         own = ["srun", "--nodes=1", "--overlap", "--kill-on-bad-exit=0", "--wait=0"]
         return [*own, f"--ntasks={self.ranks}", sys.executable, *main]
+
+    def shared_out(self) -> list[str]:
+        """Say who writes, or how many drivers there are, which write themselves."""
+        if not self.job.drivers:
+            return [self.draw.choice(WRITING)]
+        number = self.draw.choice([*range(2, self.ranks + 1), "auto"])
+        return [f"runtime.drivers={number}"]
 
     def to_its_end(self) -> None:
         """Attempt after attempt until everything is there."""

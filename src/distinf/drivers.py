@@ -299,6 +299,7 @@ class Drivers:
                     return state
                 if not self._driving:
                     return None
+                self._farm.check()
                 self._changed.wait(_LOOK_UP_SECONDS)
 
     def _drive(

@@ -36,14 +36,16 @@ class Cluster(RuleBasedStateMachine):
         self.losses = {}
         self.waiting = []
         self.ended = {}  # task: "finished" | "given up"
+        self.apart = set()
 
     def ranks_of(self, task):
         allowed = self.allowed[task]
-        return [rank for rank in self.on if allowed is None or rank in allowed]
+        return [r for r in self.on if r not in self.apart and (allowed is None or r in allowed)]
 
     def is_hopeless(self, task):
         allowed = self.allowed[task]
-        return not any(allowed is None or rank in allowed for rank in {*self.on, *self.may_join})
+        known = {*(self.on.keys() - self.apart), *self.may_join}
+        return not any(allowed is None or rank in allowed for rank in known)
 
     def free_for(self, task):
         return [rank for rank in self.ranks_of(task) if len(self.on[rank]) < self.depth]
@@ -131,7 +133,16 @@ class Cluster(RuleBasedStateMachine):
         rank = data.draw(st.sampled_from([rank for rank in (0, *RANKS) if rank not in self.on]))
         self.on[rank] = []
         self.lost.pop(rank, None)
+        self.apart.discard(rank)
         self.apply(self.dispatcher.join(rank))
+
+    @precondition(lambda self: self.on)
+    @rule(data=st.data())
+    def set_apart(self, data):
+        """It ends its tasks and gets no more."""
+        rank = data.draw(st.sampled_from(list(self.on)))
+        self.apart.add(rank)
+        self.apply(self.dispatcher.set_apart(rank))
 
     @rule(worker=st.sampled_from((None, *RANKS)))
     def stop_waiting(self, worker):
@@ -151,13 +162,14 @@ class Cluster(RuleBasedStateMachine):
 
     @invariant()
     def agrees_with_the_model(self):
-        assert self.dispatcher.workers == tuple(sorted(self.on))
+        assert self.dispatcher.workers == tuple(sorted(self.on.keys() - self.apart))
+        assert self.dispatcher.apart & self.on.keys() == self.apart & self.on.keys()
         assert self.dispatcher.may_join == self.may_join
         for rank in (0, *RANKS):
             assert self.dispatcher.on(rank) == tuple(self.on.get(rank, ()))
         assert all(len(tasks) <= self.depth for tasks in self.on.values())
         for workers in RESTRICTIONS:
-            known = {*self.on, *self.may_join}
+            known = {*(self.on.keys() - self.apart), *self.may_join}
             able = any(workers is None or rank in workers for rank in known)
             assert self.dispatcher.can_ever_run(workers) == able
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distinf.errors import CallTimeout, SessionError, TaskError, TaskLost, WorkerLost
+from distinf.errors import CallTimeout, SessionError, StateLost, TaskError, TaskLost, WorkerLost
 from distinf.farm.farm import Farm
-from distinf.transport import Call, Failure, InProcess, Worker
+from distinf.transport import Call, Failure, InProcess, Remote, Worker
 from tests.fake_transport import FakeTransport, reply
 
 DEADLINE = 8.0  # of what takes no time
@@ -206,3 +206,56 @@ def test_a_call_that_hangs_on_the_driver_ends_the_run(works):
             assert "on rank 0: no answer in 0.2 s" in str(first.exception())
     finally:
         ended.set()
+
+
+def kept_by(rank, number=0):
+    state = Remote(rank, number, (1,), torch.float32)
+    return Call(0, "__forward__", f"task {number}", (state,))
+
+
+def test_a_rank_that_is_set_apart_keeps_states_for_the_others():
+    farm, carrier, _ = farm_of([1, 2, 3])
+    farm.set_apart(3)
+    assert farm.workers == farm.may_diagnose == (1, 2)
+    futures = [farm.submit(kept_by(3, n), 4, None) for n in range(4)]
+    assert sorted(rank for rank, call in carrier.sent[-4:]) == [1, 1, 2, 2]
+    for rank in (1, 2):
+        for call, answer in carrier.open[rank]:
+            answer.set_result(reply(rank, call))
+    assert all(future.result(DEADLINE).rank == 3 for future in futures)
+
+
+def test_the_tasks_of_a_state_that_is_lost_are_given_up():
+    """However that is found out, and the session goes on."""
+    farm, carrier, _ = farm_of([1, 2, 3])
+    farm.set_apart(3)
+    first, second, third = (farm.submit(kept_by(3, n), 4, None) for n in range(3))
+    call, answer = carrier.open[1].pop(0)
+    answer.set_result(reply(1, call, Failure("f", "StateLost", "rank 3 does not answer", "")))
+    with pytest.raises(StateLost, match="task 0 was lost with rank 3"):
+        first.result(DEADLINE)
+    assert 3 not in farm.lives()
+    with pytest.raises(StateLost):
+        farm.submit(kept_by(3, 4), 4, None).result(DEADLINE)
+    for rank in (1, 2):  # without anyone left who may run them
+        farm.mark_lost(rank, "gone")
+    own = farm.submit(task(5), 4, None)
+    assert own.result(DEADLINE) == 5
+    for future in (second, third):
+        if not future.done():
+            continue
+        assert future.exception() is None or isinstance(future.exception(), StateLost)
+
+
+def test_tasks_stay_at_home():
+    farm, carrier, here = farm_of([1, 2])
+    farm.call(0, Call(0, "__build__", "construction", (dict,))).result(DEADLINE)
+    farm.stay_at_home()
+    futures = [farm.submit(kept_by(rank, 10 + rank), 4, None) for rank in (0, 1, 2, 1)]
+    assert [rank for rank, call in carrier.sent[-3:]] == [1, 2, 1]
+    assert futures[0].result(DEADLINE).number == 10
+    assert [call.args[0].rank for _, call in here.sent if call.method == "__forward__"] == [0]
+    farm.mark_lost(1, "gone")
+    for future in (futures[1], futures[3]):
+        with pytest.raises(StateLost):
+            future.result(DEADLINE)

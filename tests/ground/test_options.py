@@ -91,6 +91,10 @@ def test_from_mapping_sets_what_was_given():
         (Runtime, {"engine": "ray", "workers": True}, ["runtime.workers=True", "whole number"]),
         (Runtime, {"engine": "ray", "resources": {"GPU": "x"}}, ["runtime.resources", "{GPU: 1}"]),
         (Runtime, {"engine": "ray", "nproc": 2}, ["runtime.nproc=2", "runtime.engine=ray"]),
+        (Runtime, {"drivers": 0}, ["runtime.drivers=0", "at least 1, or auto"]),
+        (Runtime, {"drivers": True}, ["runtime.drivers=True", "or auto"]),
+        (Runtime, {"drivers": "all"}, ["runtime.drivers=all", "or auto"]),
+        (Runtime, {"engine": "ray", "drivers": 2}, ["runtime.drivers=2", "on Ray"]),
         (Runtime, {"workers": 2}, ["runtime.workers=2", "runtime.engine=tensorpipe"]),
         (
             Runtime,

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distinf.report.advice import Work, advise, fewest, ideal, keeping_up, limit, serial
+from distinf.report.advice import (
+    Work,
+    advise,
+    best_drivers,
+    fewest,
+    ideal,
+    keeping_up,
+    limit,
+    serial,
+    shared,
+)
 
 seconds = st.integers(0, 1000).map(lambda n: n / 16)
 WORKS = st.builds(
@@ -92,3 +102,34 @@ def test_impossible_work_is_refused(wrong):
 def test_on_ray_it_names_the_key_of_ray():
     text = advise(Work(41, 41, 0.05, 0.2), 2, engine="ray")
     assert "4 workers (runtime.workers=4) would keep up" in text
+
+
+@given(WORKS, st.integers(1, 60), st.integers(1, 20))
+def test_no_other_number_of_drivers_is_much_better(work, blocks, ranks):
+    work = dataclasses.replace(work, states=work.states * blocks, blocks=blocks)
+    best = best_drivers(work, ranks)
+    assert 1 <= best <= min(ranks, blocks)
+    others = [shared(work, n, ranks) for n in range(1, min(ranks, blocks) + 1)]
+    assert shared(work, best, ranks) <= 1.03 * min(others)
+    assert shared(work, 1, ranks) == ideal(work, max(1, ranks - 1))
+
+
+def test_who_has_more_members_than_gpus_gets_more_drivers():
+    cheap = Work(states=8 * 40, tasks=8 * 40, prognostic=1.0, diagnostic=0.01, blocks=8)
+    assert best_drivers(cheap, 4) == 4
+    assert shared(cheap, 4, 4) == pytest.approx(2 * 40 - 1 + 2 * 40 * 0.01)
+    dear = dataclasses.replace(cheap, prognostic=0.01, diagnostic=1.0)
+    assert best_drivers(dear, 4) == 4  # rank 0 would wait nearly all the time
+    even = dataclasses.replace(cheap, diagnostic=0.45)
+    assert best_drivers(even, 3) == 2
+    assert shared(even, 2, 3) == pytest.approx(4 * 40 - 1 + 0.45)
+    assert best_drivers(dataclasses.replace(cheap, blocks=1), 4) == 1
+
+
+def test_the_advice_names_a_better_number_of_drivers():
+    work = Work(states=8 * 40, tasks=8 * 40, prognostic=1.0, diagnostic=0.01, blocks=8)
+    assert "runtime.drivers=4" in advise(work, 3)
+    assert "4.0 times as fast" in advise(work, 3)
+    shared_out = dataclasses.replace(work, drivers=4, at_home=True)
+    assert "Each rank forecast and diagnosed" in advise(shared_out, 4)
+    assert "runtime.drivers" not in advise(work, 3, engine="ray")

@@ -1,5 +1,6 @@
 """Worker: every outcome of a call comes back as an envelope."""
 
+import dataclasses
 import pickle
 import re
 import sys
@@ -11,7 +12,7 @@ import torch
 
 from distinf.gpu import Lane
 from distinf.tensors import Rule, Watched
-from distinf.transport import Call, Later, Reply, Worker
+from distinf.transport import Call, Kept, Later, Remote, Reply, Worker
 from tests.simulated_gpu import SimulatedGpu
 
 
@@ -372,3 +373,42 @@ def test_input_that_cannot_be_read_is_the_call_s_failure():
     worker.run(Call(0, "__build__", args=(Reader,)))
     reply = worker.run(Call(0, "__forward__", "", (2,)))
     assert (reply.failure.kind, reply.failure.message) == ("OSError", "the file is gone")
+
+
+class Keeping:
+    def step(self, size):
+        return Kept(([(torch.arange(float(size)), {"a": 1})], "more"))
+
+    def forward(self, x):
+        x += 1  # its input is its own
+        return x
+
+
+def doubled(x, empty=None):
+    return 2 * x
+
+
+def test_a_result_that_is_kept_stays_until_it_is_released():
+    worker = Worker(3, torch.device("cpu"))
+    worker.run(Call(0, "__build__", args=(Keeping,)))
+    ((state, coords),), more = worker.run(Call(0, "step", args=(100_000,))).value
+    assert (state.rank, state.shape, state.dtype) == (3, (100_000,), torch.float32)
+    assert (coords, more, state.nbytes) == ({"a": 1}, "more", 400_000)
+    sent = pickle.loads(pickle.dumps(state))
+    for _ in range(2):  # a second one finds the values that the first one found
+        y = worker.run(Call(0, "__forward__", args=(sent,))).value
+        torch.testing.assert_close(y, torch.arange(100_000.0) + 1)
+    y = worker.run(Call(0, "__forward__", args=(dataclasses.replace(sent, take=doubled),))).value
+    torch.testing.assert_close(y, 2 * torch.arange(100_000.0) + 1)
+    assert worker.run(Call(0, "__release__", args=(state.number,))).failure is None
+    assert worker.run(Call(0, "__forward__", args=(sent,))).failure.kind == "KeyError"
+
+
+def test_a_state_of_another_rank_is_fetched_before_the_model_runs():
+    worker = Worker(1, torch.device("cpu"))
+    worker.run(Call(0, "__build__", args=(Keeping,)))
+    asked = []
+    worker.fetch = lambda remote: asked.append(remote.number) or torch.zeros(2)
+    remote = Remote(2, 7, (2,), torch.float32)
+    y = worker.run(Call(0, "__forward__", args=(remote,))).value
+    assert (y.tolist(), asked) == ([1, 1], [7])

@@ -144,6 +144,7 @@ class Dispatcher:
     def join(self, worker: int) -> list[Decision]:
         """Add a worker, also one that was lost; returns waiting tasks that can start on it."""
         if worker not in self._on:
+            self._apart.discard(worker)
             self._on[worker] = deque()
             self._used[worker] = next(self._uses)
             self._enter(worker)
@@ -167,11 +168,12 @@ class Dispatcher:
         self._retry = deque(number for number in self._tasks if number in waiting)
         return self._give_up() + self._start_waiting()
 
-    def set_apart(self, worker: int) -> None:
-        """Give a worker no more tasks; those on it end there."""
+    def set_apart(self, worker: int) -> list[Decision]:
+        """Give a worker no more tasks; those on it end there. Returns what is given up for it."""
         if worker in self._on and worker not in self._apart:
             self._leave(worker)
             self._apart.add(worker)
+        return self._give_up()
 
     def stop_waiting(self, worker: int | None = None) -> list[Decision]:
         """Do not expect ``worker`` (None: anyone) to join; returns what is given up for it."""

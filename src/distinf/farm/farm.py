@@ -139,7 +139,9 @@ class Farm:
     def set_apart(self, rank: int) -> None:
         """Give a worker no more tasks, wait until it has none, and delete its models."""
         with self._changed:
-            self._dispatcher.set_apart(rank)
+            decisions = self._dispatcher.set_apart(rank)
+        self._carry_out(decisions)
+        with self._changed:
             while self._dispatcher.on(rank) and self._broken is None:
                 self._changed.wait(_LOOK_UP_SECONDS)
             models = self._residents.on(rank)
@@ -442,6 +444,8 @@ class Farm:
     def _deliver(self, start: Start, life: int, task: _Task, answer: Future[Reply]) -> None:
         rank = start.worker
         if why := why_lost(rank, answer):
+            if rank == 0 and self._at_home:  # whose forecasts wait for this call, too
+                self.fail(CallTimeout(f"{why} (runtime.call_timeout)"))
             self.mark_lost(rank, why, life)
             return
         error = answer.exception()
