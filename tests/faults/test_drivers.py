@@ -147,3 +147,48 @@ def test_an_error_of_a_forecast_names_its_rank(drivers: Drivers) -> None:
     assert done.status == 1
     assert "ArithmeticError: the forecast has blown up" in done.err
     assert "output.mode=resume" in done.err
+
+
+def test_a_hanging_diagnostic_of_rank_0_ends_the_run(drivers: Drivers) -> None:
+    """Its forecasts wait for that call, too."""
+    faulty = ("+diagnostic.faulty._target_=testing.faulty.Faulty", "runtime.call_timeout=5")
+    done = drivers.run(3, 3, *faulty, "+diagnostic.faulty.faults={0: sleep}")
+    assert done.status == 1
+    assert "runtime.call_timeout" in done.err
+
+
+@pytest.mark.parametrize(("step", "call", "best"), [(0.3, 0.0, 4), (0.0, 0.5, 1)])
+def test_auto_chooses_what_the_first_steps_suggest(
+    drivers: Drivers, step: float, call: float, best: int
+) -> None:
+    own = ("+diagnostic.faulty._target_=testing.faulty.Faulty", "+diagnostic.faulty.faults={}")
+    slow = (f"+prognostic.seconds={step}", f"+diagnostic.faulty.seconds={call}")
+    few = ("~diagnostic.wind_decomposition", "~diagnostic.error_growth")
+    words = ("parameters.ensemble=5", "parameters.nsteps=6", *own, *slow, *few)
+    done = drivers.run("auto", 4, *words)
+    assert done.status == 0, done.err
+    (line,) = [line for line in (done.out + done.err).splitlines() if "drivers=auto: " in line]
+    said = "each rank runs both" if best == 4 else f"{best} of 4 ranks forecast"
+    assert said in line, line
+    assert all(array.all() for name, array in drivers.values().items() if "complete" in name)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("runtime.drivers=4",), "runtime.drivers=4, but there are 3 rank(s)"),
+        (("runtime.drivers=2", "output.shards=2"), "output.shards=2: with runtime.drivers=2"),
+        (("runtime.driver=2",), "Did you mean runtime.driver"),
+        (
+            ("runtime.drivers=3", "diagnostic.error_growth.workers=1"),
+            "diagnostic.error_growth.workers=1: with as many drivers as ranks",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    drivers: Drivers, words: tuple[str, ...], said: str
+) -> None:
+    done = drivers.run(1, 3, *words)
+    assert done.status == 1
+    assert said in done.err
+    assert not (drivers.folder / "out.zarr").exists()

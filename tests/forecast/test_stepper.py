@@ -60,5 +60,5 @@ def test_the_next_initial_condition_is_read_meanwhile():
     stepper.step(0)
     stepper.begin(second)
     assert not stepper._starts
-    ((x, coords),), _ = stepper.step(0).value
+    ((_, coords),), _ = stepper.step(0).value
     assert coords["time"][0] == TIMES[1]

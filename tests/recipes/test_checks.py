@@ -158,3 +158,8 @@ def test_a_wrong_setting_is_refused_before_what_is_large_is_imported(
     )
     assert wrong in done.stdout, done.stderr
     assert done.returncode == 0
+
+
+def test_states_that_are_read_have_no_drivers() -> None:
+    said = refusal("runtime.drivers=2", "data.path=x.zarr", config="archive")
+    assert said == "runtime.drivers: a run that reads its states has no prognostic to share"
