@@ -45,7 +45,7 @@ def wall(folder: Path, drivers: int | str, step: float, call: float, nsteps: int
 
 
 def main() -> None:
-    given = parser(__doc__, repeats=1, steps=30).parse_args()
+    given = parser(__doc__, repeats=1, steps=20).parse_args()
     for step, call in PACES:
         repeats = Repeats(f"{step} s and {call} s", "s")
         with tempfile.TemporaryDirectory(prefix="distinf-benchmark-") as home:

@@ -88,9 +88,17 @@ def expected(fields: Path) -> Fields:
     }
 
 
-@pytest.mark.parametrize(("nproc", "batch"), [(1, 2), (3, 6)])
+@pytest.mark.parametrize(
+    ("nproc", "batch", "drivers"), [(1, 2, 1), (3, 6, 1), (3, 1, 2), (3, 2, 3), (3, 1, "auto")]
+)
 def test_every_slice_is_that_of_a_plain_loop(
-    nproc: int, batch: int, fields: Path, expected: Fields, run: Run, tmp_path: Path
+    nproc: int,
+    batch: int,
+    drivers: int | str,
+    fields: Path,
+    expected: Fields,
+    run: Run,
+    tmp_path: Path,
 ) -> None:
     done = run(
         "prognostic=persistence",
@@ -109,6 +117,7 @@ def test_every_slice_is_that_of_a_plain_loop(
         "output.prognostic_variables=[t2m,msl]",
         "runtime.seed=7",
         f"runtime.batch={batch}",
+        f"runtime.drivers={drivers}",
         f"runtime.nproc={nproc}",
         "runtime.start_timeout=300",
     )

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import xarray as xr
+
+from testing import application
 
 ROOT = Path(__file__).parent.parent.parent
 MEASURES = ["accuracy", "transfer", "step", "emulated", "real", "corrdiff"]
@@ -77,6 +80,25 @@ def test_a_worker_whose_gpu_is_poisoned_leaves_and_its_task_goes_elsewhere(run):
     assert found["left"] == [2]
     for words in ("rank 1 was lost", "its GPU can no longer be used"):
         assert words in found["stderr"]
+
+
+@pytest.mark.parametrize("carrier", ["host", "cuda"])
+@pytest.mark.parametrize("drivers", [1, 2, 3])
+def test_the_bytes_do_not_depend_on_the_drivers(tmp_path, drivers, carrier):
+    """Of two drivers, a worker gets the states of both; of three, nothing travels."""
+    small = ("prognostic.nlat=64", "prognostic.nlon=128", "recipe=diagnostic")
+    few = ("parameters.nsteps=3", "parameters.ensemble=4", "output.prognostic_variables=[z850]")
+    found = []
+    for number, nproc in ((1, 1), (drivers, 3)):
+        own = (f"runtime.drivers={number}", f"runtime.nproc={nproc}", f"runtime.carrier={carrier}")
+        path = tmp_path / f"{nproc}.zarr"
+        words = (*small, *few, *own, f"parameters.output_path={path}")
+        done = application.run(application.python_main(*words), tmp_path, 300)
+        assert done.status == 0, done.err
+        with xr.open_zarr(path) as store:
+            found.append(store.load())
+    assert found[0].equals(found[1])
+    assert all(array.all() for name, array in found[1].items() if "complete" in str(name))
 
 
 def test_the_benchmark_runs(tmp_path):

@@ -5,8 +5,9 @@ from concurrent.futures import Future
 
 import pytest
 
-from distinf.errors import ConfigError, StoreError, TaskError
+from distinf.errors import ConfigError, StateLost, StoreError, TaskError
 from distinf.pipeline import let_workers_write
+from distinf.report import Events
 from distinf.session.session import session
 from distinf.store import RemoteWriter
 from tests.store.test_forecast_store import DIAGNOSTICS, open_store, result
@@ -112,3 +113,23 @@ def test_a_write_that_fails_ends_the_run_even_if_errors_are_skipped(tmp_path):
     store.write("rain", failed)
     with pytest.raises(TaskError, match="No space left"):
         store.close()
+
+
+def test_a_step_that_two_ranks_have_written_counts_once(tmp_path):
+    """As when a driver was lost after its worker had written."""
+    events = Events()
+    (name, coords), *_ = DIAGNOSTICS.items()
+    with open_store(tmp_path / "w.zarr", events=events) as store, store.writer_ticket() as ticket:
+        written = result(coords, 0, 1).result()
+        for writer in [RemoteWriter(ticket, rank) for rank in (1, 2)]:
+            future = Future()
+            future.set_result(writer.write({name: written}))
+            store.write(name, future)
+            store.drain()
+        lost = Future()
+        lost.set_exception(StateLost("its driver"))
+        store.write(name, lost)
+        store.drain()
+        assert store.marks.counts[0] == 1
+    assert [(event.kind, event.rank) for event in events] == [("write", 1)]
+    assert store.skipped == []
