@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,4 +66,7 @@ class Slow(ShallowWater):
         seen.touch()
         if fault == "raise":
             raise ArithmeticError("the forecast has blown up")
+        if fault == "kill later":
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            return
         os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[fault])

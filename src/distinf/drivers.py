@@ -20,7 +20,6 @@ import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -39,14 +38,13 @@ from distinf.forecast import (
     lacking,
     reached_by,
 )
-from distinf.report import Event, Work, best_drivers, shared
+from distinf.report import Pace, best_drivers, why_so_many
 from distinf.run import ForecastRun
 from distinf.store import ForecastStore, WriterTicket
 from distinf.transport import Call
 
 log = logging.getLogger("distinf")
 
-_SEEN = 3  # steps, and calls of each diagnostic, after which the pace is known
 _AHEAD = 2  # states of each driver that may wait to be handed out
 _LOOK_UP_SECONDS = 5.0
 
@@ -68,32 +66,6 @@ def number_of_blocks(run: ForecastRun) -> int:
     if run.members is None:
         return -(-dates // batch)
     return -(-dates // max(1, batch // members)) * -(-members // batch)
-
-
-class Pace:
-    """How long steps of the prognostic and calls of each diagnostic take, by their events."""
-
-    def __init__(self, diagnostics: Sequence[str]) -> None:
-        self._steps: list[float] = []
-        self._calls: dict[str, list[float]] = {name: [] for name in diagnostics}
-
-    def see(self, event: Event) -> None:
-        """Take one more event into account."""
-        seconds = event.end - event.start
-        if event.kind == "forecast":
-            self._steps.append(seconds)
-        elif event.kind == "diagnose":
-            self._calls.setdefault(event.task.partition(" ")[0], []).append(seconds)
-
-    def work(self, blocks: int, nsteps: int) -> Work | None:
-        """Return the work of so many blocks; None before enough was seen."""
-        if len(self._steps) < _SEEN or any(len(c) < _SEEN for c in self._calls.values()):
-            return None
-        states, kinds = blocks * (nsteps + 1), max(1, len(self._calls))
-        # Medians: the first step and the first call take longer.
-        per_state = sum(median(seconds) for seconds in self._calls.values())
-        step = median(self._steps)
-        return Work(states, states * kinds, step, per_state / kinds, blocks=blocks)
 
 
 class _Owner:
@@ -131,7 +103,6 @@ class Drivers:
         self._freed: defaultdict[int, deque[int]] = defaultdict(deque)
         self._todo: deque[Block] = deque()
         self._given: defaultdict[int, list[Block]] = defaultdict(list)
-        self._lost: list[Block] = []
         self._driving: set[int] = set()
         self._error: BaseException | None = None
         self._ended = False
@@ -194,15 +165,19 @@ class Drivers:
         try:
             while todo:
                 yield from self._round(todo, reached, saved)
-                if not self._lost:
-                    return
                 store.drain()
-                lost = {_key(block) for block in self._lost}
+                lost = self._lost()
                 todo = [block for block in self._lacking(store) if _key(block) in lost]
         finally:
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
+
+    def _lost(self) -> set[tuple[Any, ...]]:
+        """Return the blocks of lost drivers, also those whose states nobody got in time."""
+        alive = {0, *self._farm.lives()}
+        gone = [blocks for rank, blocks in self._given.items() if rank not in alive]
+        return {_key(block) for blocks in gone for block in blocks}
 
     def _lacking(self, store: ForecastStore) -> list[Block]:
         return lacking(self._cases, store.marks, self._run.output.every, self._run.runtime.batch)
@@ -213,9 +188,9 @@ class Drivers:
         reached: Callable[[Block], int],
         saved: RestartStates | None,
     ) -> Iterator[State]:
-        """Forecast these blocks; afterwards `_lost` are those that a lost driver had."""
+        """Forecast these blocks, but for those of drivers that are lost meanwhile."""
         with self._changed:
-            self._todo, self._lost = deque(todo), []
+            self._todo = deque(todo)
             self._given.clear()
             alive = {0, *self._farm.lives()}
             self._driving = {rank for rank in self._ranks if rank in alive}
@@ -252,7 +227,7 @@ class Drivers:
             self._pace = None
             size = self._world_size
             best = best_drivers(work, size)
-            self._say_why(work, best)
+            log.info("runtime.drivers=auto: %s", why_so_many(work, best, size))
             self._ranks = [rank for rank in spread(best, size) if rank in {0, *self._farm.lives()}]
             more = self._ranks[1:]
             self._driving.update(more)
@@ -268,19 +243,6 @@ class Drivers:
         """Delete the prognostic on ranks that are no drivers."""
         for rank in self._built.keys() & self._farm.lives().keys() - set(but):
             self._farm.call(rank, Call(self._model, "__drop__"), in_time=False)
-
-    def _say_why(self, work: Work, best: int) -> None:
-        size, per_state = self._world_size, work.diagnostic * work.tasks / work.states
-        seconds = {n: shared(work, n, size) for n in {1, best}}
-        log.info(
-            "runtime.drivers=auto: %s. A step takes %.3g s and the diagnostics of a state %.3g s, "
-            "so what is left takes at least %.1f s%s, where each rank has a GPU or core of its own",
-            f"{best} of {size} ranks forecast" if best < size else "each rank runs both",
-            work.prognostic,
-            per_state,
-            seconds[best],
-            f", and {seconds[1]:.1f} s with one driver" if best > 1 else "",
-        )
 
     def _next(self) -> State | None:
         """Return a state that is to be handed out; None at the end of the round."""
@@ -325,10 +287,7 @@ class Drivers:
                 upcoming = upcoming or self._claim(rank)
         except BaseException as error:
             with self._changed:
-                if rank != 0 and rank not in self._farm.lives():
-                    self._lost += self._given[rank]
-                    self._ready[rank].clear()
-                else:
+                if rank == 0 or rank in self._farm.lives():
                     self._error = self._error or self._explained(error)
         finally:
             with self._changed:

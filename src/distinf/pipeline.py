@@ -258,6 +258,8 @@ def set_drivers_apart(run: ForecastRun) -> None:
             number_of_blocks(run),
             len(ranks),
         )
+    if len(ranks) > 1:
+        log.info("ranks %s forecast", ", ".join(map(str, ranks)))
     if len(ranks) == session.info.world_size:
         farm.stay_at_home()
     else:

@@ -8,9 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distinf.drivers import Pace, driver_ranks, number_of_blocks, spread
+from distinf.drivers import driver_ranks, number_of_blocks, spread
 from distinf.forecast.batching import Block, blocks
-from distinf.report import Event
 
 
 def run_of(dates: int, members: int | None, batch: int, drivers: int | str = 1) -> SimpleNamespace:
@@ -44,22 +43,3 @@ def test_there_are_no_more_drivers_than_forecasts() -> None:
     assert driver_ranks(run_of(1, 2, 1, drivers=4), 4) == [0, 2]
     assert driver_ranks(run_of(1, 8, 1, drivers=4), 4) == [0, 1, 2, 3]
     assert driver_ranks(run_of(1, 8, 1, drivers="auto"), 4) == [0]
-
-
-def test_the_pace_is_known_after_some_calls_of_each_diagnostic() -> None:
-    pace = Pace(["wind", "rain"])
-
-    def see(kind: str, task: str, seconds: float) -> None:
-        pace.see(Event(kind, task, 0, 0.0, seconds))
-
-    for seconds in (9.0, 0.5, 0.5):
-        see("forecast", "2023-06-01T00:00 step 1", seconds)
-        see("diagnose", "wind 2023-06-01T00:00 +6 h", seconds)
-        assert pace.work(8, 10) is None
-    for seconds in (7.0, 2.0, 2.0):
-        assert pace.work(8, 10) is None
-        see("diagnose", "rain 2023-06-01T00:00 +6 h", seconds)
-    work = pace.work(8, 10)
-    assert work is not None
-    assert (work.states, work.tasks, work.blocks) == (88, 176, 8)
-    assert (work.prognostic, work.calls) == (0.5, 88 * 2.5)

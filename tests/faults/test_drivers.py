@@ -105,6 +105,21 @@ def test_others_continue_the_forecasts_of_a_lost_driver(
     drivers.assert_equal(one_process)
 
 
+def test_a_driver_may_be_lost_after_its_last_step(
+    drivers: Drivers, one_process: dict[str, np.ndarray]
+) -> None:
+    """When tasks still wait for its states."""
+    slow = ("+diagnostic.faulty._target_=testing.faulty.Faulty", "+diagnostic.faulty.faults={}")
+    later = "3@24: kill later, 4@24: kill later"
+    done = drivers.run(2, 3, *slow, "+diagnostic.faulty.seconds=0.5", faults=later)
+    assert done.status == 0, done.err
+    assert "others continue its forecasts" in done.out + done.err
+    values = drivers.values()
+    assert values["faulty_complete"].all()
+    for name, array in one_process.items():
+        np.testing.assert_array_equal(values[name], array, err_msg=name)
+
+
 def test_a_lost_worker_loses_no_task(drivers: Drivers, one_process: dict[str, np.ndarray]) -> None:
     words = drivers.words(2, 4, "+prognostic.seconds=0.2")
     process = application.start(

@@ -1,7 +1,7 @@
 """Saved states: an interrupted forecast goes on from one, and nobody can tell from its bytes."""
 
 from collections import OrderedDict
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -221,3 +221,28 @@ def test_a_model_that_cannot_restart_is_no_restartable_one(model, words):
 def test_only_what_is_stated_or_bound_restarts():
     assert not is_restartable(Doubling())
     assert is_restartable(Doubling(), True)
+
+
+def test_states_of_blocks_that_end_in_another_order_are_removed(tmp_path):
+    """Several drivers end their blocks at the same time, and one may be far behind."""
+    done, blocks = (
+        set(),
+        [Block(TIMES[i : i + 2], np.array([k]), 2) for i in (0, 1) for k in (0, 1)],
+    )
+    key = {id(block): i for i, block in enumerate(blocks)}
+    with open_store(tmp_path / "f.zarr") as store:
+        restart = RestartStates(store.destination, 1, lambda block: 3 * (key[id(block)] in done))
+        folder = tmp_path / "f.zarr" / ".distinf.restart"
+        for block in blocks:
+            restart._writing = None
+            restart.offer(block, 1, torch.zeros(2, 1, 1, 3, 4), STATE)
+            restart._writing.result()
+        restart.finish(blocks[0])
+        done |= {1, 2}
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(restart.finish, blocks[1:]))
+        left = sorted(path.name for path in folder.iterdir())
+        assert left == [
+            "2023-06-01T000000_member0_step1.npz",
+            "2023-06-02T000000_member1_step1.npz",
+        ]

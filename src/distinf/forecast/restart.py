@@ -6,6 +6,7 @@ import dataclasses
 import io
 import logging
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -92,6 +93,7 @@ class RestartStates:
         self._destination, self._every, self._reached = destination, every, reached
         self._writing: Future[None] | None = None
         self._ended: list[Block] = []
+        self._turn = threading.Lock()  # several drivers end their blocks
 
     def newest(self, block: Block) -> Start | None:
         """Return the newest saved state of a block that is not ahead of the store."""
@@ -126,12 +128,14 @@ class RestartStates:
         """Wait for the last write; remove the saved states of complete blocks."""
         if self._writing is not None:
             self._writing.result()
-        self._ended.append(block)
-        for ended in list(self._ended):
-            if self._reached(ended) > ended.nsteps:
-                self._ended.remove(ended)
-                for step in self._steps(ended):
-                    self._destination.remove(f"{RESTART}/{_name(ended, step)}")
+        with self._turn:
+            ended, self._ended = [*self._ended, block], []
+            for one in ended:
+                if self._reached(one) <= one.nsteps:
+                    self._ended.append(one)
+                    continue
+                for step in self._steps(one):
+                    self._destination.remove(f"{RESTART}/{_name(one, step)}")
 
     def _steps(self, block: Block) -> list[int]:
         pattern = re.escape(_name(block, 0)).replace("step0", r"step(\d+)")

@@ -139,6 +139,18 @@ def best_drivers(work: Work, ranks: int) -> int:
     return next(drivers for drivers in numbers if seconds[drivers] <= enough)
 
 
+def why_so_many(work: Work, drivers: int, ranks: int) -> str:
+    """Say how many of the ranks are drivers, and why."""
+    who = f"{drivers} of {ranks} ranks forecast" if drivers < ranks else "each rank runs both"
+    per_state = work.diagnostic * work.tasks / work.states
+    alone = f", and {shared(work, 1, ranks):.1f} s with one driver" if drivers > 1 else ""
+    return (
+        f"{who}. A step takes {work.prognostic:.3g} s and the diagnostics of a state "
+        f"{per_state:.3g} s, so what is left takes at least {shared(work, drivers, ranks):.1f} s"
+        f"{alone}, where each rank has a GPU or core of its own"
+    )
+
+
 def fewest(seconds: Callable[[int], float], enough: float, most: int) -> int:
     """Find the fewest workers, at most ``most``, that take no longer than ``enough`` seconds.
 
