@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ from distinf.planning import (
     own_variables,
     verified,
 )
-from distinf.report import Progress, summarize
+from distinf.report import Events, Progress, summarize, write_trace
 from distinf.run import ForecastRun, Run, as_archive, as_forecast
 from distinf.session import current_session
 from distinf.statistics import score_attributes
@@ -326,6 +327,7 @@ def open_store(
     for variable, own in list(attributes.items()):
         attributes.update({k: v for k, v in score_attributes(variable, own).items() if k in scored})
     with (
+        ExitStack() as afterwards,
         ForecastStore(
             run.output_path,
             StoreLayout(
@@ -364,9 +366,18 @@ def open_store(
         )
         if run.folder is not None:
             farm.events.save(run.folder / "events.jsonl")
+            afterwards.callback(_save_trace, farm.events, run.folder / "trace.json")
         with Progress(farm.events, total, done, farm.busy, farm.waiting):
             yield store
             store.close()
+
+
+def _save_trace(events: Events, path: Path) -> None:
+    """Write the timeline, also of a run that failed; a failure of this does not stop anything."""
+    try:
+        write_trace(events, path)
+    except OSError as error:
+        log.warning("the timeline could not be written: %s", error)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import xarray as xr
 
 from testing.application import SMALL, Outcome, finish, python_main, run, start, torchrun_main
 from testing.preloaded import run_main
+from tests.report.test_trace import assert_valid
 
 LAUNCHES = {
     "nproc-1": partial(run, python_main("runtime.nproc=1", *SMALL)),
@@ -126,6 +127,22 @@ def test_who_writes(runs: Runs, name: str, writers: set[int]) -> None:
     written = [event for event in events if event["kind"] == "write"]
     assert len(written) == 12
     assert {event["rank"] for event in written} <= writers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nproc-3", "nproc-5"])
+def test_the_timeline_shows_every_task(runs: Runs, name: str) -> None:
+    (path,) = runs[name][0].glob("outputs/*/*/trace.json")
+    entries = json.loads(path.read_text())["traceEvents"]
+    assert_valid(entries)
+    slices = [entry for entry in entries if entry["ph"] == "X"]
+    kinds = {kind: sum(entry["cat"] == kind for entry in slices) for kind in ("diagnose", "write")}
+    assert kinds == {"diagnose": 12, "write": 12}
+    arrows = [entry["name"] for entry in entries if entry["ph"] == "f"]
+    assert (arrows.count("step"), arrows.count("result")) == (12, 12)
+    memory = [e["args"]["MB"] for e in entries if e["ph"] == "C" and e["name"] == "memory"]
+    assert len(memory) == 12
+    assert min(memory) > 50  # torch alone is more
 
 
 @pytest.mark.slow

@@ -9,9 +9,10 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from distinf.errors import CallTimeout, SessionError, StateLost
@@ -38,6 +39,7 @@ class _Task:
     nbytes: int
     attempt: int = 1
     why: str = ""  # its worker was lost
+    sent: float = field(default_factory=time.time)
 
     @property
     def keeper(self) -> int:
@@ -471,9 +473,9 @@ class Farm:
             times, sent_back = (reply.started, reply.ended), tensor_bytes(reply.value)
             if reply.reading is not None:
                 self.events.record(Event("read", task.call.task, reply.rank, *reply.reading))
-            self.events.record(
-                Event("diagnose", task.call.task, reply.rank, *times, task.nbytes, sent_back)
-            )
+            sizes = task.nbytes, sent_back
+            event = Event("diagnose", task.call.task, reply.rank, *times, *sizes, task.attempt)
+            self.events.record(replace(event, sent=task.sent, memory=reply.memory))
             resolve(task.future, reply.value)
         elif reply.failure.kind == StateLost.__name__:
             self.mark_lost(task.keeper, f"{reply.failure.message} (to rank {reply.rank})")

@@ -215,7 +215,8 @@ class Forecasts:
             x, coords = next(states)
             if restart is not None and step > start.step:
                 restart.offer(block, step, x, coords)
-            self._clock.stepped(f"{label} step {step}", began, x)
+            state = step_words(coords).strip()
+            self._clock.stepped(f"{label} step {step}", began, x, state)
             yield x, coords
             began = clock.time()
         if restart is not None:
@@ -244,23 +245,27 @@ class StepClock:
         self._record, self._marking = record, marking
         self._before = 0.0
 
-    def stepped(self, label: str, start: float, x: torch.Tensor) -> None:
-        """Record a step that the model was asked for at ``start``; returns at once."""
+    def stepped(self, label: str, start: float, x: torch.Tensor, state: str = "") -> None:
+        """Record a step that the model was asked for at ``start``; returns at once.
+
+        ``state`` names what it made as the tasks of that state do.
+        """
         if self._record is None:
             return
         computed = self._marking(x)
         if computed is None:
-            self._record(Event("forecast", label, 0, start, clock.time()))
+            self._record(Event("forecast", label, 0, start, clock.time(), step=state))
         else:
-            _steps.submit(partial(self._record_computed, self._record, label, start, computed))
+            event = Event("forecast", label, 0, start, start, step=state)
+            _steps.submit(partial(self._record_computed, self._record, event, computed))
 
     def _record_computed(
-        self, record: Callable[[Event], None], label: str, start: float, computed: Any
+        self, record: Callable[[Event], None], asked: Event, computed: Any
     ) -> None:
         computed.synchronize()  # its error stays here: the user of the state gets it, too
         now = clock.time()
         # The model may be asked for a step while the GPU still computes the one before.
-        record(Event("forecast", label, 0, max(start, self._before), now))
+        record(dataclasses.replace(asked, start=max(asked.start, self._before), end=now))
         self._before = now
 
 

@@ -5,3 +5,4 @@ from .events import Events as Events
 from .pace import Pace as Pace
 from .progress import Progress as Progress
 from .progress import summarize as summarize
+from .trace import write_trace as write_trace

@@ -33,7 +33,9 @@ class Event:
     worker), ``"forecast"`` (a prognostic
     step), ``"diagnose"`` (a diagnostic call) or ``"write"``; ``task`` names the step or task.
     ``nbytes`` is the size of a call's inputs or of what was written, ``nbytes_out`` that of a
-    call's results.
+    call's results. ``attempt`` counts the tries of a task, ``sent`` is when it was handed out, and
+    ``memory`` what its rank's process, or its GPU, held afterwards, in bytes; 0: not known.
+    ``step`` names the state of a prognostic step as the tasks of that state do.
     """
 
     kind: str
@@ -43,6 +45,10 @@ class Event:
     end: float
     nbytes: int = 0
     nbytes_out: int = 0
+    attempt: int = 1
+    sent: float = 0.0
+    memory: int = 0
+    step: str = ""
 
 
 @dataclass

@@ -116,7 +116,8 @@ class Reply:
     and ``ended`` are seconds since the epoch on the clock of ``host``. ``nonfinite`` counts the
     result's values that are NaN or infinite, where a rule asks for it. ``unusable``: the failure
     left the rank's GPU unusable for its process. ``reading`` is when the model read its input
-    before (start and end); None: it got it with the call.
+    before (start and end); None: it got it with the call. ``memory`` is what its process, or its
+    GPU, holds after a call of ``forward``, in bytes; 0: not known.
     """
 
     value: Any
@@ -128,6 +129,7 @@ class Reply:
     nonfinite: int = 0
     unusable: bool = False
     reading: tuple[float, float] | None = None
+    memory: int = 0
 
 
 class Transport(Protocol):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 
 from distinf.background import use_compute_threads
@@ -62,6 +63,7 @@ class Worker:
         self.rank = rank
         self.device = device
         self.host = socket.gethostname()
+        self._process = psutil.Process()
         self.kept = KeptTensors(rank)
         self.fetch: Callable[[Remote], torch.Tensor] | None = None
         self._models: dict[int, Any] = {}
@@ -102,9 +104,17 @@ class Worker:
                 value, nonfinite = finish()
             except BaseException as error:
                 failure = self._failure(call, error)
+        memory = self._memory() if call.method == "__forward__" and not unusable else 0
         return Reply(
-            value, failure, self.rank, self.host, started, ended, nonfinite, unusable, reading
+            *(value, failure, self.rank, self.host, started, ended),
+            *(nonfinite, unusable, reading, memory),
         )
+
+    def _memory(self) -> int:
+        """Return what this process holds on its device, in bytes."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.memory_reserved(self.device))
+        return int(self._process.memory_info().rss)
 
     def _with_state(self, call: Call) -> Call:
         """Replace a first argument that a rank keeps by its tensor, beside a call that computes."""
