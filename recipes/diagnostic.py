@@ -1,4 +1,4 @@
-"""Forecast on the driver, diagnose on the workers, gather into one store."""
+"""Forecast, diagnose on the workers, gather into one store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["check", "diagnostic"]
 
 
 def diagnostic(cfg: DictConfig) -> None:
-    """Forecast on rank 0, diagnose every step on the workers, store everything.
+    """Forecast, diagnose every step on the workers, store everything.
 
     Parameters
     ----------

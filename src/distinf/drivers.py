@@ -13,12 +13,14 @@ If a driver is lost, others forecast its blocks again, from their saved states.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
 import weakref
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from functools import partial
 from typing import Any
 
@@ -46,7 +48,7 @@ from distinf.transport import Call
 log = logging.getLogger("distinf")
 
 _AHEAD = 2  # states of each driver that may wait to be handed out
-_LOOK_UP_SECONDS = 5.0
+_LOOK_UP_SECONDS, _NEAR_SECONDS = 5.0, 0.01
 
 
 def driver_ranks(run: ForecastRun, ranks: int) -> list[int]:
@@ -108,10 +110,10 @@ class Drivers:
         self._ended = False
         self._save: tuple[WriterTicket, int] | None = None
         self._ranks = list(ranks)
-        load_on = range(world_size) if run.runtime.drivers == "auto" else ranks
-        self._built = {
-            rank: in_background(partial(self._build, rank), "distinf-load") for rank in load_on
-        }
+        self._built: dict[int, Future[None]] = {}
+        farm.expect_steps()
+        if run.runtime.drivers != "auto":
+            self._load_on(ranks)
 
     @property
     def ranks(self) -> list[int]:
@@ -125,6 +127,8 @@ class Drivers:
         """
         if every is not None:
             self._save = ticket, every
+        if self._run.runtime.drivers == "auto":  # after the diagnostics, which must fit anyway
+            self._load_on(range(self._world_size))
         for rank, built in self._built.items():
             try:
                 built.result()
@@ -137,6 +141,10 @@ class Drivers:
             except WorkerLost:
                 continue  # the farm has said so
 
+    def _load_on(self, ranks: Iterable[int]) -> None:
+        for rank in ranks:
+            self._built[rank] = in_background(partial(self._build, rank), "distinf-load")
+
     def _build(self, rank: int) -> None:
         load = (lambda device: self._own) if rank == 0 else self._load
         args = (Stepper, load, self._run.runtime.seed)
@@ -146,7 +154,14 @@ class Drivers:
         """Call the forecast of a driver, which takes as long as it takes while the rank lives."""
         task = f"the forecast on rank {rank}"
         call = Call(self._model, method, task, args)
-        return self._farm.call(rank, call, in_time=False).result()
+        answer = self._farm.call(rank, call, in_time=False)
+        while not wait([answer], _LOOK_UP_SECONDS).done:
+            if not self._is_alive(rank):  # its connection may stay open
+                raise WorkerLost(rank, "it does not answer")
+        return answer.result()
+
+    def _is_alive(self, rank: int) -> bool:
+        return rank == 0 or rank in self._farm.lives()
 
     def states(self, store: ForecastStore) -> Iterator[State]:
         """Forecast what a store lacks; yield states that their ranks keep, and their coords.
@@ -164,7 +179,7 @@ class Drivers:
             self._begin_to_measure(store)
         try:
             while todo:
-                yield from self._round(todo, reached, saved)
+                yield from self._round(todo, reached, saved, store.check)
                 store.drain()
                 lost = self._lost()
                 todo = [block for block in self._lacking(store) if _key(block) in lost]
@@ -172,11 +187,11 @@ class Drivers:
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
+            self._unload(())
 
     def _lost(self) -> set[tuple[Any, ...]]:
         """Return the blocks of lost drivers, also those whose states nobody got in time."""
-        alive = {0, *self._farm.lives()}
-        gone = [blocks for rank, blocks in self._given.items() if rank not in alive]
+        gone = [blocks for rank, blocks in self._given.items() if not self._is_alive(rank)]
         return {_key(block) for blocks in gone for block in blocks}
 
     def _lacking(self, store: ForecastStore) -> list[Block]:
@@ -187,18 +202,18 @@ class Drivers:
         todo: Sequence[Block],
         reached: Callable[[Block], int],
         saved: RestartStates | None,
+        check: Callable[[], None],
     ) -> Iterator[State]:
         """Forecast these blocks, but for those of drivers that are lost meanwhile."""
         with self._changed:
             self._todo = deque(todo)
             self._given.clear()
-            alive = {0, *self._farm.lives()}
-            self._driving = {rank for rank in self._ranks if rank in alive}
+            self._driving = {rank for rank in self._ranks if self._is_alive(rank)}
             self._ready = {rank: deque() for rank in self._driving}
         drive = partial(self._drive, reached=reached, saved=saved)
         for rank in sorted(self._driving):
             in_background(partial(drive, rank), f"distinf-driver-{rank}")
-        while (state := self._next()) is not None:
+        while (state := self._next(check)) is not None:
             if self._pace is not None:
                 self._choose(drive)
             yield state
@@ -221,14 +236,18 @@ class Drivers:
         """Choose the number of drivers, once the pace is known, and let them begin."""
         assert self._pace is not None
         with self._changed:
-            work = self._pace.work(len(self._todo) + 1, self._run.nsteps)
+            blocks = len(self._todo) + sum(map(len, self._given.values()))
+            cases = len(self._run.times) * (self._run.members or 1)
+            run, share = self._run, blocks / number_of_blocks(self._run)
+            stored = run.nsteps // run.output.every + 1
+            work = self._pace.work(blocks, run.nsteps + 1, round(cases * share) * stored)
             if work is None:
                 return
             self._pace = None
             size = self._world_size
             best = best_drivers(work, size)
             log.info("runtime.drivers=auto: %s", why_so_many(work, best, size))
-            self._ranks = [rank for rank in spread(best, size) if rank in {0, *self._farm.lives()}]
+            self._ranks = [rank for rank in spread(best, size) if self._is_alive(rank)]
             more = self._ranks[1:]
             self._driving.update(more)
             self._ready.update({rank: deque() for rank in more})
@@ -240,29 +259,36 @@ class Drivers:
             in_background(partial(drive, rank, prepare=prepare), f"distinf-driver-{rank}")
 
     def _unload(self, but: Sequence[int]) -> None:
-        """Delete the prognostic on ranks that are no drivers."""
-        for rank in self._built.keys() & self._farm.lives().keys() - set(but):
-            self._farm.call(rank, Call(self._model, "__drop__"), in_time=False)
+        """Delete the prognostic on all other ranks."""
+        for rank in [rank for rank in self._built if rank not in but and self._is_alive(rank)]:
+            with contextlib.suppress(Exception):  # the session is broken: its workers stop anyway
+                self._farm.call(rank, Call(self._model, "__drop__"), in_time=False)
 
-    def _next(self) -> State | None:
-        """Return a state that is to be handed out; None at the end of the round."""
+    def _next(self, check: Callable[[], None]) -> State | None:
+        """Return a state that is to be handed out; None at the end of the round.
+
+        ``check`` raises the error of a task, or of writing.
+        """
         with self._changed:
             while True:
                 if self._error is not None:
                     raise self._error
-                ready = [rank for rank, states in self._ready.items() if states]
+                check()
+                # Of a rank that runs the tasks of its own states: not before it needs them.
+                ready = {
+                    rank: (self._farm.on(rank), -len(states))
+                    for rank, states in self._ready.items()
+                    if states and self._farm.has_room_at_home(rank)
+                }
                 if ready:
-                    # Where a rank runs the tasks of its own states, one that has few of them.
-                    rank = min(
-                        ready, key=lambda rank: (self._farm.on(rank), -len(self._ready[rank]))
-                    )
-                    state = self._ready[rank].popleft()
+                    state = self._ready[min(ready, key=lambda rank: ready[rank])].popleft()
                     self._changed.notify_all()
                     return state
-                if not self._driving:
+                waiting = any(self._ready.values())
+                if not (self._driving or waiting):
                     return None
                 self._farm.check()
-                self._changed.wait(_LOOK_UP_SECONDS)
+                self._changed.wait(_NEAR_SECONDS if waiting else _LOOK_UP_SECONDS)
 
     def _drive(
         self,
@@ -279,15 +305,17 @@ class Drivers:
             while (block := upcoming) is not None:
                 upcoming = self._claim(rank, early=True)
                 pieces = [Piece(b, reached(b)) for b in (block, upcoming) if b is not None]
-                self._ask(rank, "begin", *pieces)
-                while self._wait_for_room(rank) and self._step(rank, reached(block)):
-                    pass
+                while not self._ask(rank, "begin", *pieces):
+                    pass  # its initial condition is still being read
+                while self._wait_for_room(rank):
+                    if not self._step(rank, 0 if saved is None else reached(block)):
+                        break
                 if saved is not None:
                     saved.finish(block)
                 upcoming = upcoming or self._claim(rank)
         except BaseException as error:
             with self._changed:
-                if rank == 0 or rank in self._farm.lives():
+                if self._is_alive(rank):
                     self._error = self._error or self._explained(error)
         finally:
             with self._changed:
@@ -321,7 +349,7 @@ class Drivers:
         states, events = self._ask(rank, "step", reached)
         for event in events:
             self._farm.events.record(dataclasses.replace(event, rank=rank))
-        if rank != 0 and rank not in self._farm.lives():
+        if not self._is_alive(rank):
             raise WorkerLost(rank, "others have lost it")
         if states is None:
             return False

@@ -348,10 +348,11 @@ def open_store(
         ) as store,
         ExitStack() as block,
     ):
-        if run.written_where_computed and farm.workers != (0,):
+        drivers = source.drivers if isinstance(source, Forecast) else None
+        if drivers is not None or (output.writer == "workers" and farm.workers != (0,)):
             ticket = block.enter_context(let_workers_write(store, chains))
-            if isinstance(source, Forecast) and source.drivers is not None:
-                source.drivers.save_to(ticket, source.saved_every)
+            if drivers is not None and isinstance(source, Forecast):
+                drivers.save_to(ticket, source.saved_every)
             if not farm.transport.may_join and run.runtime.drivers != "auto":
                 block.close()
         done, total = store.marks.counts
@@ -376,7 +377,7 @@ def _save_trace(events: Events, path: Path) -> None:
     """Write the timeline, also of a run that failed; a failure of this does not stop anything."""
     try:
         write_trace(events, path)
-    except OSError as error:
+    except Exception as error:
         log.warning("the timeline could not be written: %s", error)
 
 

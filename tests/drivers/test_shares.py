@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distinf import drivers
 from distinf.drivers import driver_ranks, number_of_blocks, spread
+from distinf.errors import WorkerLost
 from distinf.forecast.batching import Block, blocks
 
 
@@ -30,10 +35,10 @@ def test_the_number_of_blocks_is_that_of_the_blocks(
 
 @given(st.integers(1, 64).flatmap(lambda n: st.tuples(st.integers(1, n), st.just(n))))
 def test_drivers_are_spread_evenly(numbers: tuple[int, int]) -> None:
-    drivers, ranks = numbers
-    chosen = spread(drivers, ranks)
+    wanted, ranks = numbers
+    chosen = spread(wanted, ranks)
     assert chosen[0] == 0
-    assert len(set(chosen)) == drivers
+    assert len(set(chosen)) == wanted
     assert max(chosen) < ranks
     gaps = np.diff([*chosen, ranks])
     assert gaps.max() - gaps.min() <= 1
@@ -43,3 +48,15 @@ def test_there_are_no_more_drivers_than_forecasts() -> None:
     assert driver_ranks(run_of(1, 2, 1, drivers=4), 4) == [0, 2]
     assert driver_ranks(run_of(1, 8, 1, drivers=4), 4) == [0, 1, 2, 3]
     assert driver_ranks(run_of(1, 8, 1, drivers="auto"), 4) == [0]
+
+
+def test_a_lost_driver_whose_connection_stays_open_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(drivers, "_LOOK_UP_SECONDS", 0.01)
+    looks = iter([{2: 0}, {2: 0}, {}, {}])
+    farm = SimpleNamespace(call=lambda *_, **__: Future(), lives=lambda: next(looks))
+    own: Any = drivers.Drivers.__new__(drivers.Drivers)
+    own._farm, own._model = farm, 0
+    with pytest.raises(WorkerLost, match="rank 2 was lost: it does not answer"):
+        own._ask(2, "step", 0)

@@ -253,9 +253,12 @@ def test_tasks_stay_at_home():
     farm.stay_at_home()
     futures = [farm.submit(kept_by(rank, 10 + rank), 4, None) for rank in (0, 1, 2, 1)]
     assert [rank for rank, call in carrier.sent[-3:]] == [1, 2, 1]
+    assert [farm.has_room_at_home(rank) for rank in (1, 2)] == [False, True]
+    futures.append(farm.submit(kept_by(1, 14), 4, None))  # all of one state are handed out at once
+    assert carrier.sent[-1][0] == 1
     assert futures[0].result(DEADLINE).number == 10
     assert [call.args[0].rank for _, call in here.sent if call.method == "__forward__"] == [0]
     farm.mark_lost(1, "gone")
-    for future in (futures[1], futures[3]):
+    for future in (futures[1], futures[3], futures[4]):
         with pytest.raises(StateLost):
             future.result(DEADLINE)

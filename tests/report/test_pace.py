@@ -14,11 +14,11 @@ def test_the_pace_is_known_after_some_calls_of_each_diagnostic() -> None:
     for seconds in (9.0, 0.5, 0.5):
         see("forecast", "2023-06-01T00:00 step 1", seconds)
         see("diagnose", "wind 2023-06-01T00:00 +6 h", seconds)
-        assert pace.work(8, 10) is None
+        assert pace.work(8, 11, 88) is None
     for seconds in (7.0, 2.0, 2.0):
-        assert pace.work(8, 10) is None
+        assert pace.work(8, 11, 88) is None
         see("diagnose", "rain 2023-06-01T00:00 +6 h", seconds)
-    work = pace.work(8, 10)
+    work = pace.work(8, 11, 88)
     assert work is not None
     assert (work.states, work.tasks, work.blocks) == (88, 176, 8)
     assert (work.prognostic, work.calls) == (0.5, 88 * 2.5)

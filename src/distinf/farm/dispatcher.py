@@ -14,6 +14,7 @@ workers had slots.
 from __future__ import annotations
 
 import itertools
+import sys
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
@@ -167,6 +168,11 @@ class Dispatcher:
         waiting = {*self._retry, *tasks}
         self._retry = deque(number for number in self._tasks if number in waiting)
         return self._give_up() + self._start_waiting()
+
+    def take_any(self) -> None:
+        """Let any number of tasks be on a worker from now on: their submitter limits them."""
+        self._depth = sys.maxsize
+        self._free = sorted(self._preference(w) for w in self._on.keys() - self._apart)
 
     def set_apart(self, worker: int) -> list[Decision]:
         """Give a worker no more tasks; those on it end there. Returns what is given up for it."""

@@ -44,8 +44,13 @@ class _Task:
     @property
     def keeper(self) -> int:
         """Rank that keeps its state until the task is done: 0 if it was sent with the call."""
+        return self.kept.rank if self.kept is not None else 0
+
+    @property
+    def kept(self) -> Remote | None:
+        """Its state, if a rank keeps it."""
         state = self.call.args[0] if self.call.args else None
-        return state.rank if isinstance(state, Remote) else 0
+        return state if isinstance(state, Remote) else None
 
 
 class Farm:
@@ -95,6 +100,7 @@ class Farm:
         self._changed = threading.Condition()
         self._broken: BaseException | None = None
         self._at_home = False
+        self._depth, self._steps_here = depth, False
         self._joins = itertools.count()
         # Of the workers that are there, and of those that join and still lack models.
         self._lives = {rank: next(self._joins) for rank in transport.workers}
@@ -150,10 +156,23 @@ class Farm:
         for model in models:
             self.call(rank, Call(model, "__drop__"), in_time=False)
 
+    def expect_steps(self) -> None:
+        """Know that rank 0 also runs other calls, which a diagnostic that hangs there stops."""
+        self._steps_here = True
+
+    def has_room_at_home(self, rank: int) -> bool:
+        """Whether a rank that runs the tasks of its own states should be given more."""
+        with self._changed:
+            return not self._at_home or len(self._dispatcher.on(rank)) < self._depth
+
     def stay_at_home(self) -> None:
-        """From now on, run each task on the rank that keeps its state, also on rank 0."""
+        """From now on, run each task on the rank that keeps its state, also on rank 0.
+
+        `submit` then does not wait; `has_room_at_home` says for which rank tasks are wanted.
+        """
         with self._changed:
             self._at_home = True
+            self._dispatcher.take_any()
             self._lives[0] = next(self._joins)
             decisions = self._dispatcher.join(0)
             self._look()
@@ -222,7 +241,7 @@ class Farm:
         future: Future[Any] = Future()
         task = _Task(call, future, nbytes)
         with self._changed:
-            if self._at_home:
+            if self._at_home and task.kept is not None:
                 task.nbytes, workers = 0, frozenset({task.keeper})  # no tensor travels
             elif workers is not None and self._driver_works != "never":
                 self._limits.add(workers)
@@ -446,7 +465,7 @@ class Farm:
     def _deliver(self, start: Start, life: int, task: _Task, answer: Future[Reply]) -> None:
         rank = start.worker
         if why := why_lost(rank, answer):
-            if rank == 0 and self._at_home:  # whose forecasts wait for this call, too
+            if rank == 0 and self._steps_here:  # they wait for this call, too
                 self.fail(CallTimeout(f"{why} (runtime.call_timeout)"))
             self.mark_lost(rank, why, life)
             return

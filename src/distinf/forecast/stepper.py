@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from distinf.forecast.restart import RestartStates, Start
 from distinf.report import Event
 from distinf.store import WriterTicket, reach
 from distinf.transport import Kept
+
+_WAIT_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -82,15 +84,21 @@ class Stepper:
             self._events.append(event)
 
     @torch.inference_mode(False)
-    def begin(self, piece: Piece, upcoming: Piece | None = None) -> None:
-        """Begin a block; read the initial condition of the ``upcoming`` one in the meantime."""
+    def begin(self, piece: Piece, upcoming: Piece | None = None) -> bool:
+        """Begin a block; read the initial condition of the ``upcoming`` one in the meantime.
+
+        Returns False soon if its own is still being read: diagnostics here must not wait for that.
+        """
         start = self._start(piece)
+        if not wait([start], _WAIT_SECONDS).done:
+            return False
         self._reached = {_name(piece.block): piece.reached}
         if upcoming is not None:
             self._start(upcoming)
         self._block = piece.block
         self._steps: Iterator[State] = self._forecasts.steps(piece.block, start.result())
         del self._starts[_name(piece.block)]
+        return True
 
     def _start(self, piece: Piece) -> Future[Start]:
         name = _name(piece.block)

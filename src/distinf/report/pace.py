@@ -8,7 +8,8 @@ from statistics import median
 from distinf.report.advice import Work
 from distinf.report.events import Event
 
-_SEEN = 3  # steps, and calls of each diagnostic, after which the pace is known
+# Steps, and calls of each diagnostic: so many make the pace known, and so many are kept.
+_SEEN, _MOST = 3, 15
 
 
 class Pace:
@@ -20,18 +21,23 @@ class Pace:
 
     def see(self, event: Event) -> None:
         """Take one more event into account."""
-        seconds = event.end - event.start
+        seen = None
         if event.kind == "forecast":
-            self._steps.append(seconds)
+            seen = self._steps
         elif event.kind == "diagnose":
-            self._calls.setdefault(event.task.partition(" ")[0], []).append(seconds)
+            seen = self._calls.setdefault(event.task.partition(" ")[0], [])
+        if seen is not None and len(seen) < _MOST:
+            seen.append(event.end - event.start)
 
-    def work(self, blocks: int, nsteps: int) -> Work | None:
-        """Return the work of so many blocks; None before enough was seen."""
+    def work(self, blocks: int, nstates: int, stored: int) -> Work | None:
+        """Return the work of so many blocks; None before enough was seen.
+
+        Each block has ``nstates`` steps; ``stored`` states of all are diagnosed.
+        """
         if len(self._steps) < _SEEN or any(len(c) < _SEEN for c in self._calls.values()):
             return None
-        states, kinds = blocks * (nsteps + 1), max(1, len(self._calls))
+        kinds = max(1, len(self._calls))
         # Medians: the first step and the first call take longer.
         per_state = sum(median(seconds) for seconds in self._calls.values())
-        step = median(self._steps)
-        return Work(states, states * kinds, step, per_state / kinds, blocks=blocks)
+        tasks, step = max(1, stored * kinds), median(self._steps)
+        return Work(blocks * nstates, tasks, step, per_state / kinds, blocks=blocks)

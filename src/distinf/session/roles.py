@@ -278,12 +278,11 @@ def join_group(
     group: Group, worker: Worker, runtime: Runtime, deadline: float
 ) -> RpcTransport | None:
     """Choose how tensors travel, join the RPC group; return rank 0's transport to the workers."""
-    info, store = group.info, group.store
+    info, store, several = group.info, group.store, runtime.drivers != 1
     choice = choose_carrier(
-        runtime.carrier, group.peers, info.rank, store, info.on_one_node, deadline
+        runtime.carrier, group.peers, info.rank, store, info.on_one_node, deadline, several
     )
     on_device = choice.carrier == "cuda"
-    several = runtime.drivers != 1
     maps = device_maps(info.rank, group.peers, several) if on_device else {}
     stay = runtime.results == "device"
     worker.results_stay = stay and (on_device or info.rank == 0)
@@ -291,7 +290,9 @@ def join_group(
         worker.when_unusable = functools.partial(_leave_soon, info.rank)
     left = max(10.0, deadline - time.monotonic())
     process.initialize_manager(info, worker.device, store, left)
-    join_rpc(worker, info.world_size, store, maps, left, not info.on_one_node)
+    # Before a call that fetches is late, since then its own rank would be lost.
+    fetch = min(runtime.liveness_timeout, (runtime.call_timeout or float("inf")) / 2)
+    join_rpc(worker, info.world_size, store, maps, left, not info.on_one_node, fetch)
     return RpcTransport(worker, info.world_size, store, choice, stay) if info.rank == 0 else None
 
 

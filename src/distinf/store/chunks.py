@@ -111,11 +111,11 @@ class Marks:
 
     def incomplete(self, times: np.ndarray, members: np.ndarray | None) -> tuple[int, int] | None:
         """First and last index of the lead times that any of these forecasts lacks, or None."""
-        done = np.logical_and.reduce(list(self._done.values()))
         axes = [times] if members is None else [members, times]
         names = [name for name in self._axes if name != "lead_time"]
         where = [np.isin(self._axes[name], own) for name, own in zip(names, axes, strict=True)]
-        lacking = np.flatnonzero(~done[np.ix_(*where)].reshape(-1, done.shape[-1]).all(axis=0))
+        done = np.logical_and.reduce([own[np.ix_(*where)] for own in self._done.values()])
+        lacking = np.flatnonzero(~done.reshape(-1, done.shape[-1]).all(axis=0))
         return (int(lacking[0]), int(lacking[-1])) if len(lacking) else None
 
     def take_over(self, names: Mapping[str, Sequence[str]], done: Marks) -> None:

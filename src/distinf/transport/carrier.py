@@ -47,14 +47,16 @@ def choose_carrier(
     store: dist.Store,
     on_one_node: bool,
     deadline: float,
+    between_workers: bool = False,
 ) -> Choice:
     """Choose the carrier of a session; every rank calls this at the same time.
 
-    ``wanted`` is ``runtime.carrier``; ``deadline`` is that of the session's start, on the monotonic
+    ``wanted`` is ``runtime.carrier``; ``between_workers``: they send to each other, too;
+    ``deadline`` is that of the session's start, on the monotonic
     clock: a trial takes at most half of the time left. All ranks get the same choice, or a
     `ConfigError` if ``runtime.carrier=cuda`` does not work.
     """
-    choice = choose_without_trial(wanted, peers, on_one_node)
+    choice = choose_without_trial(wanted, peers, on_one_node, between_workers)
     if choice is not None:
         return choice
     seconds = max(1.0, min(_TRIAL_SECONDS, (deadline - time.monotonic()) / 2))
@@ -69,6 +71,7 @@ def choose_carrier(
         "address": [server.host, server.port],
         "name": store.get("trial/name").decode(),
         "several_nodes": not on_one_node,
+        "between_workers": between_workers,
         "seconds": seconds,
         "parent": os.getpid(),
     }
@@ -100,13 +103,21 @@ def device_maps(
 # The choice itself; it knows no process.
 
 
-def choose_without_trial(wanted: str, peers: Sequence[Peer], on_one_node: bool) -> Choice | None:
+def choose_without_trial(
+    wanted: str, peers: Sequence[Peer], on_one_node: bool, between_workers: bool = False
+) -> Choice | None:
     """Choose the carrier where no trial is needed; None: a trial is needed."""
     if wanted == "host":
         return Choice("host", "runtime.carrier=host")
     without = [peer.rank for peer in peers if not peer.device.startswith("cuda")]
     if without:
         return _refused(wanted, f"{_ranks(without, len(peers))} without a GPU")
+    first = {peer.host: peer for peer in reversed(peers)}
+    for peer in peers if between_workers else ():  # the trial goes by rank 0 only
+        other = first[peer.host]
+        if sorted(peer.visible) != sorted(other.visible):
+            why = f"ranks {other.rank} and {peer.rank} see different GPUs"
+            return _refused(wanted, f"{why}, and with several drivers workers send to each other")
     if not on_one_node and wanted == "auto":
         return Choice(
             "host", "the ranks are on several nodes (runtime.carrier=cuda tries between them, too)"
@@ -227,7 +238,7 @@ def _carry(facts: dict[str, Any]) -> None:
         f"trial/{facts['name']}",
         dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout),
     )
-    maps = device_maps(rank, peers) if device.type == "cuda" else {}
+    maps = device_maps(rank, peers, facts["between_workers"]) if device.type == "cuda" else {}
     join_rpc(worker, len(peers), store, maps, seconds, facts["several_nodes"])
     if rank != 0:
         store.wait(["carried"], timeout)

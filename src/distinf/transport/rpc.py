@@ -36,7 +36,6 @@ _SCHEME = "distinf"
 _FOREVER = 0.0  # torch.distributed.rpc's value for no timeout
 _THREADS = 16
 _CLOSE_SECONDS = 5.0
-_FETCH_SECONDS = 120.0
 # Channels that carry host memory. The others load CUDA, and cuda_ipc ends the process where GPUs
 # cannot see each other (pytorch#95487), whether or not tensors are on them.
 _HOST_CHANNELS = ["cma", "mpt_uv", "basic"]
@@ -55,6 +54,7 @@ class _Group:
         self.memory: WorkerMemory | None = None
         self.worker: Worker | None = None
         self.on_device = False  # tensors travel from device to device
+        self.fetch_timeout = 0.0  # seconds
         self._lock = threading.Lock()
         self._stops: dict[int, torch.futures.Future[bool]] = {}
         # How often this process has shut RPC down together with its peers, in all its sessions.
@@ -151,13 +151,15 @@ def join_rpc(
     device_maps: dict[int, dict[torch.device, torch.device]],
     timeout: float,
     several_nodes: bool = False,
+    fetch_timeout: float = 60.0,
 ) -> None:
     """Join the RPC group of a session; every rank calls this at the same time.
 
     ``store`` belongs to this session alone. ``device_maps`` is that of
     :func:`distinf.transport.device_maps`; if it is empty, tensors travel through host memory. With
-    ``several_nodes`` tensors travel from device to device between nodes, too. Raises `SessionError`
-    if the group is not formed in ``timeout`` seconds.
+    ``several_nodes`` tensors travel from device to device between nodes, too. A rank that does not
+    send a state that it keeps in ``fetch_timeout`` seconds is lost. Raises `SessionError` if the
+    group is not formed in ``timeout`` seconds.
     """
     rank, channels = worker.rank, _HOST_CHANNELS
     if device_maps:
@@ -175,6 +177,7 @@ def join_rpc(
     _forget_earlier_groups()
     _group.store, _group.memory = store, WorkerMemory(worker)
     _group.worker, _group.on_device = worker, bool(device_maps)
+    _group.fetch_timeout = fetch_timeout
     worker.fetch = _fetch
     # All ranks are here, but init_rpc itself would wait for days for one that ends now.
     guard = _end_process_after(timeout, f"rank {rank}: no RPC group within {timeout:g} s")
@@ -245,7 +248,7 @@ def _fetch(remote: Remote) -> torch.Tensor:
     """Get a tensor that another rank keeps; raise `StateLost` if that rank does not answer."""
     try:
         x: torch.Tensor = rpc.rpc_sync(
-            _name_of(remote.rank), _give, args=(remote,), timeout=_FETCH_SECONDS
+            _name_of(remote.rank), _give, args=(remote,), timeout=_group.fetch_timeout
         )
     except RuntimeError as error:
         words = str(error).lower()
@@ -343,7 +346,11 @@ class RpcTransport:
         if call.method == "__build__":
             self._on_driver.note_build(call)
         request = _Request(rank, call.task or call.method, timeout)
-        given = self._with_own_state(call), call.kwargs
+        try:
+            given = self._with_own_state(call), call.kwargs
+        except Exception as error:  # no memory is left for it
+            request.fail(error)
+            return request.answer
         wait, at_once = (lambda: given), True
         if on_gpu(given) is None:
             # Pickling takes ten times as long when a large copy has just filled the caches.
