@@ -172,14 +172,14 @@ def test_a_hanging_diagnostic_of_rank_0_ends_the_run(drivers: Drivers) -> None:
     assert "runtime.call_timeout" in done.err
 
 
-@pytest.mark.parametrize(("step", "call", "best"), [(0.3, 0.0, 4), (0.0, 0.5, 1)])
+@pytest.mark.parametrize(("step", "call", "members", "best"), [(0.3, 0.0, 8, 4), (0.0, 0.5, 5, 1)])
 def test_auto_chooses_what_the_first_steps_suggest(
-    drivers: Drivers, step: float, call: float, best: int
+    drivers: Drivers, step: float, call: float, members: int, best: int
 ) -> None:
     own = ("+diagnostic.faulty._target_=testing.faulty.Faulty", "+diagnostic.faulty.faults={}")
     slow = (f"+prognostic.seconds={step}", f"+diagnostic.faulty.seconds={call}")
     few = ("~diagnostic.wind_decomposition", "~diagnostic.error_growth")
-    words = ("parameters.ensemble=5", "parameters.nsteps=6", *own, *slow, *few)
+    words = (f"parameters.ensemble={members}", "parameters.nsteps=6", *own, *slow, *few)
     done = drivers.run("auto", 4, *words)
     assert done.status == 0, done.err
     (line,) = [line for line in (done.out + done.err).splitlines() if "drivers=auto: " in line]
