@@ -115,11 +115,6 @@ class Drivers:
         if run.runtime.drivers != "auto":
             self._load_on(ranks)
 
-    @property
-    def ranks(self) -> list[int]:
-        """The ranks that forecast."""
-        return sorted(self._ranks)
-
     def save_to(self, ticket: WriterTicket, every: int | None) -> None:
         """Let the drivers save states in the store, after ``every`` steps (None: not at all).
 
@@ -328,7 +323,8 @@ class Drivers:
     def _claim(self, rank: int, early: bool = False) -> Block | None:
         """Take the next block; ``early``, only if there is one for each of the others, too."""
         with self._changed:
-            if not self._todo or (early and len(self._todo) < len(self._driving)):
+            enough = len(self._driving) if early else 1
+            if self._ended or len(self._todo) < enough:
                 return None
             block = self._todo.popleft()
             self._given[rank].append(block)
