@@ -18,7 +18,7 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 import hydra
 from omegaconf import DictConfig
 
-from distinf import default_nproc, session
+from distinf import session
 
 HOME = str(Path(__file__).resolve().parent)
 
@@ -29,19 +29,20 @@ def run(cfg: DictConfig) -> None:
     # A launcher of Hydra's may call this function in a process that does not know this folder.
     if HOME not in sys.path:
         sys.path.insert(0, HOME)
-    from recipes.shared.checks import read_run
-    from recipes.shared.cli import explained, find_recipe, made_batch_script, settings
+    from recipes.shared import checks, cli
 
-    with explained():  # inside, too: Hydra would announce the error first, on every rank
-        runtime = read_run(cfg).runtime
-        if made_batch_script(cfg):
+    with cli.explained():  # inside, too: Hydra would announce the error first, on every rank
+        runtime = checks.read_run(cfg).runtime
+        if cli.made_batch_script(cfg):
             return
-        nproc = runtime.nproc or default_nproc()
         with session(
-            runtime, nproc, preflight=lambda: find_recipe(cfg).check(cfg), must_match=settings(cfg)
+            runtime,
+            cli.number_of_ranks(cfg),
+            preflight=lambda: cli.find_recipe(cfg).check(cfg),
+            must_match=cli.settings(cfg),
         ) as rank:
             if rank == 0:
-                getattr(find_recipe(cfg), cfg.recipe)(cfg)
+                getattr(cli.find_recipe(cfg), cfg.recipe)(cfg)
 
 
 def main() -> None:

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distinf import ConfigError
+from distinf import ConfigError, read_timeline
 
 if TYPE_CHECKING:
     import xarray as xr
 
 _HOUR = np.timedelta64(1, "h")
 _MAPS = 4
-# Kinds of events that are drawn, in the order of the legend.
-_KINDS = ("read", "forecast", "diagnose", "write")
 # By which a picture is known as one of these.
 _SOURCE = {"Source": "distinf"}
 
@@ -69,7 +67,7 @@ def draw(
         one column for each. Those that the store does not have are left out; without any another
         variable is drawn.
     events : Iterable[Event], optional
-        What the ranks did; the timeline leaves out how they loaded models.
+        What the ranks did; read twice.
 
     Raises
     ------
@@ -83,7 +81,7 @@ def draw(
     import matplotlib.pyplot as plt
     import xarray as xr
 
-    done = [event for event in events if event.kind in _KINDS]
+    timeline = read_timeline(events)
     with xr.open_zarr(store_path, chunks=None) as store:
         names = [name for name in variables if name in store]
         names = names or [str(v) for v, a in store.items() if a.dims[-2:] == ("lat", "lon")][:1]
@@ -93,13 +91,12 @@ def draw(
         width = 9.0 if len(fields) == 1 else 6.0 * len(fields)
         rows = fields[0].lead_time.size
         maps = 1.6 + rows * (0.35 + (width / len(fields) - 0.6) * (north - south) / 360)
-        ranks = min(24, len(_lanes(done)))
-        times = 1.2 + 0.25 * ranks if ranks else 0.0
+        times = timeline.height if timeline is not None else 0.0
         figure = plt.figure(figsize=(width, maps + times), layout="constrained")
         upper = figure
-        if ranks:
+        if timeline is not None:
             upper, lower = figure.subfigures(2, 1, height_ratios=(maps, times))
-            _draw_timeline(lower, done)
+            timeline.draw(lower)
         start = np.datetime_as_string(fields[0].time.values, unit="h")
         upper.suptitle(f"Forecast from {start}")
         axes = upper.subplots(rows, len(fields), sharex=True, sharey=True, squeeze=False)
@@ -147,41 +144,6 @@ def _draw_maps(axes: np.ndarray, field: xr.DataArray) -> None:
     bar.formatter.set_powerlimits((-2, 3))
     name = field.attrs.get("long_name", field.name)
     bar.set_label(f"{name} ({field.attrs.get('units', '')})")
-
-
-def _lanes(events: Sequence[Any]) -> list[tuple[int, bool]]:
-    """One lane for what each rank computed, one for what it wrote at the same time."""
-    return sorted({(event.rank, event.kind == "write") for event in events})
-
-
-def _draw_timeline(figure: Any, events: Sequence[Any]) -> None:
-    """Draw what each rank did, over the seconds of the run."""
-    lanes = _lanes(events)
-    start = min(event.start for event in events)
-    bars: dict[str, dict[int, list[tuple[float, float]]]] = {}
-    for event in sorted(events, key=lambda event: (_KINDS.index(event.kind), event.start)):
-        what = event.task.split(" ")[0] if event.kind == "diagnose" else event.kind
-        lane = lanes.index((event.rank, event.kind == "write"))
-        times = (event.start - start, event.end - event.start)
-        bars.setdefault(what, {}).setdefault(lane, []).append(times)
-    axis = figure.subplots()
-    for number, (what, by_lane) in enumerate(bars.items()):
-        label: str | None = what
-        for lane, times in by_lane.items():
-            axis.broken_barh(
-                times, (lane - 0.4, 0.8), color=f"C{number}", lw=0.3, ec="w", label=label
-            )
-            label = None
-    step = -(-len(lanes) // 24)
-    names = [f"rank {rank}{' writes' if writes else ''}" for rank, writes in lanes]
-    axis.set_yticks(range(0, len(lanes), step), names[::step], fontsize=8)
-    axis.set_ylim(len(lanes) - 0.5, -0.5)
-    axis.set_xlim(0, None)
-    axis.set_xlabel("seconds since the models were loaded")
-    axis.set_title("What each rank did in this run", loc="left", fontsize=10)
-    axis.legend(
-        loc="lower right", bbox_to_anchor=(1, 1), ncols=len(bars), fontsize=8, frameon=False
-    )
 
 
 def _leads(leads: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # A coarse grid: half a second for each step.
 SMALL = (
+    "report=none",
     "prognostic.nlat=64",
     "prognostic.nlon=128",
     "+prognostic.dt=600",

@@ -12,7 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 import distinf
 from distinf import Run, as_archive, as_forecast, check_files
 from distinf import read_run as read_plain
-from recipes.shared.output_path import check_own, netcdf_path, output_path, run_folder
+from recipes.shared.output_path import (
+    check_own,
+    is_swept,
+    netcdf_path,
+    output_path,
+    run_folder,
+)
 
 __all__ = ["check", "check_archive", "check_models", "check_paths", "read_run"]
 
@@ -23,11 +29,14 @@ def read_run(cfg: DictConfig) -> Run:
     """Read a config; refuse keys that do not exist and values that cannot be."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     run = read_plain(plain)
+    folder = Path(run_folder()) if HydraConfig.initialized() else None
+    reports = run.report.at_end and (run.report.sweeps or not is_swept())
     return dataclasses.replace(
         run,
         output_path=output_path(cfg),
         output=dataclasses.replace(run.output, netcdf=netcdf_path(cfg)),
-        folder=Path(run_folder()) if HydraConfig.initialized() else None,
+        folder=folder,
+        report_file=folder / "report.html" if folder is not None and reports else None,
     )
 
 

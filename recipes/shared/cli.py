@@ -29,6 +29,7 @@ from distinf import (
     Interrupted,
     NoDriver,
     check_keys,
+    default_nproc,
     follow_launcher,
     leave_if_superfluous,
     rank_info,
@@ -38,7 +39,14 @@ from distinf import (
 )
 from recipes.shared.output_path import check_own, own_path, repeated_places
 
-__all__ = ["explained", "find_recipe", "made_batch_script", "prepare", "settings"]
+__all__ = [
+    "explained",
+    "find_recipe",
+    "made_batch_script",
+    "number_of_ranks",
+    "prepare",
+    "settings",
+]
 
 _HOME = Path(__file__).resolve().parents[2]
 _CONFIG_FOLDERS = ("--config-path", "--config-dir", "-cp", "-cd")
@@ -131,6 +139,12 @@ def find_recipe(cfg: DictConfig) -> ModuleType:
     if recipe not in names:
         raise ConfigError(f"recipe={recipe} does not exist; the recipes are {', '.join(names)}")
     return importlib.import_module(f"recipes.{recipe}")
+
+
+def number_of_ranks(cfg: DictConfig) -> int:
+    """Return how many ranks to start, if no launcher did: those of the config, or of the recipe."""
+    own = OmegaConf.select(cfg, "runtime.nproc")
+    return own or getattr(find_recipe(cfg), "RANKS", None) or default_nproc()
 
 
 @contextmanager

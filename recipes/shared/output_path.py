@@ -12,7 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from distinf import ConfigError
 
-__all__ = ["check_own", "netcdf_path", "output_path", "own_path", "repeated_places", "run_folder"]
+__all__ = [
+    "check_own",
+    "is_swept",
+    "netcdf_path",
+    "output_path",
+    "own_path",
+    "repeated_places",
+    "run_folder",
+]
 
 # The number of the run that writes somewhere, by its sweep and the path.
 _written: dict[tuple[str, str], int] = {}
@@ -35,7 +43,7 @@ def netcdf_path(cfg: DictConfig) -> str | None:
 
 def own_path(path: str) -> str:
     """Return a path; under ``--multirun`` a relative one in the run's own folder."""
-    if not _is_swept() or "://" in path or Path(path).is_absolute():
+    if not is_swept() or "://" in path or Path(path).is_absolute():
         return path
     return str(Path(run_folder()) / path)
 
@@ -47,7 +55,7 @@ def run_folder() -> str:
 
 def repeated_places(cfg: DictConfig) -> list[str]:
     """Return the overrides with which a sweep's run, started alone, writes where the sweep does."""
-    if not _is_swept():
+    if not is_swept():
         return []
     places = {"hydra.run.dir": run_folder(), "parameters.output_path": output_path(cfg)}
     if (netcdf := netcdf_path(cfg)) is not None:
@@ -57,7 +65,7 @@ def repeated_places(cfg: DictConfig) -> list[str]:
 
 def check_own(cfg: DictConfig) -> None:
     """Refuse a path that an earlier run of the same sweep writes to, unless it is continued."""
-    if not _is_swept() or OmegaConf.select(cfg, "output.mode") == "resume":
+    if not is_swept() or OmegaConf.select(cfg, "output.mode") == "resume":
         return
     hydra = HydraConfig.get()
     outputs = {"parameters.output_path": output_path(cfg), "output.netcdf": netcdf_path(cfg)}
@@ -73,7 +81,8 @@ def check_own(cfg: DictConfig) -> None:
             )
 
 
-def _is_swept() -> bool:
+def is_swept() -> bool:
+    """Whether this is one run of a sweep (``--multirun``)."""
     return bool(HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
 
 

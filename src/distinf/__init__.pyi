@@ -8,11 +8,15 @@ from .errors import StoreError as StoreError
 from .errors import TaskError as TaskError
 from .errors import WorkerLost as WorkerLost
 from .forecast import rollout as rollout
+from .html_report import Record as Record
+from .html_report import read_timeline as read_timeline
+from .html_report import write_report as write_report
 from .inference import DistributedInference as DistributedInference
 from .inference import local_concurrent_pipeline as local_concurrent_pipeline
 from .loading import ArchiveSteps as ArchiveSteps
 from .loading import load_section as load_section
 from .options import Output as Output
+from .options import Report as Report
 from .options import Runtime as Runtime
 from .options import check_keys as check_keys
 from .physicsnemo_names import DistributedManager as DistributedManager
@@ -26,6 +30,8 @@ from .planning import StoredOutput as StoredOutput
 from .planning import check_run as check_run
 from .planning import plan_outputs as plan_outputs
 from .report import Progress as Progress
+from .report import SavedEvents as SavedEvents
+from .report import Totals as Totals
 from .report import summarize as summarize
 from .run import ArchiveRun as ArchiveRun
 from .run import ForecastRun as ForecastRun

@@ -449,6 +449,48 @@ class Output:
             raise ConfigError("output.members=false: choose output.statistics, or nothing is kept")
 
 
+@options_dataclass("report")
+class Report:
+    """The HTML page about a run; ``report.*`` of the config.
+
+    Parameters
+    ----------
+    at_end : bool
+        Whether a run writes ``report.html`` into its folder at its end, by default False.
+    sweeps : bool
+        Whether each run of a sweep does, too, by default False.
+    variables : list[str] | None
+        Variables to show, by default None: the first ones of each diagnostic.
+    lead_times : str | list[str] | Mapping[str, str] | None
+        Lead times of the maps, as ``parameters.lead_time``; by default None: up to four.
+    time : str | None
+        Initial time to show, by default None: the first one.
+    megabytes : float
+        Data that is read from the store, at most (but one field of each variable), by default 1000.
+    events : str | None
+        File of events for ``recipe=report``, by default None: that of the newest run of the store
+        among the runs' folders.
+
+    Raises
+    ------
+    ConfigError
+        If a value is wrong.
+    """
+
+    at_end: bool = False
+    sweeps: bool = False
+    variables: _Names | None = None
+    lead_times: Any = None
+    time: Any = None
+    megabytes: Annotated[
+        float, Field(gt=0, description="must be a number of megabytes above 0")
+    ] = 1000.0
+    events: Annotated[
+        str | None,
+        Field(description="name a file events.jsonl of a run"),
+    ] = None
+
+
 def check_keys(given: Iterable[str], valid: Iterable[str], where: str) -> None:
     """Check that all keys exist.
 

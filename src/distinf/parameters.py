@@ -65,13 +65,12 @@ def parse_members(members: Any) -> np.ndarray | None:
     return np.array(items, dtype=np.int64)
 
 
-def parse_lead_times(lead_time: Any) -> np.ndarray:
-    """Read lead times into an array, timedelta64[ns], [lead_time].
+def parse_lead_times(lead_time: Any, where: str = "parameters.lead_time") -> np.ndarray:
+    """Read lead times into an array, timedelta64[ns], [lead_time]; ``where`` is their key.
 
     ``lead_time`` is one, such as ``"6h"`` or 0, a list of them, or ``start``, ``end`` (included)
     and ``interval``. Raises `ConfigError` if one is no lead time or appears twice.
     """
-    where = "parameters.lead_time"
     if isinstance(lead_time, Mapping):
         return _period(lead_time, where, _lead).astype("timedelta64[ns]")
     items = list(lead_time) if isinstance(lead_time, list | tuple) else [lead_time]
@@ -87,8 +86,8 @@ def _lead(value: Any, where: str) -> np.timedelta64:
     return parse_interval(value, where)
 
 
-def parse_times(time: Any) -> np.ndarray:
-    """Read initial times into an array, datetime64[ns] (UTC), [time].
+def parse_times(time: Any, where: str = "parameters.time") -> np.ndarray:
+    """Read initial times into an array, datetime64[ns] (UTC), [time]; ``where`` is their key.
 
     ``time`` is one time, a list of them, or ``start``, ``end`` (included) and ``interval``, such
     as ``"6h"`` or ``"1d"``. A time is a date ``2023-06-01`` or a date and a time of day
@@ -96,13 +95,13 @@ def parse_times(time: Any) -> np.ndarray:
     `ConfigError` if one is no time or out of range, if one appears twice, or if there is none.
     """
     if isinstance(time, Mapping):
-        return _period(time, "parameters.time", _time).astype("datetime64[ns]")
+        return _period(time, where, _time).astype("datetime64[ns]")
     items = list(time) if isinstance(time, list | tuple) else [time]
     if not items:
-        raise ConfigError("parameters.time=[]: name at least one initial time")
-    parsed = [_time(item, "parameters.time") for item in items]
+        raise ConfigError(f"{where}=[]: name at least one initial time")
+    parsed = [_time(item, where) for item in items]
     if len(set(parsed)) < len(parsed):
-        raise ConfigError(f"parameters.time={items}: a time appears twice")
+        raise ConfigError(f"{where}={items}: a time appears twice")
     return np.array(parsed).astype("datetime64[ns]")
 
 

@@ -33,6 +33,7 @@ from distinf.forecast import (
     reached_by,
     states,
 )
+from distinf.html_report import Record, write_report
 from distinf.inference import DistributedInference
 from distinf.loading import (
     ArchiveSteps,
@@ -381,6 +382,15 @@ def _save_trace(events: Events, path: Path) -> None:
         log.warning("the timeline could not be written: %s", error)
 
 
+def _write_page(run: Run, file: Path, record: Record | None) -> None:
+    """Write the page about a run; a failure of this does not make the run fail."""
+    try:
+        write_report(run.output_path, file, run.report, record)
+        print(f"Report: {file}")
+    except Exception as error:
+        log.warning("the report could not be written: %s: %s", type(error).__name__, error)
+
+
 @contextmanager
 def let_workers_write(
     store: ForecastStore, chains: Sequence[DistributedInference]
@@ -413,14 +423,17 @@ def print_report(run: Run, store: ForecastStore) -> None:
     session = current_session()
     farm, output = session.farm, run.output
     farm.events.flush()
-    totals = farm.events.totals
+    totals, record = farm.events.totals, None
     if (wall := totals.end - totals.start) > 0:
         joined = totals.calls.keys() & set(farm.transport.may_join)
         workers = tuple(sorted({*farm.may_diagnose, *joined}))
         writers = len(workers) if run.written_where_computed else output.writers
         engine = session.runtime.engine
         print(summarize(farm.events, wall, workers, writers, session.cores, engine))
+        record = Record(farm.events, workers, writers, session.cores, engine)
     print(f"Results: {run.output_path}")
+    if run.report_file is not None:
+        _write_page(run, run.report_file, record)
     if output.netcdf is not None:
         to_netcdf(run.output_path, output.netcdf, output.mode)
         print(f"NetCDF: {output.netcdf}")

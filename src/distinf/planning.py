@@ -36,7 +36,7 @@ from distinf.options import Output
 from distinf.parameters import check_valid_times
 from distinf.run import ArchiveRun, ForecastRun, Run, as_archive, as_forecast
 from distinf.session import current_session
-from distinf.statistics import score_names
+from distinf.statistics import score_names, statistic_names
 from distinf.store import (
     ForecastStore,
     Verified,
@@ -227,6 +227,7 @@ def plan_outputs(run: Run, source: Any, diagnostics: Sequence[Any]) -> list[Stor
         _check_stored(output, grids)
         check_statistics(output, members, grids)
         _check_verified(run, grids)
+        _check_reported(run, grids)
     return outputs
 
 
@@ -267,6 +268,20 @@ def _check_verified(run: Run, grids: Mapping[str, Coords]) -> None:
             raise ConfigError(
                 f"output.verification.variables: {variable} is neither a result of a diagnostic "
                 "nor among output.prognostic_variables"
+            )
+
+
+def _check_reported(run: Run, grids: Mapping[str, Coords]) -> None:
+    """Refuse variables of the report that the store will not have."""
+    stored = {str(v) for grid in grids.values() for v in grid["variable"]}
+    if run.output.statistics is not None:
+        members = stored if run.output.members else set()
+        stored = members.union(*(statistic_names(run.output.statistics, v) for v in stored))
+    for name in run.report.variables or ():
+        if name not in stored:
+            raise ConfigError(
+                f"report.variables: nothing makes {name}; the store will have "
+                f"{', '.join(sorted(stored))}"
             )
 
 

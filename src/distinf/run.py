@@ -15,13 +15,13 @@ import numpy as np
 from distinf.diagnostics import Placement, chains, split
 from distinf.errors import ConfigError
 from distinf.loading import check_outputs, check_target, read_files
-from distinf.options import Output, Runtime, check_keys, current_targets, from_mapping
+from distinf.options import Output, Report, Runtime, check_keys, current_targets, from_mapping
 from distinf.parameters import parse_ensemble, parse_lead_times, parse_members, parse_times
 from distinf.statistics import are_scores, score_names, scores_of
 
 _SECTIONS = (
     *("recipe", "parameters", "prognostic", "diagnostic", "perturbation", "data"),
-    *("output", "runtime", "slurm"),
+    *("output", "report", "runtime", "slurm"),
 )
 _FORECAST = ("time", "nsteps", "ensemble", "output_path")
 _ARCHIVE = ("time", "lead_time", "ensemble", "output_path")
@@ -43,10 +43,12 @@ class Run:
         Section with ``_target_``, for `load_section`.
     scores : tuple[str, ...]
         Names of those diagnostics that ``output.verification`` adds.
-    output, runtime : Output, Runtime
-        Options of the store and of the session.
+    output, runtime, report : Output, Runtime, Report
+        Options of the store, of the session, and of the page about the run.
     output_path : str
         Path or URL of the store.
+    report_file : Path | None
+        HTML file that is written at the end; None: none is written.
     folder : Path | None
         Folder for the file of events; None: none is written.
     renamed : Mapping[str, str]
@@ -61,6 +63,8 @@ class Run:
     output: Output
     runtime: Runtime
     output_path: str
+    report: Report = field(default_factory=Report)
+    report_file: Path | None = None
     folder: Path | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
 
@@ -140,7 +144,7 @@ def read_run(settings: Mapping[str, Any]) -> Run:
     """
     settings, renamed = current_targets(settings)
     check_keys(settings, _SECTIONS, "")
-    optional = ("perturbation", "output", "runtime")
+    optional = ("perturbation", "output", "report", "runtime")
     settings = {**settings, **{name: None for name in optional if name not in settings}}
     parameters = settings.get("parameters") or {}
     reads = "lead_time" in parameters
@@ -173,6 +177,7 @@ def read_run(settings: Mapping[str, Any]) -> Run:
         "scores": tuple(scores),
         "data": data,
         "output": output,
+        "report": _report(settings["report"] or {}),
         "runtime": from_mapping(Runtime, settings["runtime"] or {}, "runtime"),
         "output_path": str(parameters["output_path"]),
         "renamed": renamed,
@@ -188,6 +193,15 @@ def read_run(settings: Mapping[str, Any]) -> Run:
     elif run.output.statistics is not None and run.members is None:
         raise ConfigError("output.statistics: a run without parameters.ensemble has no members")
     return run
+
+
+def _report(section: Mapping[str, Any]) -> Report:
+    report = from_mapping(Report, section, "report")
+    if report.time is not None and len(parse_times(report.time, "report.time")) != 1:
+        raise ConfigError(f"report.time={report.time}: must be one initial time")
+    if report.lead_times is not None:
+        parse_lead_times(report.lead_times, "report.lead_times")
+    return report
 
 
 def _scores(

@@ -1,7 +1,13 @@
+from .advice import Work as Work
 from .advice import best_drivers as best_drivers
+from .advice import ideal as ideal
+from .advice import keeping_up as keeping_up
+from .advice import serial as serial
 from .advice import why_so_many as why_so_many
 from .events import Event as Event
 from .events import Events as Events
+from .events import SavedEvents as SavedEvents
+from .events import Totals as Totals
 from .pace import Pace as Pace
 from .progress import Progress as Progress
 from .progress import summarize as summarize

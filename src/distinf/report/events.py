@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +75,16 @@ class Totals:
     first_state: float = math.inf
     first_step: float = 0.0
     shortest: dict[str, float] = field(default_factory=lambda: defaultdict(lambda: math.inf))
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> Totals:
+        """Add up events, or return the totals of a session."""
+        if isinstance(events, Events):
+            return events.totals
+        totals = cls()
+        for event in events:
+            totals.add(event)
+        return totals
 
     def add(self, event: Event) -> None:
         """Count one more event."""
@@ -199,3 +209,16 @@ class Events:
         except OSError as error:  # this must not stop the run
             log.warning("events are no longer recorded: %s", error)
             self._recording = False
+
+
+class SavedEvents:
+    """The events in a file that `Events.save` wrote; they are read whenever they are iterated."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+
+    def __iter__(self) -> Iterator[Event]:
+        with self._path.open(encoding="utf-8") as file:
+            for line in file:
+                if line.endswith("\n"):  # a killed run may leave half a line
+                    yield Event(**json.loads(line))

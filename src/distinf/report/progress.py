@@ -96,7 +96,7 @@ class Progress:
 
 
 def summarize(
-    events: Iterable[Event],
+    events: Iterable[Event] | Totals,
     wall: float,
     workers: tuple[int, ...],
     writers: int = 2,
@@ -107,8 +107,8 @@ def summarize(
 
     Parameters
     ----------
-    events : Iterable[Event]
-        Events of the run.
+    events : Iterable[Event] | Totals
+        Events of the run, or their totals.
     wall : float
         Seconds from the first event to the last write.
     workers : tuple[int, ...]
@@ -120,12 +120,7 @@ def summarize(
     engine : str, optional
         ``runtime.engine``, whose key for the number of workers is named.
     """
-    if isinstance(events, Events):
-        totals = events.totals
-    else:
-        totals = Totals()
-        for event in events:
-            totals.add(event)
+    totals = events if isinstance(events, Totals) else Totals.of(events)
     wall = max(wall, 1e-9)
     seconds, nbytes = totals.seconds, totals.nbytes
     states = "forecast" if totals.counts["forecast"] else "read"

@@ -18,6 +18,7 @@ from distinf.options import current_targets
 # Settings that may change on resume, but for those in `_DECIDING`.
 _FREE = (
     r"runtime\..*",
+    r"report(\..*)?",
     r"output\.(?!verification).*",
     "slurm",
     "recipe",

@@ -1,0 +1,3 @@
+from .page import Record as Record
+from .page import write_report as write_report
+from .timeline import read_timeline as read_timeline
