@@ -1,9 +1,10 @@
 """What all tests share: one thread, hypothesis' profiles, and what was left out."""
 
 import os
+import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # Before torch is imported: two threads on two busy cores take many times as long as one.
@@ -29,6 +30,25 @@ LEFT_OUT = pytest.StashKey[Counter[str]]()
 def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """Return what distinf logged: other libraries log whenever an object of theirs is collected."""
     return lambda: [entry.getMessage() for entry in caplog.records if entry.name == "distinf"]
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """A headless browser that logs what pages do."""
+    if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
+        pytest.skip("needs the Debian packages chromium and chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(shutil.which("chromium"))
+    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1400,999"):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    driver.set_page_load_timeout(60)
+    driver.set_script_timeout(60)
+    yield driver
+    driver.quit()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,29 +116,6 @@ def test_a_thousand_steps_are_not_all_read(tmp_path: Path, monkeypatch: pytest.M
     assert 30 <= len(fields) <= 41  # and one for the type
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "4 of 1000 steps" in text
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
-        pytest.skip("needs the Debian packages chromium and chromium-driver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(shutil.which("chromium"))
-    for argument in (
-        "headless=new",
-        "no-sandbox",
-        "disable-dev-shm-usage",
-        "window-size=1400,1000",
-    ):
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    driver = webdriver.Chrome(options, service)
-    driver.set_page_load_timeout(60)
-    yield driver
-    driver.quit()
 
 
 def test_a_browser_shows_it_without_errors_or_requests(browser: Any, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU.
 from __future__ import annotations
 
 import heapq
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -122,6 +123,7 @@ def _arrows(
     placed: Iterable[tuple[Event, int]], first: float, waits: list[tuple[float, float]]
 ) -> Iterator[dict[str, Any]]:
     """Yield arrows from each step to its calls and on to their writes; note how long each waits."""
+    numbers = itertools.count(1)  # Perfetto takes no names
     steps: dict[str, tuple[Event, int]] = {}
     calls: dict[str, tuple[Event, int]] = {}
     for event, row in placed:
@@ -132,16 +134,16 @@ def _arrows(
             for own in name.split("+"):
                 calls[f"{own} {step}"] = event, row
             if step in steps:
-                yield from _arrow(f"step {event.task}", steps[step], (event, row), first)
+                yield from _arrow("step", next(numbers), steps[step], (event, row), first)
         elif event.kind == "write" and event.task in calls:
             waits.append((calls[event.task][0].end, event.start))
-            yield from _arrow(f"result {event.task}", calls[event.task], (event, row), first)
+            yield from _arrow("result", next(numbers), calls[event.task], (event, row), first)
 
 
 def _arrow(
-    name: str, begin: tuple[Event, int], end: tuple[Event, int], first: float
+    name: str, number: int, begin: tuple[Event, int], end: tuple[Event, int], first: float
 ) -> Iterator[dict[str, Any]]:
-    common = {"cat": "task", "name": name.partition(" ")[0], "id": name}
+    common = {"cat": "task", "name": name, "id": number}
     event, row = begin
     yield {"ph": "s", **common, "pid": event.rank, "tid": row, "ts": _since(event.start, first)}
     event, row = end
