@@ -85,6 +85,18 @@ def test_points_that_are_not_written_do_not_count() -> None:
     assert np.isnan(area_mean(values * np.nan, None))
 
 
+def test_statistics_are_shown_where_the_members_are_not() -> None:
+    def array(diagnostic: str) -> xr.DataArray:
+        return xr.DataArray(np.zeros(2), dims="x", attrs={"diagnostic": diagnostic})
+
+    statistics = {name: array("model_statistics") for name in ("t2m_mean", "t2m_std")}
+    assert choose_variables(xr.Dataset(statistics), None) == ["t2m_mean", "t2m_std"]
+    both = xr.Dataset({"t2m": array("model"), **statistics})
+    assert choose_variables(both, None) == ["t2m"]
+    many = {f"v{i}": array(f"model{i // 5}") for i in range(10)}
+    assert choose_variables(xr.Dataset(many), None) == ["v0", "v1", "v2", "v5", "v6", "v7"]
+
+
 def test_what_the_store_does_not_have_is_named(tmp_path: Path) -> None:
     values = np.zeros((1, 3, 37, 36))
     write_store(tmp_path / "x.zarr", {"t2m": values}, GRID, ("lat", "lon"))

@@ -191,11 +191,14 @@ def _of_variables(dataset: xr.Dataset, wanted: Report) -> dict[str, Any]:
         if shown.grid is not None:
             maps.setdefault(shown.diagnostic, []).append(_map(shown))
     several = [v for v in variables if len(v.series_steps) > 1]
-    all_names = [name for name, array in dataset.items() if "diagnostic" in array.attrs]
+    number = sum("diagnostic" in array.attrs for array in dataset.values())
+    chosen = f"{len(names)} of {number} variables"
+    if dataset.sizes["time"] > 1 and dataset.sizes["lead_time"] > 1:
+        chosen += f"; forecast from {words(dataset['time'].values[0] if time is None else time)}"
     return {
         "maps": maps,
         "series": _series(several) if several else None,
-        "chosen": f"{len(names)} of {len(all_names)} variables",
+        "chosen": chosen,
     }
 
 
