@@ -154,7 +154,7 @@ def run(
         )
         stack.enter_context(store)
         if progress:
-            stack.enter_context(Progress(events, states, busy=farm.busy))
+            stack.enter_context(Progress(events, states, status=farm.status))
         submitting, process, start = 0.0, time.process_time(), time.perf_counter()
         for step in range(states):
             before = time.time()

@@ -369,7 +369,7 @@ def open_store(
         if run.folder is not None:
             farm.events.save(run.folder / "events.jsonl")
             afterwards.callback(_save_trace, farm.events, run.folder / "trace.json")
-        with Progress(farm.events, total, done, farm.busy, farm.waiting):
+        with Progress(farm.events, total, done, farm.status, output.writers):
             yield store
             store.close()
 

@@ -295,11 +295,11 @@ def test_the_driver_steps_in_only_when_nobody_may_join():
 
 def test_the_deadline_ends_the_wait():
     farm, carrier = farm_of([1, 2], [1, 2], min_workers=2, wait_for_workers=0.3, depth=1)
-    assert farm.waiting() == ""
+    assert farm.status().waiting == ""
     waiting = farm.submit(task(0), 0, frozenset({1}))
     running = farm.submit(task(1), 0, frozenset({2}))
     lose(carrier, 1)
-    assert farm.waiting() == "waiting for workers: 1 of 2"
+    assert farm.status().waiting == "waiting for workers: 1 of 2"
     error = waiting.exception(DEADLINE)
     assert isinstance(error, SessionError)
     assert str(error) == (
@@ -323,9 +323,9 @@ def test_the_deadline_is_over_when_enough_are_there():
     until(lambda: len(farm._residents._models) == 2)
     carrier.join(1)
     for _ in range(2):
-        assert farm.waiting() == "waiting for workers: 0 of 1"  # until it has its models
+        assert farm.status().waiting == "waiting for workers: 0 of 1"  # until it has its models
         answer(carrier, 1)
-    assert farm.waiting() == ""
+    assert farm.status().waiting == ""
     assert timer.finished.is_set()
     farm._patience._timer = None
     timer.function()  # it passed at the same moment
@@ -335,7 +335,7 @@ def test_the_deadline_is_over_when_enough_are_there():
 def test_without_workers_that_may_join_there_is_no_deadline():
     farm, _ = farm_of([1], [], min_workers=3, wait_for_workers=0.01)
     assert farm._patience._timer is None
-    assert farm.waiting() == ""
+    assert farm.status().waiting == ""
 
 
 def test_an_error_does_not_wait_for_workers():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from distinf.report.advice import ideal
 from distinf.report.events import Event, Events, Totals
-from distinf.report.progress import summarize
+from distinf.report.summary import summarize
 
 times = st.integers(0, 40).map(lambda n: n / 8)
 

@@ -105,6 +105,12 @@ class Dispatcher:
         """Tasks on a worker, the one it computes first; empty for a lost one."""
         return tuple(self._on.get(worker, ()))
 
+    def load(self) -> tuple[int, int]:
+        """How many workers have tasks, and how many tasks wait on a worker or for one."""
+        computed = sum(bool(tasks) for tasks in self._on.values())
+        busy = sum(bool(self._on[worker]) for worker in self._on.keys() - self._apart)
+        return busy, len(self._tasks) - computed
+
     def has_room(self, workers: frozenset[int] | None = None) -> bool:
         """Whether a new task for any of ``workers`` (None: all) can start at once."""
         return self._pick(workers) is not None

@@ -10,8 +10,9 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from distinf.farm.dispatcher import Decision, Dispatcher, GiveUp, Start
 from distinf.farm.outcomes import answers_of, lost, reject, resolve, task_error, why_lost
 from distinf.farm.patience import Patience
 from distinf.farm.residents import Residents, SetUp
-from distinf.report import Event, Events
+from distinf.report import Event, Events, Status
 from distinf.tensors import tensor_bytes
 from distinf.transport import Call, Remote, Reply, Transport
 
@@ -104,6 +105,11 @@ class Farm:
         self._joins = itertools.count()
         # Of the workers that are there, and of those that join and still lack models.
         self._lives = {rank: next(self._joins) for rank in transport.workers}
+        self._full = 0  # submitters that wait for a free worker
+        self._lost: set[int] = set()
+        self._losses = self._retried = 0
+        # Ranks that are late with a sign of life; set by who asks them for it.
+        self.silent: Callable[[], Mapping[int, float]] = dict
         self._patience = Patience(min_workers, wait_for_workers, self._changed, self._run_out)
         with self._changed:
             self._look()
@@ -133,11 +139,22 @@ class Farm:
         with self._changed:
             return {rank: life for rank, life in self._lives.items() if rank != 0}
 
-    def busy(self) -> tuple[int, int]:
-        """How many workers have a task, and how many there are."""
+    def status(self) -> Status:
+        """Return what the workers do now."""
+        silent = self.silent()
         with self._changed:
-            workers = self._dispatcher.workers
-            return sum(bool(self._dispatcher.on(rank)) for rank in workers), len(workers)
+            busy, queued = self._dispatcher.load()
+            return Status(
+                workers=len(self._dispatcher.workers),
+                busy=busy,
+                queued=queued,
+                full=self._full > 0,
+                lost=tuple(sorted(self._lost)),
+                losses=self._losses,
+                silent={rank: s for rank, s in silent.items() if rank in self._lives},
+                retried=self._retried,
+                waiting=self._patience.waiting,
+            )
 
     def on(self, rank: int) -> int:
         """Return how many tasks are on a worker."""
@@ -177,10 +194,6 @@ class Farm:
             decisions = self._dispatcher.join(0)
             self._look()
         self._carry_out(decisions)
-
-    def waiting(self) -> str:
-        """Say that the session waits for workers; empty if enough are there."""
-        return self._patience.waiting
 
     def holders(self, ranks: frozenset[int] | None) -> list[int]:
         """Return which of ``ranks`` (None: all) are there; waits while none is, but may join."""
@@ -250,7 +263,8 @@ class Farm:
                 self._check(workers)
                 if self._driver_works == "idle" and not self._at_home:
                     break
-                self._changed.wait(_LOOK_UP_SECONDS)
+                with self._waiting_for_room():
+                    self._changed.wait(_LOOK_UP_SECONDS)
             if not self._has_state(task):
                 return self._without_state(task)
             self._check(workers)
@@ -263,6 +277,14 @@ class Farm:
         else:  # the prognostic would wait, so its process can compute
             self._run_on_driver(number, task)
         return future
+
+    @contextmanager
+    def _waiting_for_room(self) -> Iterator[None]:
+        self._full += 1
+        try:
+            yield
+        finally:
+            self._full -= 1
 
     def _has_state(self, task: _Task) -> bool:
         return task.keeper == 0 or task.keeper in self._lives
@@ -329,6 +351,9 @@ class Farm:
         elif rank in self._dispatcher.apart and self._broken is None:
             log.warning("rank %d was lost, others continue its forecasts: %s", rank, reason)
         del self._lives[rank]
+        if self._broken is None:
+            self._lost.add(rank)
+            self._losses += 1
         decisions += self._dispatcher.mark_lost(rank)
         self._look()
         return decisions
@@ -361,6 +386,7 @@ class Farm:
             set_up, decisions = self._residents.next_for(rank), []
             if set_up is None:
                 decisions = self._dispatcher.join(rank)
+                self._lost.discard(rank)
                 log.info("rank %d joined, workers now: %d", rank, len(self._dispatcher.workers))
                 self._look()
         if set_up is None:
@@ -459,6 +485,9 @@ class Farm:
 
     def _send(self, start: Start, life: int, task: _Task) -> None:
         task.attempt = start.attempt
+        if start.attempt > 1:
+            with self._changed:
+                self._retried += 1
         answer = self.transport.send(start.worker, task.call, self._call_timeout)
         answer.add_done_callback(lambda done: self._deliver(start, life, task, done))
 
@@ -508,13 +537,17 @@ class Farm:
 
     def _run_on_driver(self, number: int, task: _Task) -> None:
         try:
+            with self._changed:
+                self._full += 1
             reply = self.transport.send(0, task.call, self._call_timeout).result()
         except CallTimeout as error:
             late = CallTimeout(f"{error} (runtime.call_timeout)")
             self.fail(late)
             raise late from None
-        with self._changed:
-            self._tasks.pop(number, None)
+        finally:
+            with self._changed:
+                self._full -= 1
+                self._tasks.pop(number, None)
         self._settle(task, reply)
 
     def _warn_nonfinite(self, call: Call, reply: Reply) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
@@ -11,6 +12,7 @@ from distinf.errors import CallTimeout
 from distinf.transport import Transport
 
 _PINGS = 4  # in the time after which a silent worker counts as lost
+_LATE = 1 / 8  # of this time; answers come in milliseconds
 
 
 class Pulse:
@@ -32,7 +34,8 @@ class Pulse:
         self._workers = workers
         self._timeout = timeout
         self._lost = lost
-        self._asked: set[tuple[int, int]] = set()  # ranks with their lives
+        # Ranks with their lives, and since when they owe an answer.
+        self._asked: dict[tuple[int, int], float] = {}
         self._missed: set[tuple[int, int]] = set()
         self._end = threading.Event()
         threading.Thread(target=self._run, name="distinf-pulse", daemon=True).start()
@@ -41,25 +44,31 @@ class Pulse:
         """Send no more pings and ignore answers that are still to come."""
         self._end.set()
 
+    def silent(self) -> dict[int, float]:
+        """Return the ranks that are late with an answer, and for how many seconds they owe it."""
+        now = time.monotonic()
+        owed = {rank: now - asked for (rank, _), asked in self._asked.copy().items()}
+        return {rank: s for rank, s in owed.items() if s > _LATE * self._timeout}
+
     def _run(self) -> None:
         while not self._end.wait(self._timeout / _PINGS):
             for worker in self._workers().items():
                 if worker not in self._asked:
-                    self._ping(worker)
+                    self._ping(worker, time.monotonic())
 
-    def _ping(self, worker: tuple[int, int]) -> None:
-        self._asked.add(worker)
+    def _ping(self, worker: tuple[int, int], since: float) -> None:
+        self._asked[worker] = since
         answer = self._transport.ping(worker[0], self._timeout / 2)
         answer.add_done_callback(partial(self._check_answer, worker))
 
     def _check_answer(self, worker: tuple[int, int], answer: Future[None]) -> None:
-        self._asked.discard(worker)
+        since = self._asked.pop(worker, time.monotonic())
         # Closed connections are handled elsewhere: a call fails, or the process is found ended.
         silent = isinstance(answer.exception(), CallTimeout) and not self._end.is_set()
         silent = silent and worker in self._workers().items()
         if silent and worker not in self._missed:
             self._missed.add(worker)  # one missed ping is normal after Ctrl-Z and fg
-            self._ping(worker)
+            self._ping(worker, since)
             return
         self._missed.discard(worker)
         if silent:

@@ -9,6 +9,8 @@ from .events import Events as Events
 from .events import SavedEvents as SavedEvents
 from .events import Totals as Totals
 from .pace import Pace as Pace
+from .progress import Outlook as Outlook
 from .progress import Progress as Progress
-from .progress import summarize as summarize
+from .status import Status as Status
+from .summary import summarize as summarize
 from .trace import write_trace as write_trace

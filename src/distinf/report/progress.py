@@ -1,35 +1,96 @@
-"""The progress bar of a run, and its summary."""
+"""What a run says of itself while it goes on: a bar on a terminal, else lines."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterable
-from functools import partial
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from distinf.report.advice import advise, ideal, serial
-from distinf.report.events import Event, Events, Totals
+from distinf.report.ending import Ending
+from distinf.report.events import Event, Events
+from distinf.report.limits import Recent, limited_by
+from distinf.report.status import Status
 
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 0.25
+# Lines are so far apart at first, and later this part of the time so far: some 150 in a day.
+_LINE_SECONDS, _LINE_SHARE = 10.0, 0.05
+
+_WORDS = {
+    "prognostic": "limited by the prognostic",
+    "diagnostics": "limited by the diagnostics",
+    "reading": "limited by reading",
+    "writing": "limited by writing",
+}
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """How far a run is, what limits it now and when it will end.
+
+    ``written`` of ``total`` tasks are in the store, of which ``before`` were there when the run
+    began. ``limit`` is one of `distinf.report.limits.LIMITS`, ``end`` is in seconds since the
+    epoch; None: not known, or nothing is left to do.
+    """
+
+    total: int
+    before: int
+    written: int
+    limit: str | None
+    end: float | None
+    counts: dict[str, int]
+    status: Status
+
+    def words(self, last: bool) -> str:
+        """Say it, the most important first, since a terminal may be narrow.
+
+        ``last``: the run has ended, well or not.
+        """
+        left = self.written < self.total and not last
+        ends = f"ends {clock_time(self.end, time.time())}" if self.end else "end not known yet"
+        found = [ends] * left
+        if left and self.status.waiting:
+            found.append(self.status.waiting)
+        elif left and self.limit in _WORDS:
+            found.append(_WORDS[self.limit])
+        found += self.status.trouble
+        if left and (self.status.workers or self.status.lost):
+            found.append(f"workers busy {self.status.busy}/{self.status.workers}")
+        states = "forecast" if self.counts.get("forecast") else "read"
+        found.append(f"{states} {self.counts.get(states, 0)}")
+        return ", ".join([*found, f"diagnosed {self.counts.get('diagnose', 0)}"])
+
+
+def clock_time(moment: float, now: float) -> str:
+    """Return a local time, with the date unless it is that of ``now``."""
+    there, here = time.localtime(moment), time.localtime(now)
+    return time.strftime("%H:%M" if there[:3] == here[:3] else "%Y-%m-%d %H:%M", there)
+
+
+def next_line(printed: float, start: float) -> float:
+    """Return when the line after that of ``printed`` is due, in a run since ``start``."""
+    return printed + max(_LINE_SECONDS, _LINE_SHARE * (printed - start))
 
 
 class Progress:
-    """A progress bar over tasks that are in the store.
+    """Shows on stderr how many tasks are in the store: a bar on a terminal, else plain lines.
 
     Parameters
     ----------
     events : Events
-        Of the session; the bar shows steps that were forecast, diagnosed and written.
+        Of the session; steps that were forecast, diagnosed and written are shown.
     total : int
         Number of tasks of the run.
     done : int, optional
         Tasks that were complete before it began, by default 0.
-    busy : Callable[[], tuple[int, int]] | None, optional
-        Returns how many workers are busy, and how many there are.
-    waiting : Callable[[], str] | None, optional
-        Says that the run waits for workers; empty while it does not.
+    status : Callable[[], Status] | None, optional
+        Returns what the workers do now; by default None: not known.
+    writers : int, optional
+        Threads that write on rank 0, by default 1.
     """
 
     def __init__(
@@ -37,142 +98,107 @@ class Progress:
         events: Events,
         total: int,
         done: int = 0,
-        busy: Callable[[], tuple[int, int]] | None = None,
-        waiting: Callable[[], str] | None = None,
+        status: Callable[[], Status] | None = None,
+        writers: int = 1,
     ) -> None:
-        self._counts = {"forecast": 0, "read": 0, "diagnose": 0, "write": 0}
-        self._busy = busy
-        self._waits = ""
+        self._total, self._before = total, done
+        self._status = status or (lambda: Status(workers=0))
+        self._start = time.time()
+        self._recent, self._ending = Recent(writers, self._start), Ending()
+        self._counts: dict[str, int] = {}
         self._lock = threading.Lock()
-        # Redraw a terminal often, but add few lines to a log file.
-        interval = 0.2 if sys.stderr.isatty() else 10.0
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            unit="step",
-            mininterval=interval,
-            file=sys.stderr,
-            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} written [{elapsed}<{remaining}{postfix}]",
-            dynamic_ncols=True,
+        self._workers: tuple[int, int] | None = None
+        self._shown: _Bar | _Lines = (
+            _Bar(total, done) if sys.stderr.isatty() else _Lines(self._start)
         )
-        events.observe(self._update)
+        events.observe(self._see)
         self._end = threading.Event()
-        if waiting is not None:
-            watch = partial(self._watch, waiting)
-            threading.Thread(target=watch, name="distinf-progress", daemon=True).start()
+        # Drawn on a thread of its own: a slow terminal must not hold up a task.
+        self._watch = threading.Thread(target=self._run, name="distinf-progress", daemon=True)
+        self._watch.start()
 
-    def _update(self, event: Event) -> None:
+    def _see(self, event: Event) -> None:
         with self._lock:
             self._counts[event.kind] = self._counts.get(event.kind, 0) + 1
-            self._describe()
-            self._bar.update(1 if event.kind == "write" else 0)
+        self._recent.see(event)
+        if event.kind == "write":
+            self._ending.see(event.end)
 
-    def _describe(self) -> None:
-        states = "forecast" if self._counts["forecast"] else "read"
-        state = f"{states} {self._counts[states]}, diagnosed {self._counts['diagnose']}"
-        if self._busy is not None:
-            busy, workers = self._busy()
-            state += f", workers busy {busy}/{workers}"
-        if self._waits:
-            state += f", {self._waits}"
-        self._bar.set_postfix_str(state, refresh=False)
-
-    def _watch(self, waiting: Callable[[], str]) -> None:
-        """Redraw when a wait for workers begins or ends: there are no events in between."""
+    def _run(self) -> None:
+        self._show(False)
         while not self._end.wait(_LOOK_SECONDS):
-            if (waits := waiting()) != self._waits:
-                with self._lock:
-                    self._waits = waits
-                    self._describe()
-                    self._bar.refresh()
+            self._sample()
+            self._show(False)
+
+    def _sample(self) -> None:
+        status = self._status()
+        workers = status.workers, status.losses
+        if self._workers not in (None, workers):
+            self._ending.begin_again()
+        self._workers = workers
+        self._recent.sample(status, time.time())
+
+    def _show(self, last: bool) -> None:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            self._shown.show(self.outlook(), last)
+
+    def outlook(self) -> Outlook:
+        """Return how far the run is, what limits it now and when it will end."""
+        now, status = time.time(), self._status()
+        with self._lock:
+            counts = dict(self._counts)
+        written = self._before + counts.get("write", 0)
+        remaining = self._total - written
+        # A chain gives several results at once.
+        calls = counts.get("diagnose", 0)
+        results = max(1, round(counts.get("write", 0) / calls)) if calls else 1
+        end = self._ending.estimate(remaining, now, max(1, status.workers) * results)
+        limit = limited_by(self._recent.shares(now)) if remaining > 0 else None
+        return Outlook(self._total, self._before, written, limit, end, counts, status)
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._end.set()
-        with self._lock:
+        self._watch.join()
+        self._show(True)
+
+
+class _Bar:
+    """A bar that is drawn again and again on one line of a terminal."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            file=sys.stderr,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} written [{elapsed}{postfix}]",
+            dynamic_ncols=True,
+        )
+
+    def show(self, outlook: Outlook, last: bool) -> None:
+        self._bar.n = outlook.written
+        self._bar.set_postfix_str(outlook.words(last), refresh=False)
+        self._bar.refresh()
+        if last:
             self._bar.close()
 
 
-def summarize(
-    events: Iterable[Event] | Totals,
-    wall: float,
-    workers: tuple[int, ...],
-    writers: int = 2,
-    cores: int | None = None,
-    engine: str = "tensorpipe",
-) -> str:
-    """Describe in a few lines where the time went, what limited the run and what would help.
+class _Lines:
+    """Whole lines of plain text, for a log or a notebook."""
 
-    Parameters
-    ----------
-    events : Iterable[Event] | Totals
-        Events of the run, or their totals.
-    wall : float
-        Seconds from the first event to the last write.
-    workers : tuple[int, ...]
-        Ranks that ran diagnostics.
-    writers : int, optional
-        Threads that wrote, by default 2.
-    cores : int | None, optional
-        CPU cores that all ranks share; by default None: they compute elsewhere.
-    engine : str, optional
-        ``runtime.engine``, whose key for the number of workers is named.
-    """
-    totals = events if isinstance(events, Totals) else Totals.of(events)
-    wall = max(wall, 1e-9)
-    seconds, nbytes = totals.seconds, totals.nbytes
-    states = "forecast" if totals.counts["forecast"] else "read"
-    drivers = f" on {len(totals.steps)} drivers" if len(totals.steps) > 1 else ""
-    lines = [
-        f"Wall time {wall:.1f} s: {states} {seconds[states]:.1f} s{drivers}, "
-        f"diagnostics {seconds['diagnose']:.1f} s on {len(workers)} worker(s), "
-        f"writing {seconds['write']:.1f} s"
-    ]
-    lines += [
-        f"  rank {rank}: {totals.calls[rank]} calls, busy {100 * totals.busy[rank] / wall:.0f} %"
-        for rank in sorted({*workers, *totals.calls})
-    ]
-    if drivers:
-        lines.append(
-            f"  steps: {', '.join(f'{n} on rank {r}' for r, n in sorted(totals.steps.items()))}"
-        )
-    lines.append(
-        f"Moved {_size(nbytes['diagnose'])} to the workers and {_size(totals.nbytes_out)} back; "
-        f"wrote {_size(nbytes['write'])} (uncompressed)"
-    )
-    work = totals.work(writers)
-    if work is None:
-        return "\n".join(lines)
-    count, in_process = max(1, len(workers)), workers == (0,)
-    if not in_process:
-        best = ideal(work, count)
-        lines.append(
-            f"Workers were busy {100 * seconds['diagnose'] / (count * wall):.0f} % of the time; "
-            f"at these models' speed the run takes at least {best:.1f} s with {count} worker(s)"
-        )
-        ranks = len({*workers, *totals.steps, 0})
-        lines.append(_one_process(serial(work), wall, ranks, cores))
-    lines.append(advise(work, count, in_process, engine))
-    return "\n".join(lines)
+    def __init__(self, start: float) -> None:
+        self._start, self._printed, self._losses = start, start, 0
 
-
-def _one_process(alone: float, wall: float, ranks: int, cores: int | None) -> str:
-    """Say what the run would have taken in one process, from the times of its own calls."""
-    measured = "the sum of the measured times of these calls"
-    if cores is None or alone <= cores * wall:
-        return f"One process would take {alone:.1f} s, {alone / wall:.1f} times as long: {measured}"
-    return (
-        f"One process would take at most {cores * wall:.1f} s, {cores:.1f} times as long: what "
-        f"{cores} cores can do in this time. {ranks} ranks shared them, so {measured} is more: "
-        f"{alone:.1f} s"
-    )
-
-
-def _size(nbytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.1f} TB"
+    def show(self, outlook: Outlook, last: bool) -> None:
+        now = time.time()
+        due = now >= next_line(self._printed, self._start)
+        if not (due or last or outlook.status.losses > self._losses):
+            return
+        self._printed, self._losses = now, outlook.status.losses
+        percentage = 100 * outlook.written // max(1, outlook.total)
+        stamp = time.strftime("%H:%M:%S", time.localtime(now))
+        done = f"{outlook.written}/{outlook.total} written ({percentage} %)"
+        sys.stderr.write(f"[{stamp}] {done}, {outlook.words(last)}\n")
+        sys.stderr.flush()

@@ -147,6 +147,7 @@ class DriverSession(Session):
                 runtime.liveness_timeout,
                 self.mark_lost,
             )
+            self._farm.silent = pulse.silent
             resources.callback(pulse.stop)
 
     @property
