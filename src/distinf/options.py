@@ -99,6 +99,7 @@ def _flat(hint: Any) -> Iterator[Any]:
 
 _WORKERS = "must be a whole number, at least 1, or two of them: [least, most]"
 _DRIVERS = "must be a whole number, at least 1, or auto"
+_PORT = "must be a port from 1 to 65535, 0 for any free one"
 _RESOURCES = "must map what Ray counts to numbers, such as {GPU: 1}"
 
 
@@ -186,6 +187,9 @@ class Runtime:
     interface : str | None
         Network interface between nodes, by default None: the one of the route to rank 0. Ranks on
         one node use loopback only.
+    metrics_port : int | None
+        Port on which rank 0 serves metrics of the run for Prometheus, on loopback only; 0: any free
+        one, which the log names. By default None: none.
 
     Raises
     ------
@@ -216,6 +220,7 @@ class Runtime:
     driver_works: Literal["never", "fallback", "idle"] = "fallback"
     expect_ranks: Count | None = None
     interface: str | None = None
+    metrics_port: Annotated[int, Field(ge=0, le=65535, description=_PORT)] | None = None
 
     def __post_init__(self) -> None:
         ranks = [key for key in ("nproc", "expect_ranks", "interface") if getattr(self, key)]

@@ -369,7 +369,9 @@ def open_store(
         if run.folder is not None:
             farm.events.save(run.folder / "events.jsonl")
             afterwards.callback(_save_trace, farm.events, run.folder / "trace.json")
-        with Progress(farm.events, total, done, farm.status, output.writers):
+        with Progress(farm.events, total, done, farm.status, output.writers) as progress:
+            if session.metrics is not None:
+                session.metrics.follow_tasks(progress.outlook)
             yield store
             store.close()
 

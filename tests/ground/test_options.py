@@ -56,6 +56,9 @@ def test_from_mapping_sets_what_was_given():
 @pytest.mark.parametrize(
     ("kind", "given", "words"),
     [
+        (Runtime, {"metrics_port": 65536}, ["runtime.metrics_port=65536", "65535", "or null"]),
+        (Runtime, {"metrics_port": -1}, ["runtime.metrics_port=-1", "0 for any free one"]),
+        (Runtime, {"metrics_port": True}, ["runtime.metrics_port=True", "must be a port"]),
         (Output, {"mode": "owerwrite"}, ["output.mode=owerwrite", "create, overwrite or resume"]),
         (Output, {"writers": 0}, ["output.writers=0", "at least 1"]),
         (Output, {"writers": "two"}, ["output.writers=two", "whole number"]),

@@ -8,6 +8,7 @@ from .events import Event as Event
 from .events import Events as Events
 from .events import SavedEvents as SavedEvents
 from .events import Totals as Totals
+from .metrics import MetricsServer as MetricsServer
 from .pace import Pace as Pace
 from .progress import Outlook as Outlook
 from .progress import Progress as Progress

@@ -12,8 +12,8 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -37,6 +37,9 @@ from distinf.transport import (
     serve,
 )
 
+if TYPE_CHECKING:
+    from distinf.report import MetricsServer
+
 log = logging.getLogger("distinf")
 
 _REPLY_SECONDS = 2.0  # a process that ends directly after its reply may lose it
@@ -52,6 +55,7 @@ class Session:
     runtime: Runtime
     device: torch.device
     _resources: ExitStack
+    metrics: MetricsServer | None = field(default=None, init=False)  # of rank 0, if wanted
 
     @property
     def rank(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from distinf.errors import ConfigError, SessionError
@@ -15,6 +15,7 @@ from distinf.session.launcher import RankInfo
 from distinf.session.local_ranks import LocalRanks
 
 if TYPE_CHECKING:
+    from distinf.report import MetricsServer
     from distinf.session.roles import Session
 
 _current: Session | None = None
@@ -131,7 +132,8 @@ def _open(
     resources: ExitStack,
 ) -> Session:
     if runtime.engine == "ray":
-        return _open_on_ray(runtime, preflight, resources)
+        server = _serve_metrics(runtime, resources)
+        return _with_metrics(_open_on_ray(runtime, preflight, resources), server)
     deadline = time.monotonic() + runtime.start_timeout
     launched = launcher.rank_info()
     launcher.leave_if_superfluous(launched)
@@ -142,9 +144,12 @@ def _open(
     if launched is None and nproc > 1:
         local = LocalRanks(nproc, _serve, (runtime,))  # they import while this rank does
         resources.callback(local.stop)
-    if preflight is not None and info.rank == 0:
+    metrics: MetricsServer | None = None
+    if info.rank == 0:
         try:
-            preflight()
+            metrics = _serve_metrics(runtime, resources)
+            if preflight is not None:
+                preflight()
         except BaseException as error:
             if local is None and info.world_size > 1:
                 from distinf.session import roles
@@ -153,7 +158,25 @@ def _open(
             raise
     from distinf.session import roles
 
-    return roles.join(info, runtime, deadline, local, must_match, resources)
+    joined = roles.join(info, runtime, deadline, local, must_match, resources)
+    return _with_metrics(joined, metrics)
+
+
+def _serve_metrics(runtime: Runtime, resources: ExitStack) -> MetricsServer | None:
+    """Serve metrics if they are wanted: before anything loads, since the port may be taken."""
+    if runtime.metrics_port is None:
+        return None
+    from distinf.report import MetricsServer
+
+    return resources.enter_context(closing(MetricsServer(runtime.metrics_port)))
+
+
+def _with_metrics(opened: Session, metrics: MetricsServer | None) -> Session:
+    if metrics is not None:
+        farm = opened.farm
+        metrics.follow(lambda: farm.events, farm.status)
+        opened.metrics = metrics
+    return opened
 
 
 def _open_on_ray(
