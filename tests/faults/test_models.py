@@ -38,6 +38,7 @@ def test_errors_of_any_kind_can_be_skipped(faults: Faults, undisturbed: np.ndarr
     ):
         assert word in done.err, done.err
     assert "+24 h: 3 values of the result are NaN or infinite" in done.out + done.err
+    assert ", 4 skipped" in done.err
     np.testing.assert_array_equal(faults.values()[:, 5], undisturbed[:, 5])
     assert np.isnan(faults.values()[:, :4]).all()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -13,6 +14,7 @@ import time
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -79,6 +81,11 @@ def test_a_long_run_says_when_it_ends_and_what_limits_it(
     ), done.err
 
 
+def events_of(folder: Path) -> list[dict[str, Any]]:
+    (file,) = folder.glob("outputs/*/*/events.jsonl")
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
 @pytest.mark.slow
 def test_a_killed_worker_is_named_at_once(tmp_path: Path, marked: dict[str, str]) -> None:
     """Sent by nobody of the run: what the kernel does when memory is short."""
@@ -97,6 +104,9 @@ def test_a_killed_worker_is_named_at_once(tmp_path: Path, marked: dict[str, str]
     assert "12/12" not in first
     assert re.search(r"[12] tasks? tried again", lines[-1])
     assert "rank 1 lost" in lines[-1] or "rank 2 lost" in lines[-1]
+    (told,) = (event for event in events_of(tmp_path) if event["kind"] == "lost")
+    assert told["rank"] in (1, 2)
+    assert re.match("its (connection|process) ended", told["task"])
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ REQUIRED = {
     "f": {"cat", "tid", "ts", "id", "bp"},
     "C": {"ts", "args"},
     "M": {"args"},
+    "i": {"ts", "s"},
 }
 NAMES = {"process_name": str, "thread_name": str, "process_sort_index": int}
 
@@ -64,7 +65,7 @@ EVENTS = st.builds(
     lambda kind, task, rank, start, length, sent: Event(
         kind, task, rank, start, start + length, sent=start - sent, memory=rank * 10**6
     ),
-    kind=st.sampled_from(["load", "read", "forecast", "diagnose", "write"]),
+    kind=st.sampled_from(["load", "read", "forecast", "diagnose", "write", "lost", "skip"]),
     task=st.sampled_from(["", "wind 2023-06-01T00:00 +6 h", "a+b 2023-06-01T00:00 +6 h"]),
     rank=st.integers(0, 3),
     start=times,
@@ -77,7 +78,9 @@ EVENTS = st.builds(
 def test_every_trace_is_valid(events: list[Event]) -> None:
     entries = json.loads(json.dumps(list(trace(events))))
     assert_valid(entries)
-    assert sum(entry["ph"] == "X" for entry in entries) == len(events)
+    incidents = sum(event.kind in ("lost", "skip") for event in events)
+    assert sum(entry["ph"] == "i" for entry in entries) == incidents
+    assert sum(entry["ph"] == "X" for entry in entries) == len(events) - incidents
 
 
 @pytest.fixture

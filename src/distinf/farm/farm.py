@@ -108,6 +108,7 @@ class Farm:
         self._full = 0  # submitters that wait for a free worker
         self._lost: set[int] = set()
         self._losses = self._retried = 0
+        self._incidents: list[Event] = []  # recorded outside the lock, since observers have theirs
         # Ranks that are late with a sign of life; set by who asks them for it.
         self.silent: Callable[[], Mapping[int, float]] = dict
         self._patience = Patience(min_workers, wait_for_workers, self._changed, self._run_out)
@@ -354,6 +355,9 @@ class Farm:
         if self._broken is None:
             self._lost.add(rank)
             self._losses += 1
+            now = time.time()
+            why = reason.removeprefix(f"rank {rank} was lost: ")
+            self._incidents.append(Event("lost", why, rank, now, now))
         decisions += self._dispatcher.mark_lost(rank)
         self._look()
         return decisions
@@ -462,6 +466,10 @@ class Farm:
             raise SessionError("no worker is left to run this task")
 
     def _carry_out(self, decisions: list[Decision]) -> None:
+        with self._changed:
+            incidents, self._incidents = self._incidents, []
+        for incident in incidents:
+            self.events.record(incident)
         for decision in decisions:
             with self._changed:
                 task = self._tasks.get(decision.task)

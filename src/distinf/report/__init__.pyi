@@ -4,6 +4,7 @@ from .advice import ideal as ideal
 from .advice import keeping_up as keeping_up
 from .advice import serial as serial
 from .advice import why_so_many as why_so_many
+from .events import INCIDENTS as INCIDENTS
 from .events import Event as Event
 from .events import Events as Events
 from .events import SavedEvents as SavedEvents

@@ -25,13 +25,18 @@ _FLUSH_SECONDS = 1.0
 _UNWRITTEN = 1000
 
 
+# Kinds of events that take no time.
+INCIDENTS = ("lost", "skip")
+
+
 @dataclass(frozen=True)
 class Event:
     """One thing that took time, from ``start`` to ``end`` in seconds since the epoch, on a rank.
 
     ``kind`` is ``"load"`` (models), ``"read"`` (initial conditions, or the state of a call, by its
     worker), ``"forecast"`` (a prognostic
-    step), ``"diagnose"`` (a diagnostic call) or ``"write"``; ``task`` names the step or task.
+    step), ``"diagnose"`` (a diagnostic call) or ``"write"``; ``task`` names the step or task. Two
+    take no time and say in ``task`` why: ``"lost"`` (the rank) and ``"skip"`` (a task that failed).
     ``nbytes`` is the size of a call's inputs or of what was written, ``nbytes_out`` that of a
     call's results. ``attempt`` counts the tries of a task, ``sent`` is when it was handed out, and
     ``memory`` what its rank's process, or its GPU, held afterwards, in bytes; 0: not known.
@@ -93,7 +98,7 @@ class Totals:
         self.seconds[event.kind] += seconds
         self.nbytes[event.kind] += event.nbytes
         self.shortest[event.kind] = max(0.0, min(seconds, self.shortest[event.kind]))
-        if event.kind != "load":
+        if event.kind not in ("load", *INCIDENTS):
             self.start, self.end = min(self.start, event.start), max(self.end, event.end)
         if event.kind == "diagnose":
             self.calls[event.rank] += 1

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from distinf.report.events import Event
+from distinf.report.events import INCIDENTS, Event
 from distinf.report.status import Status
 
 # Every name that `limited_by` returns; the last two while nothing else can go on.
@@ -89,7 +89,7 @@ class Recent:
 
     def see(self, event: Event) -> None:
         """Take one more event into account."""
-        if event.kind != "load":
+        if event.kind not in ("load", *INCIDENTS):
             with self._lock:
                 self._events.append(event)
 

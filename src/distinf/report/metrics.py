@@ -145,8 +145,10 @@ def _workers(status: Status) -> Iterator[Metric]:
 
 def _tasks(outlook: Outlook) -> Iterator[Metric]:
     yield GaugeMetricFamily("distinf_tasks", "Tasks of the run", outlook.total)
-    text = "Tasks that the store lacks"
-    yield GaugeMetricFamily("distinf_tasks_to_do", text, outlook.total - outlook.written)
+    text = "Tasks that are still to be written"
+    yield GaugeMetricFamily("distinf_tasks_to_do", text, outlook.to_do)
+    text = "Tasks that failed and are left out"
+    yield CounterMetricFamily("distinf_tasks_skipped", text, outlook.skipped)
     text = "Tasks that this run has written"
     written = outlook.written - outlook.before
     yield CounterMetricFamily("distinf_tasks_written", text, written)

@@ -45,12 +45,22 @@ class Outlook:
     counts: dict[str, int]
     status: Status
 
+    @property
+    def skipped(self) -> int:
+        """Tasks that failed and are left out."""
+        return self.counts.get("skip", 0)
+
+    @property
+    def to_do(self) -> int:
+        """Tasks that are still to be written."""
+        return self.total - self.written - self.skipped
+
     def words(self, last: bool) -> str:
         """Say it, the most important first, since a terminal may be narrow.
 
         ``last``: the run has ended, well or not.
         """
-        left = self.written < self.total and not last
+        left = self.to_do > 0 and not last
         ends = f"ends {clock_time(self.end, time.time())}" if self.end else "end not known yet"
         found = [ends] * left
         if left and self.status.waiting:
@@ -58,6 +68,7 @@ class Outlook:
         elif left and self.limit in _WORDS:
             found.append(_WORDS[self.limit])
         found += self.status.trouble
+        found += [f"{self.skipped} skipped"] * (self.skipped > 0)
         if left and (self.status.workers or self.status.lost):
             found.append(f"workers busy {self.status.busy}/{self.status.workers}")
         states = "forecast" if self.counts.get("forecast") else "read"
@@ -148,7 +159,7 @@ class Progress:
         with self._lock:
             counts = dict(self._counts)
         written = self._before + counts.get("write", 0)
-        remaining = self._total - written
+        remaining = self._total - written - counts.get("skip", 0)
         # A chain gives several results at once.
         calls = counts.get("diagnose", 0)
         results = max(1, round(counts.get("write", 0) / calls)) if calls else 1

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from distinf.report.events import Event
+from distinf.report.events import INCIDENTS, Event
 
 # Rows of a rank, in their order. What shares a row follows one another on most ranks.
 _ROWS = {"load": "load", "read": "read", "forecast": "compute", "diagnose": "compute"}
@@ -49,7 +49,7 @@ def trace(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
         return
     first = ordered[0].start
     rows = _Rows()
-    placed = [(event, rows.place(event)) for event in ordered]
+    placed = [(e, rows.place(e)) for e in ordered if e.kind not in INCIDENTS]
     yield from rows.names()
     for event, row in placed:
         yield {
@@ -62,6 +62,10 @@ def trace(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
             "dur": _since(event.end, event.start),
             "args": _facts(event),
         }
+    for event in ordered:
+        if event.kind in INCIDENTS:
+            what = {"ph": "i", "s": "p", "name": f"{event.kind}: {event.task}"}
+            yield {**what, "pid": event.rank, "ts": _since(event.start, first)}
     waits: list[tuple[float, float]] = []
     yield from _arrows(placed, first, waits)
     yield from _counter("results to write", waits, first)

@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from distinf.errors import (
     TaskLost,
 )
 from distinf.options import Output, Statistics
-from distinf.report import Events
+from distinf.report import Event, Events
 from distinf.store.chunks import Chunks, Marks, Written
 from distinf.store.contents import MEMBERS, RESTART, TOKEN, Content
 from distinf.store.destination import find_destination
@@ -169,6 +170,7 @@ class ForecastStore:
         if output.statistics is not None or self._verified is not None:
             self._summary = statistics_layout(layout, output.statistics, self._verified)
         self.skipped: list[str] = []
+        self._events = events
         self._skip_errors = skip_errors
         check_output(path, output.mode)
         check_clashes(layout.diagnostics)
@@ -405,6 +407,9 @@ class ForecastStore:
             of_store = getattr(error, "kind", "") == StoreError.__name__  # a worker could not write
             if self._skip_errors and isinstance(error, TaskError | TaskLost) and not of_store:
                 self.skipped.append(f"{diagnostic}: {error}")
+                if self._events is not None:
+                    now = time.time()
+                    self._events.record(Event("skip", self.skipped[-1], 0, now, now))
             else:
                 self._error = self._error or error
         finally:
