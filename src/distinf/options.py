@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_type_hints
 
@@ -78,6 +79,17 @@ def option_names(kind: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)]
 
 
+_ORDERS = r"^(must be|choose|write it|name) "  # with which the end of a message begins
+
+
+def option_values(kind: Any) -> dict[str, str]:
+    """Return what each key of a class of options may be, such as ``"auto, cuda or host"``."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {
+        name: re.sub(_ORDERS, "", _right(hints[name])) for name in option_names(kind)
+    }
+
+
 def _right(hint: Any) -> str:
     """Describe the possible values of a type hint."""
     inner = list(_flat(hint))
@@ -100,7 +112,7 @@ def _flat(hint: Any) -> Iterator[Any]:
 _WORKERS = "must be a whole number, at least 1, or two of them: [least, most]"
 _DRIVERS = "must be a whole number, at least 1, or auto"
 _PORT = "must be a port from 1 to 65535, 0 for any free one"
-_RESOURCES = "must map what Ray counts to numbers, such as {GPU: 1}"
+_RESOURCES = "must be numbers of what Ray counts, such as {GPU: 1}"
 
 
 def _is_number_of_workers(value: Any) -> bool:
@@ -219,7 +231,9 @@ class Runtime:
     nonfinite: Literal["allow", "warn", "fail"] = "warn"
     driver_works: Literal["never", "fallback", "idle"] = "fallback"
     expect_ranks: Count | None = None
-    interface: str | None = None
+    interface: (
+        Annotated[str, Field(description="must be a network interface, such as ib0")] | None
+    ) = None
     metrics_port: Annotated[int, Field(ge=0, le=65535, description=_PORT)] | None = None
 
     def __post_init__(self) -> None:
@@ -433,15 +447,27 @@ class Output:
     writers: Count = 2
     prognostic_variables: _Names = ()
     variables: _Names | None = None
-    region: Annotated[Mapping[str, Sequence[float]] | None, PlainValidator(_check_region)] = None
+    region: Annotated[
+        Mapping[str, Sequence[float]] | None,
+        PlainValidator(_check_region),
+        Field(description="must be like {lat: [30, 60], lon: [-10, 40]}"),
+    ] = None
     every: Count = 1
     shards: Count | None = None
     netcdf: Annotated[str | None, Field(description="name a file, such as forecast.nc")] = None
     check_space: bool = True
     verify: bool = False
-    statistics: Annotated[Statistics | None, PlainValidator(_read_statistics)] = None
+    statistics: Annotated[
+        Statistics | None,
+        PlainValidator(_read_statistics),
+        Field(description="must be a list or a mapping"),
+    ] = None
     members: bool = True
-    verification: Annotated[Verification | None, PlainValidator(_read_verification)] = None
+    verification: Annotated[
+        Verification | None,
+        PlainValidator(_read_verification),
+        Field(description="must be a mapping with data and variables"),
+    ] = None
     restart_every: Count | None = 10
 
     def __post_init__(self) -> None:

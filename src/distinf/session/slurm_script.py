@@ -70,7 +70,9 @@ class SlurmJob:
     account: _Word | None = None
     partition: _Word | None = None
     # No number: YAML reads an unquoted 2:00:00 as 7200.
-    time: Annotated[str | None, PlainValidator(_check_time)] = None
+    time: Annotated[
+        str | None, PlainValidator(_check_time), Field(description="write it like 2:00:00")
+    ] = None
     nodes: Count | None = None
     ntasks_per_node: Count | None = None
     gpus_per_node: Count | None = None
@@ -78,7 +80,11 @@ class SlurmJob:
     mem: Annotated[str | int, *_written(_MEMORY, "write it like 200G")] | None = None
     exclusive: bool = False
     requeue: bool = False
-    environment: Annotated[Mapping[str, Any] | None, PlainValidator(_check_environment)] = None
+    environment: Annotated[
+        Mapping[str, Any] | None,
+        PlainValidator(_check_environment),
+        Field(description="must be like {NAME: value}"),
+    ] = None
     lines_before: _Lines = ()
     container: _Word | None = None
 

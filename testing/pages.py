@@ -1,0 +1,63 @@
+"""The blocks of code of the pages of docs/, and how to run them as a reader does.
+
+A comment in the Markdown, which no reader sees, says how a block that cannot run on every machine
+is checked: ``<!-- test: WORD -->`` on the line before the block.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from testing.application import ROOT
+
+_FENCE = re.compile(
+    r"^(?:<!-- test: (?P<mark>[\w-]+) -->\n)?"
+    r"(?:Save as `(?P<file>[^`]+)`[^\n]*:\n\n)?"
+    r"^(?P<ticks>`{3,}|:{3,})(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=ticks)$",
+    re.M | re.S,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its text, the file it is saved as, how it is checked."""
+
+    language: str
+    text: str
+    file: str
+    mark: str
+    line: int
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """Yield the fenced blocks of a page, in order."""
+    text = page.read_text(encoding="utf-8")
+    for match in _FENCE.finditer(text):
+        yield Block(
+            match["language"].strip(),
+            match["text"],
+            match["file"] or "",
+            match["mark"] or "",
+            text.count("\n", 0, match.start("ticks")) + 1,
+        )
+
+
+def command(text: str) -> str:
+    """Return a block of commands for an environment that is installed already."""
+    text = re.sub(r"^pip install uv && ", "", text, flags=re.M)
+    text = re.sub(r"^(uv sync|pip install|python -m venv|uv venv)\b.*\n", "", text, flags=re.M)
+    return re.sub(r"\buv run (--group \w+ )?(python )?(?=main\.py|-m )", "python ", text)
+
+
+def copy_project(folder: Path) -> None:
+    """Make a folder with the project's main.py, in which the commands of the pages run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "main.py", folder)  # Python finds modules beside the file, not the link
+    for name in ("cfg", "recipes"):  # a page may add a file there
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("benchmarks", "docs"):
+        (folder / name).symlink_to(ROOT / name)
