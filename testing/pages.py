@@ -1,12 +1,13 @@
 """The blocks of code of the pages of docs/, and how to run them as a reader does.
 
 A comment in the Markdown, which no reader sees, says how a block that cannot run on every machine
-is checked: ``<!-- test: WORD -->`` on the line before the block.
+is checked: ``<!-- test: WORD -->`` on the line before the block, a word of `MARKS`.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,14 @@ from pathlib import Path
 
 from testing.application import ROOT
 
+MARKS = {
+    "composes": "needs weights, a network, GPUs or several machines: its config is read",
+    "benchmark": "measures for minutes: its options are checked",
+    "ci": "the continuous integration runs it: it stands in .ci/run",
+}
+RUN = ("bash", "python")
+NOT_RUN = ("text", "yaml")  # output, and a file that a later command reads
+DIRECTIVES = ("{toctree}", "{eval-rst}", "{literalinclude} second_recipe.py")
 _FENCE = re.compile(
     r"^(?:<!-- test: (?P<mark>[\w-]+) -->\n)?"
     r"(?:Save as `(?P<file>[^`]+)`[^\n]*:\n\n)?"
@@ -51,6 +60,12 @@ def command(text: str) -> str:
     text = re.sub(r"^pip install uv && ", "", text, flags=re.M)
     text = re.sub(r"^(uv sync|pip install|python -m venv|uv venv)\b.*\n", "", text, flags=re.M)
     return re.sub(r"\buv run (--group \w+ )?(python )?(?=main\.py|-m )", "python ", text)
+
+
+def commands(text: str) -> list[list[str]]:
+    """Split a block into the words of its commands, without comments."""
+    lines = command(text).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def copy_project(folder: Path) -> None:

@@ -78,7 +78,8 @@ def _share(nodeid: str) -> str:
     ``ray symmetric-run`` refuses to start beside another cluster of Ray.
     """
     file = nodeid.partition("::")[0]
-    return CLUSTERS if file.startswith(("tests/engines/", "tests/launchers/")) else file
+    clusters = ("tests/engines/", "tests/launchers/", "tests/docs/test_launchers")
+    return CLUSTERS if file.startswith(clusters) else file
 
 
 @pytest.hookimpl(trylast=True)

@@ -45,7 +45,9 @@ COMMON = {
     "model": "the class of Earth2Studio",
     "kind": "the data source of Earth2Studio",
 }
-_KEY = re.compile(r"(?P<indent> *)(?P<key>[\w]+):(?: +(?P<default>.*?))??(?:\s+# ?(?P<meaning>.+))?$")
+_KEY = re.compile(
+    r"(?P<indent> *)(?P<key>[\w]+):(?: +(?P<default>.*?))??(?:\s+# ?(?P<meaning>.+))?$"
+)
 
 
 @dataclass(frozen=True)

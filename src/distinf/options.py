@@ -85,9 +85,7 @@ _ORDERS = r"^(must be|choose|write it|name) "  # with which the end of a message
 def option_values(kind: Any) -> dict[str, str]:
     """Return what each key of a class of options may be, such as ``"auto, cuda or host"``."""
     hints = get_type_hints(kind, include_extras=True)
-    return {
-        name: re.sub(_ORDERS, "", _right(hints[name])) for name in option_names(kind)
-    }
+    return {name: re.sub(_ORDERS, "", _right(hints[name])) for name in option_names(kind)}
 
 
 def _right(hint: Any) -> str:

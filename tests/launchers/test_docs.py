@@ -1,4 +1,4 @@
-"""Each command of the table in docs/launching.md is run by a test."""
+"""Each command of the table in docs/launchers/index.md is run by a test."""
 
 import importlib
 import re
@@ -33,7 +33,9 @@ RUN_BY = {
 
 
 def test_each_command_of_the_table_is_run_by_a_test():
-    table = (ROOT / "docs" / "launching.md").read_text().split("## Interactive use")[0]
+    table = (
+        (ROOT / "docs" / "launchers" / "index.md").read_text().split("## Where the ranks meet")[0]
+    )
     rows = [line for line in table.splitlines() if line.startswith("| ") and "`" in line]
     assert {re.findall(r"`([^`]*)`", row.split("|")[2])[0] for row in rows} == set(RUN_BY)
     for name in RUN_BY.values():

@@ -1,21 +1,16 @@
-"""Recipes need distinf's public names only, and the second recipe works as its page says."""
+"""Recipes need distinf's public names only; tests/docs runs the second recipe."""
 
 from __future__ import annotations
 
 import ast
-import os
 import re
-import shutil
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import xarray as xr
 
 import distinf
 from distinf.options import current_targets
-from testing.application import ROOT, run
+from testing.application import ROOT
 from testing.preloaded import run_main
 
 FILES = [
@@ -24,7 +19,6 @@ FILES = [
     *sorted((ROOT / "recipes").rglob("*.py")),
 ]
 PAGE = (ROOT / "docs" / "second_recipe.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^```bash\n(.*?)\n```", PAGE, re.M | re.S)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -44,24 +38,6 @@ def test_each_name_on_the_page_is_public_and_used() -> None:
     for name in names:
         assert name in distinf.__all__
         assert f"{name}(" in text
-
-
-@pytest.mark.slow
-def test_the_second_recipe_works_as_printed(tmp_path: Path) -> None:
-    for name in ("cfg", "docs", "recipes"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    shutil.copy(ROOT / "main.py", tmp_path)
-    # The interpreter that runs the tests is the one whose `python` is meant.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    assert len(COMMANDS) == 2
-    for command in COMMANDS:
-        done = run(["bash", "-c", command], tmp_path, PATH=path)
-        assert done.status == 0, done.err
-    with xr.open_dataset(tmp_path / "largest.nc") as fields:
-        assert fields.sizes == {"lat": 64, "lon": 128}
-        assert {"vo850", "d850"} <= set(fields)
-        assert all(np.isfinite(field.values).all() for field in fields.values())
-        assert fields.vo850.values.max() > 1e-5  # s-1: the jet is there
 
 
 def test_an_old_name_of_a_target_works_and_the_new_one_is_said(tmp_path: Path) -> None:
