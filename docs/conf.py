@@ -29,11 +29,13 @@ napoleon_google_docstring = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = "distinf"
+templates_path = ["_templates"]
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_sidebars = {"**": ["contents"]}  # all pages, by sections
 html_theme_options = {
+    "navbar_center": [],
     "show_toc_level": 2,
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
-    "header_links_before_dropdown": 7,
 }
