@@ -25,7 +25,7 @@ NOT_RUN = ("text", "yaml")  # output, and a file that a later command reads
 DIRECTIVES = ("{toctree}", "{eval-rst}", "{literalinclude} second_recipe.py")
 _FENCE = re.compile(
     r"^(?:<!-- test: (?P<mark>[\w-]+) -->\n)?"
-    r"(?:Save as `(?P<file>[^`]+)`[^\n]*:\n\n)?"
+    r"(?:^[^\n]*\bSave as `(?P<file>[^`]+)`:\n\n)?"
     r"^(?P<ticks>`{3,}|:{3,})(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=ticks)$",
     re.M | re.S,
 )

@@ -90,6 +90,15 @@ def test_a_page_works_as_printed(
         CHECKS[page](printed, folder)
 
 
+@pytest.mark.parametrize("page", [*pages()])
+def test_every_fence_comment_and_name_of_a_file_is_read(page: str) -> None:
+    text = path_of(page).read_text(encoding="utf-8")
+    found = list(blocks(path_of(page)))
+    assert len(found) == len(re.findall(r"^ *(?:`{3,}|:{3,}|~{3,})\S", text, re.M))
+    assert len([block for block in found if block.mark]) == text.count("<!-- test")
+    assert len([block for block in found if block.file]) == text.count("Save as `")
+
+
 def test_each_mark_is_used_and_few_blocks_have_one() -> None:
     found = [block for page in pages() for block in blocks(path_of(page)) if block.mark]
     assert {block.mark for block in found} == set(MARKS)
