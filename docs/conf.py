@@ -16,6 +16,7 @@ extensions = [
     "sphinx_design",
     "config_reference",
     "gallery",
+    "mathml",
 ]
 exclude_patterns = ["_build"]
 
@@ -27,6 +28,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # they stand in the docstrings
 napoleon_google_docstring = False
 
+html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = "distinf"
 templates_path = ["_templates"]
