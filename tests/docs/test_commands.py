@@ -28,7 +28,7 @@ def _nine_values(printed: str, folder: Path) -> None:
 
 
 def _three_values(printed: str, folder: Path) -> None:
-    shown = printed.rpartition("[[")[2]
+    shown = printed.rpartition("[[")[2].partition("]]")[0]
     assert len(re.findall(r"\d+\.\d*", shown)) == 3, shown
 
 
