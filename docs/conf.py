@@ -13,7 +13,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
-    "sphinx_design",
     "config_reference",
     "gallery",
     "mathml",
@@ -21,7 +20,6 @@ extensions = [
 exclude_patterns = ["_build"]
 
 myst_heading_anchors = 3  # GitHub's anchors, so that links work there, too
-myst_enable_extensions = ["colon_fence"]
 
 default_role = "py:obj"  # `name` in a docstring is a link where there is such a name
 autodoc_member_order = "bysource"

@@ -76,3 +76,7 @@ def test_every_page_is_in_the_site_s_contents():
         names = [line for tree in trees for line in tree.splitlines() if re.match(r"\w", line)]
         found |= {index.parent / f"{name}.md" for name in names}
     assert {*PAGES, GENERATED} - {DOCS / "index.md"} <= found
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
