@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distinf.diagnostics.placement import Placement
-from distinf.options import Output, Runtime, option_values
+from distinf.options import Output, Report, Runtime, option_values
 from distinf.session.slurm_script import SlurmJob
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +29,8 @@ GROUPS = {
     "perturbation": "What makes the members of an ensemble different (`parameters.ensemble`).",
     "placement": "Keys of every diagnostic, `diagnostic.<name>.<key>`.",
     "output": "What is stored and how. The class is {py:class}`distinf.Output`.",
+    "report": "The page about a run ([The report](report.md)): `report=html`, or `report=none` for no "
+    "page. The class is {py:class}`distinf.Report`.",
     "runtime": "Ranks, deadlines and what happens after errors. The class is "
     "{py:class}`distinf.Runtime`.",
     "slurm": "The batch script of a run ([Slurm](launchers/slurm.md)).",
@@ -36,6 +38,7 @@ GROUPS = {
 TYPED: dict[str, Any] = {
     "placement": Placement,
     "output": Output,
+    "report": Report,
     "runtime": Runtime,
     "slurm": SlurmJob,
 }

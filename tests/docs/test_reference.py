@@ -9,7 +9,7 @@ import yaml
 import distinf
 import distinf.models
 from distinf.diagnostics.placement import Placement
-from distinf.options import Output, Runtime, option_names
+from distinf.options import Output, Report, Runtime, option_names
 from distinf.session.slurm_script import SlurmJob
 from testing.application import ROOT
 
@@ -52,7 +52,13 @@ def test_every_key_of_a_file_has_its_meaning(path, rows):
 
 @pytest.mark.parametrize(
     ("kind", "prefix"),
-    [(Runtime, "runtime."), (Output, "output."), (SlurmJob, "slurm."), (Placement, "")],
+    [
+        (Runtime, "runtime."),
+        (Output, "output."),
+        (Report, "report."),
+        (SlurmJob, "slurm."),
+        (Placement, ""),
+    ],
 )
 def test_every_typed_option_has_its_values(kind, prefix, rows):
     shown = {cells[0].strip("`"): cells for cells in rows if len(cells) == 4}
