@@ -29,8 +29,8 @@ GROUPS = {
     "perturbation": "What makes the members of an ensemble different (`parameters.ensemble`).",
     "placement": "Keys of every diagnostic, `diagnostic.<name>.<key>`.",
     "output": "What is stored and how. The class is {py:class}`distinf.Output`.",
-    "report": "The page about a run ([The report](report.md)): `report=html`, or `report=none` for no "
-    "page. The class is {py:class}`distinf.Report`.",
+    "report": "The page about a run ([The report](report.md)): `report=html`, or `report=none` for "
+    "none. The class is {py:class}`distinf.Report`.",
     "runtime": "Ranks, deadlines and what happens after errors. The class is "
     "{py:class}`distinf.Runtime`.",
     "slurm": "The batch script of a run ([Slurm](launchers/slurm.md)).",
