@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from numpy.polynomial.legendre import leggauss
 
 from distinf.models.sphere import EARTH_RADIUS, Array
+from distinf.models.split import Split
 
 
 class GaussianTransform(torch.nn.Module):
@@ -24,15 +26,21 @@ class GaussianTransform(torch.nn.Module):
     northern and of the southern hemisphere. Harmonics are even or odd in latitude, so the tables
     hold one hemisphere.
 
+    On the ranks of a group, each has its own orders of a spectrum and its own rows of a field: a
+    transform is local along the meridian and, after an exchange, along the rows.
+
     Parameters
     ----------
     lmax : int
         Number of spherical harmonic degrees of a state, 0 to lmax - 1.
+    split : Split, optional
+        How orders and rows are split over the ranks of a group, each of which must then call the
+        transforms.
 
     Attributes
     ----------
     nlat, nlon : int
-        Size of the grid, at least (3 lmax - 2) / 2 rows and 3 lmax - 2 columns.
+        Size of the whole grid, at least (3 lmax - 2) / 2 rows and 3 lmax - 2 columns.
     degree : torch.Tensor
         Degree of each coefficient, of shape (order, j).
     inside : torch.Tensor
@@ -54,22 +62,26 @@ class GaussianTransform(torch.nn.Module):
     _flux_below: torch.Tensor
     _flux_above: torch.Tensor
 
-    def __init__(self, lmax: int) -> None:
+    def __init__(self, lmax: int, split: Split | None = None) -> None:
         super().__init__()
+        self._split = split
         rows = -(-(3 * lmax - 2) // 4)
         self.lmax, self.nlat, self.nlon = lmax, 2 * rows, _fast_length(3 * lmax - 2)
         count = lmax + 2 - lmax % 2  # even, and at least lmax + 1
-        order = np.arange(lmax)[:, None]
+        own = slice(None) if split is None else split.part(lmax)
+        order = np.arange(lmax)[own, None]
         degree = order + np.arange(count)
         nodes, weights = leggauss(2 * rows)
         sine, weight = nodes[: rows - 1 : -1], weights[: rows - 1 : -1]
-        table = _legendre(lmax, count, sine)
+        table = _legendre(order[:, 0], count, sine)
         # Functions that are even in latitude, then those that are odd.
         halves = np.concatenate([table[..., 0::2], table[..., 1::2]])
         self._keep("_synthesis", halves.swapaxes(-1, -2))
         self._keep("_analysis", halves * (2 * np.pi * weight[:, None]))
         self._keep("inside", degree < lmax)
         self.register_buffer("degree", torch.from_numpy(degree), persistent=False)
+        own = slice(None) if split is None else split.part(rows)
+        sine = sine[own]
         self._keep("sine", np.stack([sine, -sine])[..., None])
         self._keep("per_cosine2", np.stack([1 / (1 - sine**2)] * 2)[..., None])
         # Factors of the degrees below and above in the derivative along the meridian.
@@ -90,28 +102,32 @@ class GaussianTransform(torch.nn.Module):
 
     def to_grid(self, spectrum: torch.Tensor) -> torch.Tensor:
         """Evaluate spectra (..., order, j) on the grid."""
-        lmax, count = self.degree.shape
-        fields = spectrum.numel() // (lmax * count)
+        orders, count = self.degree.shape
+        fields = spectrum.numel() // (orders * count)
         # Long rows of coefficients times a table: the other way round takes four times as long.
-        parts = torch.view_as_real(spectrum).view(fields, lmax, count // 2, 2, 2)
-        parts = parts.permute(3, 1, 0, 4, 2).reshape(2 * lmax, 2 * fields, count // 2)
-        even, odd = torch.bmm(parts, self._synthesis).view(2, lmax, fields, 2, -1)
+        parts = torch.view_as_real(spectrum).view(fields, orders, count // 2, 2, 2)
+        parts = parts.permute(3, 1, 0, 4, 2).reshape(2 * orders, 2 * fields, count // 2)
+        even, odd = torch.bmm(parts, self._synthesis).view(2, orders, fields, 2, -1)
         halves = torch.stack([even + odd, even - odd]).permute(2, 0, 4, 1, 3)
         waves = torch.view_as_complex(halves.contiguous())
+        if self._split is not None:
+            waves = self._split.transpose(waves, -2, -1, self.lmax)
         field: torch.Tensor = torch.fft.irfft(waves, n=self.nlon, norm="forward")
         return field.view(*spectrum.shape[:-2], *field.shape[-3:])
 
     def to_spectrum(self, field: torch.Tensor) -> torch.Tensor:
         """Integrate fields on the grid against the harmonics: spectra (..., order, j)."""
-        lmax, count = self.degree.shape
+        orders, count = self.degree.shape
         before, flat = field.shape[:-3], field.flatten(0, -4)
         fields = len(flat)
-        waves = torch.view_as_real(torch.fft.rfft(flat, norm="forward")[..., :lmax])
-        north, south = waves.permute(1, 3, 0, 4, 2)
+        waves = torch.fft.rfft(flat, norm="forward")[..., : self.lmax]
+        if self._split is not None:
+            waves = self._split.transpose(waves, -1, -2, self.nlat // 2)
+        north, south = torch.view_as_real(waves).permute(1, 3, 0, 4, 2)
         parts = torch.stack([north + south, north - south])
-        parts = torch.bmm(parts.view(2 * lmax, 2 * fields, -1), self._analysis)
-        parts = parts.view(2, lmax, fields, 2, count // 2).permute(2, 1, 4, 0, 3)
-        return torch.view_as_complex(parts.reshape(*before, lmax, count, 2))
+        parts = torch.bmm(parts.view(2 * orders, 2 * fields, -1), self._analysis)
+        parts = parts.view(2, orders, fields, 2, count // 2).permute(2, 1, 4, 0, 3)
+        return torch.view_as_complex(parts.reshape(*before, orders, count, 2))
 
     def wind(self, rotation: torch.Tensor) -> torch.Tensor:
         """Spectra of u and v (m s-1) times the cosine of latitude.
@@ -141,18 +157,18 @@ class GaussianTransform(torch.nn.Module):
         return self.divergence(north, -east)
 
 
-def _legendre(lmax: int, count: int, sine: Array) -> Array:
+def _legendre(order: npt.NDArray[np.int64], count: int, sine: Array) -> Array:
     """Associated Legendre functions, orthonormal over the sphere: (order, row, j).
 
-    Three-term recurrence in the degree for each order, in float64.
+    Three-term recurrence in the degree for each of some orders, in float64.
     """
-    order = np.arange(lmax)
+    below = np.arange(1, order[-1] + 1)
     cosine = np.sqrt(1 - sine**2)
-    steps = np.sqrt((2 * order[1:] + 1) / (2.0 * order[1:]))
-    first = np.cumprod(np.concatenate([[np.sqrt(0.25 / np.pi)], steps]))
-    table = np.zeros((lmax, sine.size, count))
+    steps = np.sqrt((2 * below + 1) / (2.0 * below))
+    first = np.cumprod(np.concatenate([[np.sqrt(0.25 / np.pi)], steps]))[order]
+    table = np.zeros((order.size, sine.size, count))
     table[..., 0] = first[:, None] * cosine ** order[:, None]
-    before = np.zeros((lmax, 1))
+    before = np.zeros((order.size, 1))
     for j in range(1, count):
         degree = order + j
         factor = np.sqrt((degree**2 - order**2) / (4.0 * degree**2 - 1))[:, None]

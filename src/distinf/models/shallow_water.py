@@ -16,8 +16,11 @@ from earth2studio.utils import handshake_coords, handshake_dim
 from distinf.compiler import import_early
 from distinf.coords import Coords, State
 from distinf.models.sphere import EARTH_OMEGA, EARTH_RADIUS, regular_grid
+from distinf.models.split import split_over
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from distinf.models.shallow_water_solver import ShallowWaterSolver
 
 log = logging.getLogger("distinf")
@@ -73,11 +76,16 @@ class ShallowWater(torch.nn.Module):
         Pressure level in hPa that the variables are labelled with.
     step_hours : int, optional
         Lead time between two states of the forecast in hours.
+    group : torch.distributed.ProcessGroup, optional
+        Ranks that share the work: each has a part of the Legendre tables and of the spectra. All of
+        them must make the model and each of its calls with the same arguments, with whole fields;
+        each gets the whole result. By default one rank does all.
 
     Raises
     ------
     ValueError
-        If the grid cannot carry `lmax`, or `dt` or `step_hours` is not positive.
+        If the grid cannot carry `lmax`, or `dt` or `step_hours` is not positive; if `lmax` is too
+        small for so many ranks, or a model in this process is shared by another group.
 
     Examples
     --------
@@ -93,6 +101,7 @@ class ShallowWater(torch.nn.Module):
         dt: float | None = None,
         level: int = 850,
         step_hours: int = 6,
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         if nlat < 8 or nlon < 16:
@@ -109,11 +118,14 @@ class ShallowWater(torch.nn.Module):
         if dt is not None and not (isfinite(dt) and dt >= _SHORTEST_DT):
             raise ValueError(f"dt={dt:g}: must be a time step of at least {_SHORTEST_DT:g} s")
         self.nlat, self.nlon, self.lmax, self.dt = nlat, nlon, lmax, dt
+        self._split = split_over(group)
+        if self._split is not None:
+            self._split.check(lmax)
         self._duration = 3600.0 * step_hours
         self._step = np.timedelta64(step_hours, "h")
         self._variables = np.array([f"u{level}", f"v{level}", f"z{level}"])
         self._solvers: dict[torch.device, ShallowWaterSolver] = {}
-        self._told = dt is None
+        self._told = dt is None or (self._split is not None and self._split.rank > 0)
         self.front_hook: Hook = _unchanged
         self.rear_hook: Hook = _unchanged
 
@@ -219,7 +231,7 @@ class ShallowWater(torch.nn.Module):
             # Imported here because that takes seconds and a check of the config does not need it.
             from distinf.models.shallow_water_solver import ShallowWaterSolver
 
-            solver = ShallowWaterSolver(self.nlat, self.nlon, self.lmax)
+            solver = ShallowWaterSolver(self.nlat, self.nlon, self.lmax, self._split)
             self._solvers[device] = solver.to(device)
         return self._solvers[device]
 

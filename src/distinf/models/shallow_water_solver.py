@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch_harmonics import InverseRealSHT, InverseRealVectorSHT, RealSHT, RealVectorSHT
 
 from distinf.models.gaussian import GaussianTransform
 from distinf.models.sphere import EARTH_OMEGA, EARTH_RADIUS
+from distinf.models.split import Split
+from distinf.models.transforms import make_transform
 
 # Hyperdiffusion damps the highest degree by a factor e in this time, as the solver of
 # torch-harmonics does.
@@ -33,6 +34,9 @@ class ShallowWaterSolver(torch.nn.Module):
         Grid of the states: rows from 90 to -90 degrees with both poles.
     lmax : int
         Number of spherical harmonic degrees.
+    split : Split, optional
+        How to split the transforms and the spectra over the ranks of a group. All of them must
+        then call the solver with the same arguments, and get the same result.
     """
 
     _to_rotation: torch.Tensor
@@ -41,14 +45,14 @@ class ShallowWaterSolver(torch.nn.Module):
     _coriolis: torch.Tensor
     _row_weight: torch.Tensor
 
-    def __init__(self, nlat: int, nlon: int, lmax: int) -> None:
+    def __init__(self, nlat: int, nlon: int, lmax: int, split: Split | None = None) -> None:
         super().__init__()
-        options = {"lmax": lmax, "mmax": lmax, "csphase": False}
-        self._scalar = RealSHT(nlat, nlon, **options).float()
-        self._vector = RealVectorSHT(nlat, nlon, **options).float()
-        self._to_scalar = InverseRealSHT(nlat, nlon, **options).float()
-        self._to_vector = InverseRealVectorSHT(nlat, nlon, **options).float()
-        self._gauss = GaussianTransform(lmax)
+        grid = (nlat, nlon, lmax)
+        self._scalar = make_transform("RealSHT", *grid, split=split)
+        self._vector = make_transform("RealVectorSHT", *grid, split=split)
+        self._to_scalar = make_transform("InverseRealSHT", *grid, split=split)
+        self._to_vector = make_transform("InverseRealVectorSHT", *grid, split=split)
+        self._gauss = GaussianTransform(lmax, split)
         self._lmax = lmax
         degree = torch.arange(lmax, dtype=torch.float64)[:, None]
         slope = degree * (degree + 1) / EARTH_RADIUS
@@ -135,14 +139,15 @@ class ShallowWaterSolver(torch.nn.Module):
     def _pack(self, spectrum: torch.Tensor) -> torch.Tensor:
         """From (..., degree, order) to (..., order, degree - order)."""
         degree = self._gauss.degree
-        order = torch.arange(self._lmax, device=degree.device)[:, None]
-        packed: torch.Tensor = spectrum[..., degree.clamp(max=self._lmax - 1), order]
+        index = torch.arange(len(degree), device=degree.device)[:, None]
+        packed: torch.Tensor = spectrum[..., degree.clamp(max=self._lmax - 1), index]
         return packed * self._gauss.inside
 
     def _unpack(self, spectrum: torch.Tensor) -> torch.Tensor:
-        order = torch.arange(self._lmax, device=spectrum.device)
-        above = order[:, None] - order
-        return torch.where(above >= 0, spectrum[..., order, above.clamp(min=0)], 0)
+        order = self._gauss.degree[:, 0]
+        above = torch.arange(self._lmax, device=order.device)[:, None] - order
+        index = torch.arange(len(order), device=order.device)
+        return torch.where(above >= 0, spectrum[..., index, above.clamp(min=0)], 0)
 
 
 class _Operator(NamedTuple):

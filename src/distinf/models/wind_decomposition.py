@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -14,6 +14,10 @@ from earth2studio.utils import handshake_coords, handshake_dim
 from distinf.compiler import import_early
 from distinf.coords import Coords, State
 from distinf.models.sphere import EARTH_RADIUS, SphereGrid
+from distinf.models.split import Split, split_over
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 # ECMWF's short names; Earth2Studio has none for these.
 _QUANTITIES = {
@@ -42,14 +46,19 @@ class WindDecomposition(torch.nn.Module):
     lmax : int, optional
         Number of spherical harmonic degrees kept, 0 to lmax - 1. By default half the number of
         rows, for which the quadrature is exact, but at most 240: at 721 rows a call then takes
-        0.15 s on a CPU; 360 degrees take twice that, 21 s to set up and 7 GB.
+        0.15 s on a CPU; 360 degrees take twice that, 12 s to set up and 1.2 GB.
     radius : float, optional
         Radius of the sphere in m.
+    group : torch.distributed.ProcessGroup, optional
+        Ranks that share the work: each has a part of the Legendre tables and of the spectra. All of
+        them must make the model and each of its calls with the same arguments, with whole fields;
+        each gets the whole result. By default one rank does all.
 
     Raises
     ------
     ValueError
-        If there is no level, or `lmax` or `radius` is out of range.
+        If there is no level, or `lmax` or `radius` is out of range, or a model in this process is
+        shared by another group.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class WindDecomposition(torch.nn.Module):
         levels: Sequence[int | str] = (850,),
         lmax: int | None = None,
         radius: float = EARTH_RADIUS,
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         names = [str(level) for level in levels]
@@ -67,6 +77,7 @@ class WindDecomposition(torch.nn.Module):
         if radius <= 0:
             raise ValueError(f"radius={radius}: must be positive")
         self._levels, self._lmax, self._radius = names, lmax, radius
+        self._split = split_over(group)
         self._inputs = np.array([f"{wind}{level}" for level in names for wind in "uv"])
         self._outputs = np.array([f"{name}{level}" for level in names for name in _QUANTITIES])
         self._transforms: dict[tuple[object, ...], _Transform] = {}
@@ -114,7 +125,7 @@ class WindDecomposition(torch.nn.Module):
 
         Returns relative vorticity and divergence (s-1), streamfunction and velocity potential
         (m2 s-1) of each level, float32, on the same device. Raises `ValueError` if the grid is not
-        global or its rows are of no known kind.
+        global, its rows are of no known kind, or it carries too few degrees for the group.
         """
         output = self.output_coords(coords)
         transform = self._transform(coords["lat"], coords["lon"], x.device)
@@ -134,7 +145,10 @@ class WindDecomposition(torch.nn.Module):
                     f"lmax={lmax} is too large for {grid.nlat} x {grid.nlon} points: "
                     f"their quadrature is exact up to {largest}"
                 )
-            self._transforms[key] = _Transform(grid, lmax, self._radius).to(device)
+            if self._split is not None:
+                self._split.check(lmax)
+            transform = _Transform(grid, lmax, self._radius, self._split)
+            self._transforms[key] = transform.to(device)
         return self._transforms[key]
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
@@ -146,16 +160,15 @@ class WindDecomposition(torch.nn.Module):
 class _Transform(torch.nn.Module):
     """The decomposition on one grid: (2, nlat, nlon) to (4, nlat, nlon)."""
 
-    def __init__(self, grid: SphereGrid, lmax: int, radius: float) -> None:
+    def __init__(self, grid: SphereGrid, lmax: int, radius: float, split: Split | None) -> None:
         # This import takes seconds, and a check of the config does not need it.
-        from torch_harmonics import InverseRealSHT, RealVectorSHT
+        from distinf.models.transforms import make_transform
 
         super().__init__()
-        shape = (grid.quadrature_nlat, grid.nlon)
-        options = {"lmax": lmax, "mmax": lmax, "grid": grid.quadrature, "csphase": False}
+        shape = (grid.quadrature_nlat, grid.nlon, lmax, grid.quadrature, split)
         self._grid = grid
-        self._forward = RealVectorSHT(*shape, **options).float()
-        self._inverse = InverseRealSHT(*shape, **options).float()
+        self._forward = make_transform("RealVectorSHT", *shape)
+        self._inverse = make_transform("InverseRealSHT", *shape)
         degree = torch.arange(lmax, dtype=torch.float64)
         self._radius = radius
         self.register_buffer("laplacian", (-degree * (degree + 1) / radius**2).float()[:, None])
