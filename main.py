@@ -24,7 +24,7 @@ HOME = str(Path(__file__).resolve().parent)
 
 
 @hydra.main(version_base="1.3", config_path="cfg", config_name="shallow_water")
-def run(cfg: DictConfig) -> None:
+def run_job(cfg: DictConfig) -> None:
     """Check the config of one job of Hydra's, open the session, run the recipe on the driver."""
     # A launcher of Hydra's may call this function in a process that does not know this folder.
     if HOME not in sys.path:
@@ -32,14 +32,15 @@ def run(cfg: DictConfig) -> None:
     from recipes.shared import checks, cli
 
     with cli.explained():  # inside, too: Hydra would announce the error first, on every rank
-        runtime = checks.read_run(cfg).runtime
+        run = checks.read_run(cfg)
         if cli.made_batch_script(cfg):
             return
         with session(
-            runtime,
+            run.runtime,
             cli.number_of_ranks(cfg),
             preflight=lambda: cli.find_recipe(cfg).check(cfg),
             must_match=cli.settings(cfg),
+            groups=run.groups,
         ) as rank:
             if rank == 0:
                 getattr(cli.find_recipe(cfg), cfg.recipe)(cfg)
@@ -51,7 +52,7 @@ def main() -> None:
 
     with explained():
         prepare()
-        run()
+        run_job()
 
 
 if __name__ == "__main__":

@@ -3,17 +3,19 @@
 uv run python -m benchmarks.chaos --runs 40 --seed 1
 uv run python -m benchmarks.chaos --job archive
 uv run python -m benchmarks.chaos --job drivers
+uv run python -m benchmarks.chaos --job groups
 
 Every run is one small forecast, the diagnosis of an archive of members with statistics and scores,
-or a forecast of members by several drivers. It is resumed until it is complete: models that raise,
-kill, stop or stall their process, signals to any process of it, and files cut short between two
-attempts.
+a forecast of members by several drivers, or a forecast whose models run on two ranks each. It is
+resumed until it is complete: models that raise, kill, stop or stall their process, signals to any
+process of it, and files cut short between two attempts.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -79,6 +81,7 @@ class Job:
     members: int | None
     marks: dict[str, int]
     drivers: bool = False  # several, as many as the draw says
+    group: int = 1  # ranks that run each model together
 
     def chunk(self, index: int) -> str:
         """Path of the chunk of a step of ``twice``, which is not in a shard."""
@@ -127,7 +130,14 @@ def drivers(home: Path) -> Job:
     return Job(words, leads, members, marks, drivers=True)
 
 
-JOBS = {"forecast": forecast, "archive": archive, "drivers": drivers}
+def groups(home: Path) -> Job:
+    """A forecast whose prognostic and diagnostic run on two ranks each."""
+    plain = forecast(home)
+    words = (*plain.words, "prognostic.ranks=2", "+diagnostic.faulty.ranks=2")
+    return dataclasses.replace(plain, words=words, group=2)
+
+
+JOBS = {"forecast": forecast, "archive": archive, "drivers": drivers, "groups": groups}
 
 
 class Run:
@@ -146,9 +156,10 @@ class Run:
         self.store = self.folder / "out.zarr"
         self.launch = draw.choice([way for way in LAUNCHES if way != "srun" or slurm])
         self.launch = "ray" if engine == "ray" else self.launch
-        self.ranks = draw.randint(2, 4)
+        self.ranks = draw.randint(2, 4) if job.group == 1 else job.group * draw.randint(2, 3)
         self.marker = uuid.uuid4().hex
         self.torn: set[Path] = set()
+        self.model = "Faulty" if job.group == 1 else "FaultyTogether"
         self.environment = {"DISTINF_TEST_RUN": self.marker, **slurm}
         steps = draw.sample(range(job.leads), draw.randint(5, 9))
         self.faults = {6 * step: draw.choice(IN_MODEL) for step in steps}
@@ -163,7 +174,7 @@ class Run:
             *self.job.words,
             *("parameters.output_path=out.zarr", "output.mode=resume", "output.verify=true"),
             *self.shared_out(),
-            "+diagnostic.faulty._target_=testing.faulty.Faulty",
+            f"+diagnostic.faulty._target_=testing.faulty.{self.model}",
             f"+diagnostic.faulty.faults={{{faults}}}",
             f"+diagnostic.faulty.folder={self.folder}",
             "+diagnostic.faulty.seconds=0.1",
@@ -350,7 +361,8 @@ def _stopped(pid: int) -> bool:
 def undisturbed(job: Job) -> xr.Dataset:
     """The bytes that every run must have."""
     run = Run(random.Random(0), {}, Score(), job)
-    run.launch, run.faults, run.ranks = "own", {}, 1
+    run.launch, run.faults = "own", {}
+    run.ranks = 1 if job.group == 1 else 2 * job.group
     assert run.attempt(run.command(), disturb=False) == 0, (run.folder / "log.txt").read_text()
     values = run.values()
     shutil.rmtree(run.folder)

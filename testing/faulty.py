@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from distinf.errors import SessionError
 from distinf.session.session import current_session
@@ -111,3 +112,16 @@ class Faulty:
         if fault == "grow":
             _held.append(torch.ones(_GROWTH, dtype=torch.uint8))
             time.sleep(3600)
+
+
+class FaultyTogether(Faulty):
+    """The same on several ranks, each of which waits for the others; one of them has the fault."""
+
+    def __init__(self, *args: Any, group: dist.ProcessGroup, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._group = group
+
+    def __call__(self, x: torch.Tensor, coords: Any) -> Any:
+        result = super().__call__(x, coords)
+        dist.all_reduce(torch.zeros(1), group=self._group)
+        return result

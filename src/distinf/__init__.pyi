@@ -15,6 +15,7 @@ from .inference import DistributedInference as DistributedInference
 from .inference import local_concurrent_pipeline as local_concurrent_pipeline
 from .loading import ArchiveSteps as ArchiveSteps
 from .loading import load_section as load_section
+from .options import GroupSizes as GroupSizes
 from .options import Output as Output
 from .options import Report as Report
 from .options import Runtime as Runtime
@@ -51,3 +52,4 @@ from .session import submit_run as submit_run
 from .session import tells_errors as tells_errors
 from .store import ForecastStore as ForecastStore
 from .store import StoreLayout as StoreLayout
+from .transport import Grouped as Grouped

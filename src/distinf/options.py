@@ -261,6 +261,41 @@ class Runtime:
         return None if most is None else int(most)
 
 
+@dataclasses.dataclass(frozen=True)
+class GroupSizes:
+    """How many ranks run a model together: the prognostic, and each of the diagnostics."""
+
+    prognostic: int = 1
+    diagnostic: int = 1
+
+    @property
+    def any(self) -> bool:
+        """Whether a model runs on several ranks."""
+        return self != GroupSizes()
+
+    def check(self, world_size: int) -> None:
+        """Raise `ConfigError` if so many ranks cannot be divided so."""
+        if self.any and world_size < self.prognostic + self.diagnostic:
+            key = "prognostic" if self.prognostic > 1 else "diagnostic.<name>"
+            raise ConfigError(
+                f"{key}.ranks: the prognostic needs {self.prognostic} rank(s) and the diagnostics "
+                f"{self.diagnostic} more, but there are {world_size}: start more (runtime.nproc)"
+            )
+        if (workers := world_size - self.prognostic) % self.diagnostic:
+            raise ConfigError(
+                f"diagnostic.<name>.ranks={self.diagnostic}: does not divide the {workers} ranks "
+                f"that are left beside the prognostic's {self.prognostic}: start "
+                f"{self.prognostic + self.diagnostic * max(1, workers // self.diagnostic)} or "
+                f"{self.prognostic + self.diagnostic * (workers // self.diagnostic + 1)}"
+            )
+
+    def groups(self, world_size: int) -> list[tuple[int, ...]]:
+        """Ranks of the prognostic, and of each replica of the diagnostics."""
+        first = range(self.prognostic, world_size, self.diagnostic)
+        replicas = [tuple(range(rank, rank + self.diagnostic)) for rank in first]
+        return [tuple(range(self.prognostic)), *replicas]
+
+
 def _check_region(region: Any) -> Any:
     if region is None:
         return None

@@ -61,6 +61,7 @@ from distinf.store import (
     to_netcdf,
     vocabulary,
 )
+from distinf.transport import Grouped
 from distinf.versions import versions
 
 log = logging.getLogger("distinf")
@@ -174,7 +175,10 @@ def load_forecast(run: Run) -> Forecast:
 
 def load_models(run: ForecastRun, device: torch.device) -> Models:
     """Load what forecasts, on a device of this rank; raises as :func:`load_forecast`."""
-    prognostic = load_section(run.prognostic, "prognostic").to(device)
+    if run.ranks > 1:
+        prognostic: Any = Grouped(partial(load_section, run.prognostic, "prognostic"))()
+    else:
+        prognostic = load_section(run.prognostic, "prognostic").to(device)
     data = load_section(run.data, "data")
     check_initial(prognostic, data)
     import_first("earth2studio.data")  # reads it; the workers are still loading
@@ -431,8 +435,10 @@ def print_report(run: Run, store: ForecastStore) -> None:
         workers = tuple(sorted({*farm.may_diagnose, *joined}))
         writers = len(workers) if run.written_where_computed else output.writers
         engine = session.runtime.engine
-        print(summarize(farm.events, wall, workers, writers, session.cores, engine))
-        record = Record(farm.events, workers, writers, session.cores, engine)
+        together = run.groups.prognostic, run.groups.diagnostic
+        facts = farm.events, workers, writers, session.cores, engine, together
+        print(summarize(farm.events, wall, *facts[1:]))
+        record = Record(*facts)
     print(f"Results: {run.output_path}")
     if run.report_file is not None:
         _write_page(run, run.report_file, record)

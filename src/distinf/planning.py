@@ -44,6 +44,7 @@ from distinf.store import (
     check_names,
     check_statistics,
 )
+from distinf.transport import Grouped
 
 log = logging.getLogger("distinf")
 
@@ -154,7 +155,10 @@ def chain_factory(
 
     ``factories`` make its models; ``source`` makes the data source, if the worker reads.
     """
-    placed = [(name, factory, run.placements[name]) for name, factory in factories.items()]
+    placed = [
+        (name, _over_ranks(name, factory, run), run.placements[name])
+        for name, factory in factories.items()
+    ]
     links = [
         Link(
             name,
@@ -171,6 +175,12 @@ def chain_factory(
     subset = StoredSubset(run.output.variables, run.output.region)
     chain = partial(Chain, links, subset, run.runtime.seed)
     return partial(ArchiveChain, source, chain) if isinstance(run, ArchiveRun) else chain
+
+
+def _over_ranks(name: str, factory: Callable[..., Any], run: Run) -> Callable[[], Any]:
+    """Let a factory make its model on all ranks of a replica, if it runs on several."""
+    loads = isinstance(factory, partial) and factory.func is load_section
+    return Grouped(factory, name) if loads and run.placements[name].ranks > 1 else factory
 
 
 def own_variables(run: Run) -> Callable[[], Chain]:

@@ -14,8 +14,16 @@ import numpy as np
 
 from distinf.diagnostics import Placement, chains, split
 from distinf.errors import ConfigError
-from distinf.loading import check_outputs, check_target, read_files
-from distinf.options import Output, Report, Runtime, check_keys, current_targets, from_mapping
+from distinf.loading import check_outputs, check_takes_group, check_target, read_files
+from distinf.options import (
+    GroupSizes,
+    Output,
+    Report,
+    Runtime,
+    check_keys,
+    current_targets,
+    from_mapping,
+)
 from distinf.parameters import parse_ensemble, parse_lead_times, parse_members, parse_times
 from distinf.statistics import are_scores, score_names, scores_of
 
@@ -69,6 +77,13 @@ class Run:
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def groups(self) -> GroupSizes:
+        """How many ranks run the prognostic, and each diagnostic, together."""
+        ranks = {own.ranks for name, own in self.placements.items() if name not in self.scores}
+        own = self.ranks if isinstance(self, ForecastRun) else 1
+        return GroupSizes(own, max(ranks, default=1))
+
+    @property
     def written_where_computed(self) -> bool:
         """Whether each rank writes its results itself."""
         return self.output.writer == "workers" or self.runtime.drivers != 1
@@ -95,6 +110,8 @@ class ForecastRun(Run):
         Sections with ``_target_``, for `load_section`.
     restartable : bool | None
         ``prognostic.restartable``.
+    ranks : int
+        ``prognostic.ranks``: ranks that run it together.
     """
 
     times: np.ndarray
@@ -103,6 +120,7 @@ class ForecastRun(Run):
     prognostic: Mapping[str, Any]
     perturbation: Mapping[str, Any]
     restartable: bool | None
+    ranks: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +183,9 @@ def read_run(settings: Mapping[str, Any]) -> Run:
             raise ConfigError(f"{where}: this name is reserved for output.prognostic_variables")
         placements[name], diagnostics[name] = split(section or {}, where)
         check_target(diagnostics[name], where)
+        if placements[name].ranks > 1:
+            check_takes_group(diagnostics[name], where, placements[name].ranks)
+    _check_ranks(placements)
     output = from_mapping(Output, settings["output"] or {}, "output")
     scores = _scores(output, placements)
     for name, (placement, section) in scores.items():
@@ -202,6 +223,23 @@ def _report(section: Mapping[str, Any]) -> Report:
     if report.lead_times is not None:
         parse_lead_times(report.lead_times, "report.lead_times")
     return report
+
+
+def _check_ranks(placements: Mapping[str, Placement]) -> None:
+    """Refuse diagnostics that run on different numbers of ranks: all share the same replicas.
+
+    Also autocast, which the other ranks of a replica would not see.
+    """
+    for name, own in placements.items():
+        if own.ranks > 1 and own.precision is not None:
+            raise ConfigError(
+                f"diagnostic.{name}.precision={own.precision}: not possible with "
+                f"diagnostic.{name}.ranks={own.ranks}; leave one of the two out"
+            )
+    ranks = {name: own.ranks for name, own in placements.items()}
+    if len(set(ranks.values())) > 1:
+        given = ", ".join(f"diagnostic.{name}.ranks={number}" for name, number in ranks.items())
+        raise ConfigError(f"{given}: all diagnostics of a run must have the same number")
 
 
 def _scores(
@@ -254,7 +292,13 @@ def _forecast(settings: Mapping[str, Any], parameters: Mapping[str, Any]) -> dic
     restartable = prognostic.pop("restartable", None)
     if restartable not in (True, False, None):
         raise ConfigError(f"prognostic.restartable={restartable}: choose true, false or null")
+    ranks = prognostic.pop("ranks", None)
+    ranks = 1 if ranks is None else ranks
+    if type(ranks) is not int or ranks < 1:
+        raise ConfigError(f"prognostic.ranks={ranks}: must be a whole number, at least 1, or null")
     check_target(prognostic, "prognostic")
+    if ranks > 1:
+        check_takes_group(prognostic, "prognostic", ranks)
     return {
         "times": times,
         "nsteps": nsteps,
@@ -262,6 +306,7 @@ def _forecast(settings: Mapping[str, Any], parameters: Mapping[str, Any]) -> dic
         "prognostic": prognostic,
         "perturbation": settings["perturbation"] or {},
         "restartable": restartable,
+        "ranks": ranks,
     }
 
 

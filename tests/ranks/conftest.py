@@ -74,7 +74,7 @@ def run(
         folder = tmp_path_factory.mktemp("run")
         line = command(app, *args, torchrun=torchrun)
         with leaving_nothing() as environment:
-            environment["PYTHONPATH"] = str(application.ROOT)  # for testing
+            environment["PYTHONPATH"] = f"{application.ROOT / 'src'}{os.pathsep}{application.ROOT}"
             outcome = application.finish(application.start(line, folder, **environment), deadline)
         return Run(outcome.status, outcome.out, outcome.err)
 

@@ -22,6 +22,7 @@ class Placement:
     """The keys of a diagnostic that are not its model's; see ``cfg/placement/default.yaml``."""
 
     workers: Count | None = None
+    ranks: Count = 1
     after: Annotated[str, Field(description="name one diagnostic")] | None = None
     rename: _Names = field(default_factory=dict)
     precision: Literal["float16", "bfloat16"] | None = None

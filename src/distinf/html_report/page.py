@@ -45,6 +45,8 @@ class Record:
         CPU cores that all ranks shared; None: they computed elsewhere, or it is not known.
     engine : str
         ``runtime.engine``.
+    together : tuple[int, int]
+        Ranks that run the prognostic, and each diagnostic, together.
     """
 
     events: Iterable[Event]
@@ -52,6 +54,7 @@ class Record:
     writers: int = 2
     cores: int | None = None
     engine: str = "tensorpipe"
+    together: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,13 @@ def _of_run(record: Record | None) -> dict[str, Any]:
     if not wall > 0:
         return found
     found["summary"] = summarize(
-        totals, wall, record.workers, record.writers, record.cores, record.engine
+        totals,
+        wall,
+        record.workers,
+        record.writers,
+        record.cores,
+        record.engine,
+        record.together,
     )
     timeline = read_timeline(record.events)
     if timeline is not None:

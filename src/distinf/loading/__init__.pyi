@@ -1,6 +1,7 @@
 from .archive import Archive as Archive
 from .archive import ArchiveSteps as ArchiveSteps
 from .imports import import_first as import_first
+from .load import check_takes_group as check_takes_group
 from .load import check_target as check_target
 from .load import load_data as load_data
 from .load import load_model as load_model

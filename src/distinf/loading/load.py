@@ -70,7 +70,7 @@ def load_data(kind: str, **settings: Any) -> Any:
         raise ConfigError(f"{found.__name__} cannot be reached ({why})") from error
 
 
-def load_section(settings: Mapping[str, Any], where: str) -> Any:
+def load_section(settings: Mapping[str, Any], where: str, **more: Any) -> Any:
     """Make the object of a section with ``_target_``.
 
     Parameters
@@ -79,6 +79,8 @@ def load_section(settings: Mapping[str, Any], where: str) -> Any:
         The section.
     where : str
         Its name, such as ``"diagnostic.precip_afno"``.
+    **more : Any
+        Further arguments, such as ``group``.
 
     Returns
     -------
@@ -94,7 +96,7 @@ def load_section(settings: Mapping[str, Any], where: str) -> Any:
     """
     try:
         import_first(settings["_target_"])
-        return instantiate(settings)
+        return instantiate(settings, **more)
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ConfigError):
@@ -157,6 +159,20 @@ def check_target(given: Mapping[str, Any], where: str) -> None:
     taken = declared.parameters() if declared is not None else None
     if taken is not None:
         check_keys([key for key in given if not key.startswith("_")], taken, where)
+
+
+def check_takes_group(given: Mapping[str, Any], where: str, ranks: int) -> None:
+    """Raise `ConfigError` if a model is known not to run on several ranks."""
+    target = str(given["_target_"])
+    if not target.startswith(("distinf.", "earth2studio.")):
+        return  # it is asked when it is constructed
+    declared = find(target, f"{where}._target_")
+    if declared is None or "group" not in (declared.parameters() or ()):
+        name = given.get("model", target).rpartition(".")[2]
+        raise ConfigError(
+            f"{where}.ranks={ranks}: {name} runs on one rank; only a model that takes a process "
+            "group (group=) runs on several"
+        )
 
 
 def _check_loader(given: Mapping[str, Any], loader: str, where: str) -> None:

@@ -185,8 +185,17 @@ def limit(work: Work, workers: int) -> str:
     return "prognostic" if 2 * work.steps >= work.stepped else "one call"
 
 
-def advise(work: Work, workers: int, in_process: bool = False, engine: str = "tensorpipe") -> str:
-    """Say what limited a run and what would help; ``in_process``: one process did everything."""
+def advise(
+    work: Work,
+    workers: int,
+    in_process: bool = False,
+    engine: str = "tensorpipe",
+    together: tuple[int, int] = (1, 1),
+) -> str:
+    """Say what limited a run and what would help; ``in_process``: one process did everything.
+
+    ``together`` are the ranks that run the prognostic, and each diagnostic, together.
+    """
     if in_process:
         gain = serial(work) / max(ideal(work, 1), 1e-9)
         return (
@@ -197,7 +206,7 @@ def advise(work: Work, workers: int, in_process: bool = False, engine: str = "te
         return more
     what = limit(work, workers)
     enough = keeping_up(work)
-    ranks = enough + work.drivers
+    ranks = enough * together[1] + work.drivers - 1 + together[0]
     key = f"runtime.workers={enough}" if engine == "ray" else f"runtime.nproc={ranks}"
     if work.at_home:
         return (

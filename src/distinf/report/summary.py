@@ -15,6 +15,7 @@ def summarize(
     writers: int = 2,
     cores: int | None = None,
     engine: str = "tensorpipe",
+    together: tuple[int, int] = (1, 1),
 ) -> str:
     """Describe in a few lines where the time went, what limited the run and what would help.
 
@@ -32,6 +33,8 @@ def summarize(
         CPU cores that all ranks share; by default None: they compute elsewhere.
     engine : str, optional
         ``runtime.engine``, whose key for the number of workers is named.
+    together : tuple[int, int], optional
+        Ranks that run the prognostic, and each diagnostic, together; by default 1 each.
     """
     totals = events if isinstance(events, Totals) else Totals.of(events)
     wall = max(wall, 1e-9)
@@ -65,9 +68,9 @@ def summarize(
             f"Workers were busy {100 * seconds['diagnose'] / (count * wall):.0f} % of the time; "
             f"at these models' speed the run takes at least {best:.1f} s with {count} worker(s)"
         )
-        ranks = len({*workers, *totals.steps, 0})
+        ranks = len({*workers, *totals.steps, 0} - {0}) * together[1] + together[0]
         lines.append(_one_process(serial(work), wall, ranks, cores))
-    lines.append(advise(work, count, in_process, engine))
+    lines.append(advise(work, count, in_process, engine, together))
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,13 +21,15 @@ import torch.distributed as dist
 from distinf.errors import SessionError
 from distinf.farm import Farm, Pulse
 from distinf.gpu import Cuda, Lane, to_host
-from distinf.options import Runtime
+from distinf.options import GroupSizes, Runtime
 from distinf.session import network, peers, process, rendezvous
+from distinf.session.groups import GroupMember
 from distinf.session.launcher import RankInfo, lets_survivors_live
 from distinf.session.local_ranks import LocalRanks
 from distinf.transport import (
     InProcess,
     Peer,
+    Replicas,
     RpcTransport,
     Transport,
     Worker,
@@ -35,6 +37,7 @@ from distinf.transport import (
     device_maps,
     join_rpc,
     serve,
+    why_it_left,
 )
 
 if TYPE_CHECKING:
@@ -107,7 +110,7 @@ class DriverSession(Session):
     """Rank 0's session: it hands out tasks and watches the workers.
 
     ``ranks`` are all ranks, empty in a single process; ``local`` are the workers, if this process
-    started them.
+    started them; in ``store`` ranks note why they leave.
     """
 
     def __init__(
@@ -119,14 +122,20 @@ class DriverSession(Session):
         resources: ExitStack,
         ranks: list[Peer],
         local: LocalRanks | None,
+        store: dist.Store | None = None,
     ) -> None:
         super().__init__(info, runtime, worker.device, resources)
+        self._store = store
         self._transport = transport
         self._ranks = ranks
         self._local = local
         self._unresponsive: set[int] = set()
         self._error: BaseException | None = None
         several = info.world_size > 1
+        replicas = transport if isinstance(transport, Replicas) else None
+        # Rank 0 alone is no replica.
+        together = replicas is not None and replicas.are_several
+        self._replicas = replicas
         self._farm = Farm(
             transport,
             # A worker takes its next input while it computes; this process alone cannot.
@@ -134,7 +143,7 @@ class DriverSession(Session):
             max_attempts=runtime.max_attempts,
             call_timeout=runtime.call_timeout,
             skip_errors=runtime.on_error == "skip",
-            driver_works=runtime.driver_works if several else "never",
+            driver_works=runtime.driver_works if several and not together else "never",
             min_workers=runtime.least_workers,
             wait_for_workers=runtime.wait_for_workers,
         )
@@ -144,10 +153,12 @@ class DriverSession(Session):
         if local is not None:
             local.watch(self.mark_lost)
             resources.callback(local.expect_end)
+        if replicas is not None:
+            replicas.when_lost = self.mark_lost
         if several:
             pulse = Pulse(
                 transport,
-                self._farm.lives,
+                self._lives,
                 runtime.liveness_timeout,
                 self.mark_lost,
             )
@@ -170,12 +181,47 @@ class DriverSession(Session):
         self._farm.fail(self._error or SessionError("the session is closed"))
         self._transport.close(self._error is not None)
 
+    def _lives(self) -> dict[int, int]:
+        """Ranks that must give signs of life, and which of its lives each has."""
+        lives = self._farm.lives()
+        if self._replicas is None:
+            return lives
+        beside = dict.fromkeys(self._replicas.beside_driver, 0)
+        return beside | {r: n for rank, n in lives.items() for r in self._replicas.group_of(rank)}
+
     def mark_lost(self, rank: int, reason: str) -> None:
         """Give a lost rank's tasks to others, and kill its process, unless the transport does.
 
-        A stopped process does not end by itself, and its launcher would wait for it.
+        A stopped process does not end by itself, and its launcher would wait for it. Ranks that run
+        a model together with it wait for it in a collective, and are lost with it.
         """
-        self._farm.mark_lost(rank, reason)
+        if self._replicas is None:
+            self._farm.mark_lost(rank, reason)
+            self._end(rank)
+        elif self._store is not None and (failure := why_it_left(self._store, rank)):
+            # The first rank of its group tells that as the error of the task, then it leaves, too.
+            give_up = functools.partial(self._lose_group, rank, failure)
+            self._resources.callback(_after(2 * _REPLY_SECONDS, give_up).cancel)
+        else:
+            self._lose_group(rank, reason)
+
+    def _lose_group(self, rank: int, reason: str) -> None:
+        """Lose all ranks that run a model together with a lost one."""
+        assert self._replicas is not None
+        ranks = self._replicas.group_of(rank)
+        if ranks[0] == 0:
+            self._farm.fail(
+                SessionError(f"rank {rank}, which runs the prognostic, is lost: {reason}")
+            )
+        else:
+            own = "" if rank == ranks[0] else f"rank {rank} of its group: "
+            self._farm.mark_lost(ranks[0], f"{own}{reason}")
+        for lost in ranks:
+            if lost != 0:
+                self._end(lost)
+
+    def _end(self, rank: int) -> None:
+        """Kill the process of a lost rank, where this rank may."""
         if self._local is not None:
             self._local.kill(rank)
         elif not self._ranks:
@@ -204,11 +250,13 @@ def join(
     local: LocalRanks | None,
     must_match: Mapping[str, Any] | None,
     resources: ExitStack,
+    groups: GroupSizes,
 ) -> Session:
     """Join the other ranks until the deadline, and return this rank's session.
 
-    ``local`` are the workers, if this process started them. What is opened goes to ``resources``,
-    which the caller closes on an error and the session at its end.
+    ``groups`` are the ranks that run a model together. ``local`` are the workers, if this process
+    started them. What is opened goes to ``resources``, which the caller closes on an error and the
+    session at its end.
     """
     resources.callback(torch.set_num_threads, torch.get_num_threads())
     torch.set_num_threads(runtime.threads)
@@ -227,11 +275,21 @@ def join(
     group = find_peers(info, device, deadline, local, must_match)
     resources.enter_context(network.interface_restored())
     bind_network(group, runtime.interface)
-    transport = join_group(group, worker, runtime, deadline)
+    gpus, leave = [peer.gpu for peer in group.peers], functools.partial(_leave_group, info.rank)
+    member = GroupMember(info.rank, device, gpus, group.store, leave)
+    worker.join_group = member.join
+    rpc = join_group(group, worker, runtime, deadline)
     resources.callback(process.end_manager)
-    if transport is None:
+    resources.callback(member.leave)
+    if rpc is None:
         return WorkerSession(info, runtime, device, resources, group.store)
-    return DriverSession(info, runtime, worker, transport, resources, group.peers, local)
+    transport: Transport = rpc
+    if groups.any:
+        transport = Replicas(rpc, groups.groups(info.world_size))
+        transport.form(member.join, max(10.0, deadline - time.monotonic()))
+    return DriverSession(
+        info, runtime, worker, transport, resources, group.peers, local, group.store
+    )
 
 
 @dataclass(frozen=True)
@@ -301,17 +359,28 @@ def join_group(
     return RpcTransport(worker, info.world_size, store, choice, stay) if info.rank == 0 else None
 
 
-def _leave_soon(rank: int, reason: str) -> None:
-    """End this worker's process after its reply is sent: its GPU fails every further call.
+def _after(seconds: float, work: Callable[[], None]) -> threading.Timer:
+    timer = threading.Timer(seconds, work)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _leave_group(rank: int, reason: str) -> None:
+    """End a worker whose group is broken; rank 0 reports it with the error of the prognostic."""
+    if rank != 0:
+        _leave_soon(rank, reason, "its group")
+
+
+def _leave_soon(rank: int, reason: str, what: str = "its GPU") -> None:
+    """End this worker's process after its reply is sent: every further call would fail.
 
     The status is 0, since some launchers end all ranks when one fails; rank 0 reports the error.
     """
     print(
-        f"distinf: rank {rank} on {socket.gethostname()} leaves, its GPU can no longer be "
+        f"distinf: rank {rank} on {socket.gethostname()} leaves, {what} can no longer be "
         f"used: {reason}",
         file=sys.stderr,
         flush=True,
     )
-    end = threading.Timer(_REPLY_SECONDS, os._exit, (0,))
-    end.daemon = True
-    end.start()
+    _after(_REPLY_SECONDS, functools.partial(os._exit, 0))

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from distinf.errors import ConfigError, SessionError
-from distinf.options import Runtime
+from distinf.options import GroupSizes, Runtime
 from distinf.session import launcher, network
 from distinf.session.launcher import RankInfo
 from distinf.session.local_ranks import LocalRanks
@@ -27,6 +27,7 @@ def session(
     nproc: int | None = None,
     preflight: Callable[[], None] | None = None,
     must_match: Mapping[str, Any] | None = None,
+    groups: GroupSizes | None = None,
 ) -> Iterator[int]:
     """Open a session; every rank runs this, and workers serve inside until rank 0's block ends.
 
@@ -42,6 +43,8 @@ def session(
         Checks that rank 0 calls while the other ranks start; an error in it ends all ranks.
     must_match : Mapping[str, Any] | None, optional
         Settings that must be equal on all ranks that give any, by default None.
+    groups : GroupSizes | None, optional
+        How many ranks run a model together, by default None: each runs its own.
 
     Yields
     ------
@@ -51,12 +54,13 @@ def session(
     Raises
     ------
     ConfigError
-        If ``nproc`` and ``runtime.nproc`` differ, or settings of the ranks do.
+        If ``nproc`` and ``runtime.nproc`` differ, or settings of the ranks do, or the ranks cannot
+        be divided into ``groups``.
     SessionError
         If the ranks did not find each other in time, rank 0 has ended, or a session is open
         already.
     """
-    opened = open_session(runtime, nproc, preflight, must_match)
+    opened = open_session(runtime, nproc, preflight, must_match, groups)
     try:
         opened.serve()
         yield opened.rank
@@ -71,6 +75,7 @@ def open_session(
     nproc: int | None = None,
     preflight: Callable[[], None] | None = None,
     must_match: Mapping[str, Any] | None = None,
+    groups: GroupSizes | None = None,
 ) -> Session:
     """Open a session without a ``with`` block; arguments and errors as in :func:`session`."""
     global _current
@@ -79,7 +84,7 @@ def open_session(
     resources = ExitStack()
     try:
         runtime = _with_nproc(runtime or Runtime(), nproc)
-        _current = _open(runtime, preflight, must_match, resources)
+        _current = _open(runtime, preflight, must_match, resources, groups or GroupSizes())
     except BaseException:
         resources.close()
         raise
@@ -130,7 +135,14 @@ def _open(
     preflight: Callable[[], None] | None,
     must_match: Mapping[str, Any] | None,
     resources: ExitStack,
+    groups: GroupSizes,
 ) -> Session:
+    if groups.any and (runtime.engine == "ray" or runtime.drivers != 1):
+        other = "engine=ray" if runtime.engine == "ray" else f"drivers={runtime.drivers}"
+        raise ConfigError(
+            f"runtime.{other}: a model that runs on several ranks (ranks) is not possible with it; "
+            "leave one of the two out"
+        )
     if runtime.engine == "ray":
         server = _serve_metrics(runtime, resources)
         return _with_metrics(_open_on_ray(runtime, preflight, resources), server)
@@ -140,6 +152,7 @@ def _open(
     nproc = runtime.nproc or 1
     info = launched or RankInfo("none" if nproc == 1 else "distinf", 0, nproc, 0, nproc)
     _check_launch(runtime, info, launched.launcher if launched else "no launcher")
+    groups.check(info.world_size)
     local: LocalRanks | None = None
     if launched is None and nproc > 1:
         local = LocalRanks(nproc, _serve, (runtime,))  # they import while this rank does
@@ -158,7 +171,7 @@ def _open(
             raise
     from distinf.session import roles
 
-    joined = roles.join(info, runtime, deadline, local, must_match, resources)
+    joined = roles.join(info, runtime, deadline, local, must_match, resources, groups)
     return _with_metrics(joined, metrics)
 
 

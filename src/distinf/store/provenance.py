@@ -30,7 +30,10 @@ _DECIDING = ("runtime.batch", "runtime.seed", "runtime.threads", "output.shards"
 # Versions whose names begin so decide the values.
 _SCHEME = "the scheme of "
 # Values that mean the same as no value.
-_SAME_AS_NONE = {r"diagnostic\.[^.]*\.compile": False}
+_SAME_AS_NONE = {
+    r"diagnostic\.[^.]*\.compile": False,
+    r"(diagnostic\.[^.]*|prognostic)\.ranks": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ def _differences(
         if isinstance(a or {}, dict) and isinstance(b or {}, dict) and (a or b):
             yield from _differences(a or {}, b or {}, f"{path}.")
         elif json.dumps(a, default=str) != json.dumps(b, default=str):
-            yield path, a, b
+            yield path, was.get(key), now.get(key)
 
 
 def _nsteps(config: Mapping[str, Any]) -> Any:

@@ -11,6 +11,13 @@ from .in_process import InProcess as InProcess
 from .ray_actors import CONCURRENCY as CONCURRENCY
 from .ray_actors import RayTransport as RayTransport
 from .ray_actors import RayWorker as RayWorker
+from .replica import Grouped as Grouped
+from .replica import RankGroup as RankGroup
+from .replica import end_leading as end_leading
+from .replica import follow as follow
+from .replica import lead as lead
+from .replica import why_it_left as why_it_left
+from .replicas import Replicas as Replicas
 from .rpc import RpcTransport as RpcTransport
 from .rpc import join_rpc as join_rpc
 from .rpc import serve as serve

@@ -48,11 +48,11 @@ class Call:
     """One call of a function of a resident model.
 
     ``method`` is ``"__build__"``, which constructs the model as ``args[0](*args[1:], **kwargs)``,
-    ``"__drop__"``, which deletes it, ``"__forward__"`` for one diagnostic call, the name of one of
-    its methods, or of no model ``"__release__"``, which releases the kept tensors of the numbers
-    ``args``. ``task`` describes the task in messages. The tensors among the arguments belong
-    to the call alone; they hold their values after the event ``ready`` of the driver's GPU (None:
-    they do already), which does not travel.
+    ``"__drop__"``, which deletes it, ``"__forward__"`` for one diagnostic call, or the name of one
+    of its methods; of no model ``"__release__"``, which releases the kept tensors of the numbers
+    ``args``, or ``"__group__"``, which joins the ranks ``args``. ``task`` describes the task in
+    messages. The tensors among the arguments belong to the call alone; they hold their values after
+    the event ``ready`` of the driver's GPU (None: they do already), which does not travel.
     """
 
     model: int

@@ -47,6 +47,7 @@ class Worker:
 
     With ``results_stay``, at first False, results of ``forward`` stay on the device.
     ``kept`` are the tensors of results that are `Kept`; ``fetch`` gets one that another rank keeps.
+    ``join_group`` is called with the ranks that run models together with this one.
     ``when_unusable`` is called with the reason, once, when an error has left the GPU unusable for
     this process.
     """
@@ -66,6 +67,7 @@ class Worker:
         self._process = psutil.Process()
         self.kept = KeptTensors(rank)
         self.fetch: Callable[[Remote], torch.Tensor] | None = None
+        self.join_group: Callable[..., None] | None = None
         self._models: dict[int, Any] = {}
         # Several threads receive calls, so that the next input can arrive; calls compute in turn.
         self._turn = threading.Lock()
@@ -172,6 +174,9 @@ class Worker:
         return Failure(self._describe(call), type(error).__name__, message, trace)
 
     def _call_model(self, call: Call) -> Any:
+        if call.method == "__group__":
+            assert self.join_group is not None
+            return self.join_group(*call.args)
         if call.method == "__build__":
             factory, *args = call.args
             model = factory(*args, **call.kwargs)

@@ -1,0 +1,74 @@
+"""Make the process groups of ranks that run models together, and leave them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from distinf.transport import RankGroup, end_leading, follow, lead
+
+# Under which models of PhysicsNeMo find their group.
+NAME = "model_parallel"
+# A lost rank is found by its signs of life, not by a collective that takes too long.
+_NEVER = timedelta(days=365)
+_STOP_SECONDS = 3.0
+
+
+class GroupMember:
+    """Joins this rank to a group.
+
+    ``gpus`` are those of all ranks. ``unusable`` is called with the reason when this rank can no
+    longer be used.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        device: torch.device,
+        gpus: Sequence[str],
+        store: dist.Store,
+        unusable: Callable[[str], None],
+    ) -> None:
+        self._rank, self._device, self._gpus, self._store = rank, device, gpus, store
+        self._unusable = unusable
+        self._following: threading.Thread | None = None
+
+    def join(self, *ranks: int) -> None:
+        """Form a group with other ranks, which call this, too; the first one leads."""
+        words = dist.new_group(ranks, _NEVER, "gloo", use_local_synchronization=True)
+        gpus = {self._gpus[rank] for rank in ranks} - {""}
+        backend = "nccl" if len(gpus) == len(ranks) else "gloo"  # NCCL refuses a shared GPU
+        model = dist.new_group(ranks, _NEVER, backend, use_local_synchronization=True)
+        _register(model, ranks)
+        group = RankGroup(tuple(ranks), self._rank, words, model, self._store, self._device)
+        if self._rank == ranks[0]:
+            lead(group, self._unusable)
+        else:
+            self._following = threading.Thread(
+                target=follow, args=(group,), name="distinf-follow", daemon=True
+            )
+            self._following.start()
+
+    def leave(self) -> None:
+        """Leave the group, if this rank is in one: a rank that follows waits for the first one."""
+        end_leading()
+        if self._following is not None:
+            self._following.join(_STOP_SECONDS)
+
+
+def _register(group: Any, ranks: tuple[int, ...]) -> None:
+    """Enter a group where DistributedManager.create_process_subgroup does.
+
+    That one divides all ranks evenly, so rank 0 could not have a group of another size.
+    """
+    from physicsnemo.distributed import DistributedManager
+
+    manager = DistributedManager()
+    manager._groups[NAME] = group
+    manager._group_ranks[NAME] = [list(ranks)]
+    manager._group_names[group] = NAME
