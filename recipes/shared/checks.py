@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import distinf
-from distinf import Run, as_archive, as_forecast, check_files
+from distinf import ConfigError, Run, as_archive, as_forecast, check_files
 from distinf import read_run as read_plain
 from recipes.shared.output_path import (
     check_own,
@@ -27,6 +27,8 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 
 def read_run(cfg: DictConfig) -> Run:
     """Read a config; refuse keys that do not exist and values that cannot be."""
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        raise ConfigError(f"{key} is missing: set it, {key}=...")
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     run = read_plain(plain)
     folder = Path(run_folder()) if HydraConfig.initialized() else None

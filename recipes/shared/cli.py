@@ -163,6 +163,8 @@ def explained() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         _fail(f"error: {_explain(error)}")
     except Exception as error:
+        if str(error).startswith("Config group override must be"):  # a ValueError of Hydra
+            _fail(f"error: {_explain_null()}")
         _fail("".join(["error:\n", *traceback.format_exception(error)]))
 
 
@@ -175,6 +177,15 @@ def _explain(error: Exception) -> str:
     if match := re.match(r"Could not override '(.+?)'", text):
         return _explain_key(match[1])
     return text.split("\nConfig search path")[0].strip()
+
+
+def _explain_null() -> str:
+    """Say how to leave out a config group."""
+    given = [arg.partition("=")[0] for arg in sys.argv[1:] if arg.endswith("=null")]
+    groups = [name for name in given if (_HOME / "cfg" / name).is_dir()]
+    return "; ".join(
+        f"{name}=null is no choice of this group: ~{name} leaves it out" for name in groups
+    )
 
 
 def _explain_key(key: str) -> str:

@@ -102,7 +102,7 @@ def _table(kind: Kind, nlat: int, lmax: int, grid: str, orders: range) -> torch.
 
 
 def _few_orders(kind: Kind, nlat: int, lmax: int, grid: str, orders: range) -> torch.Tensor:
-    """The same values as those of the constructors of torch-harmonics, in float64."""
+    """Compute some orders of a table, with the values of torch-harmonics' own, in float64."""
     latitudes, weights = precompute_latitudes(nlat, grid=grid)
     weights = 2 * torch.pi * weights
     options = {"inverse": kind.startswith("Inverse"), "csphase": False, "mmin": orders.start}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -226,5 +227,8 @@ def _check_launch(runtime: Runtime, info: RankInfo, launcher: str) -> None:
 
 def _serve(runtime: Runtime) -> None:
     """Run a rank that rank 0 started."""
-    with session(runtime):
-        pass
+    try:
+        with session(runtime):
+            pass
+    except ConfigError:  # rank 0 has the same settings, and says it
+        sys.exit(1)
