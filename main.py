@@ -29,10 +29,10 @@ def run_job(cfg: DictConfig) -> None:
     # A launcher of Hydra's may call this function in a process that does not know this folder.
     if HOME not in sys.path:
         sys.path.insert(0, HOME)
-    from recipes.shared import checks, cli
+    from recipes.shared import cli
 
     with cli.explained():  # inside, too: Hydra would announce the error first, on every rank
-        run = checks.read_run(cfg)
+        run = cli.read(cfg)
         if cli.made_batch_script(cfg):
             return
         with session(

@@ -20,9 +20,9 @@ from recipes.shared.output_path import (
     run_folder,
 )
 
-__all__ = ["check", "check_archive", "check_models", "check_paths", "read_run"]
+__all__ = ["CHECKOUT", "check", "check_archive", "check_models", "check_paths", "read_run"]
 
-_CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def read_run(cfg: DictConfig) -> Run:
@@ -62,7 +62,7 @@ def _check(cfg: DictConfig) -> None:
 def check_paths(cfg: DictConfig) -> None:
     """Refuse outputs that must not be touched."""
     check_own(cfg)
-    folders = {"the checkout of distinf": str(_CHECKOUT)}
+    folders = {"the checkout of distinf": str(CHECKOUT)}
     if HydraConfig.initialized():
         folders["the run's own folder"] = run_folder()
     check_files(read_run(cfg), folders)

@@ -37,6 +37,7 @@ from distinf import (
     submit_run,
     tells_errors,
 )
+from recipes.shared.checks import read_run
 from recipes.shared.output_path import check_own, own_path, repeated_places
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "made_batch_script",
     "number_of_ranks",
     "prepare",
+    "read",
     "settings",
 ]
 
@@ -139,6 +141,11 @@ def find_recipe(cfg: DictConfig) -> ModuleType:
     if recipe not in names:
         raise ConfigError(f"recipe={recipe} does not exist; the recipes are {', '.join(names)}")
     return importlib.import_module(f"recipes.{recipe}")
+
+
+def read(cfg: DictConfig) -> Any:
+    """Read a config into typed settings, which have ``runtime``: as the recipe does, if it does."""
+    return getattr(find_recipe(cfg), "read", read_run)(cfg)
 
 
 def number_of_ranks(cfg: DictConfig) -> int:

@@ -143,14 +143,14 @@ def load_weightless(settings: Mapping[str, Any], where: str, imported: bool = Tr
 def check_target(given: Mapping[str, Any], where: str) -> None:
     """Raise `ConfigError` if a section's ``_target_`` does not exist or does not take its settings.
 
-    Only targets of distinf and of Earth2Studio are checked. Nothing is imported.
+    Only targets of distinf, Earth2Studio and PhysicsNeMo are checked. Nothing is imported.
     """
     target = given.get("_target_")
     if not isinstance(target, str):
         raise ConfigError(
             f"{where} has no _target_: choose one of its group, or set {where}._target_"
         )
-    if not target.startswith(("distinf.", "earth2studio.")):
+    if not target.startswith(("distinf.", "earth2studio.", "physicsnemo.")):
         return
     if target.startswith("distinf.loading.load_"):
         _check_loader(given, target.removeprefix("distinf.loading."), where)

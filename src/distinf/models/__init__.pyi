@@ -7,4 +7,5 @@ from .galewsky import GalewskyJet as GalewskyJet
 from .netcdf_winds import NetCDFWinds as NetCDFWinds
 from .scores import Scores as Scores
 from .shallow_water import ShallowWater as ShallowWater
+from .trained import Trained as Trained
 from .wind_decomposition import WindDecomposition as WindDecomposition

@@ -1,0 +1,10 @@
+from .folder import check_package as check_package
+from .folder import hold_package as hold_package
+from .pairs import Pairs as Pairs
+from .pairs import check_pairs as check_pairs
+from .pairs import share as share
+from .pairs import split as split
+from .ranks import train_on_all_ranks as train_on_all_ranks
+from .settings import TrainingRun as TrainingRun
+from .settings import read_training as read_training
+from .trainer import Trainer as Trainer

@@ -1,0 +1,88 @@
+"""The folder of a training: what lies there, what may be replaced, who may write."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+
+from distinf.errors import ConfigError, StoreError
+from distinf.loading import check_outputs
+from distinf.training.settings import TrainingRun
+
+PACKAGE, CHECKPOINTS, CURVE = "package.json", "checkpoints", "learning_curve.png"
+_LOCK = ".distinf.lock"
+# What distinf writes there, the package's mark first.
+_OWN = (PACKAGE, "network.mdlus", CHECKPOINTS, CURVE, "tensorboard", "mlflow.db")
+
+
+def check_package(run: TrainingRun, folders: Mapping[str, str]) -> None:
+    """Check that no folder would be destroyed.
+
+    Parameters
+    ----------
+    run : TrainingRun
+        The training.
+    folders : Mapping[str, str]
+        Folders that hold the run, by a name for errors; the package must not contain one of them.
+
+    Raises
+    ------
+    ConfigError
+        If the package is not a local folder, or overlaps what is read or one of the folders.
+    StoreError
+        If something exists there that ``output.mode`` does not replace or resume.
+    """
+    if "://" in run.output_path:
+        raise ConfigError(f"parameters.output_path={run.output_path}: must be a local folder")
+    read = {"path": run.data.path, "target_path": run.data.target_path}
+    check_outputs({"parameters.output_path": run.output_path}, {"data": read}, folders)
+    folder = Path(run.output_path)
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} exists and is no folder")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    there = names - {_LOCK}
+    if there and not there & {PACKAGE, CHECKPOINTS}:
+        raise StoreError(f"{folder} exists and is no package of distinf; it holds {min(there)}")
+    if there and run.output.mode == "create":
+        raise StoreError(
+            f"{folder} exists: choose another parameters.output_path, output.mode=resume or "
+            "output.mode=overwrite"
+        )
+
+
+@contextmanager
+def hold_package(run: TrainingRun) -> Iterator[Path]:
+    """Keep other runs away from the folder of a training; empty it where ``output.mode`` says so.
+
+    Parameters
+    ----------
+    run : TrainingRun
+        The training.
+
+    Yields
+    ------
+    Path
+        The folder; it exists.
+
+    Raises
+    ------
+    StoreError
+        If another run holds it, or it cannot be made.
+    """
+    folder = Path(run.output_path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / _LOCK, timeout=0):
+            for name in _OWN if run.output.mode == "overwrite" else ():
+                own = folder / name
+                if own.is_dir():
+                    shutil.rmtree(own)
+                else:
+                    own.unlink(missing_ok=True)
+            yield folder
+    except filelock.Timeout:
+        raise StoreError(f"another run trains into {folder}: choose another folder") from None
