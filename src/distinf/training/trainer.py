@@ -153,7 +153,10 @@ class Trainer:
         with delayed_compiler():
             from physicsnemo.core import Module
 
-            network = load_section({**channels, **settings, "_convert_": "all"}, "network")
+            try:
+                network = load_section({**channels, **settings, "_convert_": "all"}, "network")
+            except (TypeError, ValueError, RuntimeError, ImportError) as error:
+                raise ConfigError(f"network: it cannot be made: {error}") from error
         if not isinstance(network, Module):
             raise ConfigError(f"network._target_={settings['_target_']}: no module of PhysicsNeMo")
         found = _scales(statistics, [*data.inputs, *data.target])

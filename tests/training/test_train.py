@@ -1,0 +1,262 @@
+"""recipe=train: ranks learn together, end together, go on, and make a package that is diagnosed."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from testing import application
+from testing.preloaded import run_main
+from tests.ranks.conftest import leaving_nothing
+from tests.training import stores
+
+pytestmark = pytest.mark.timeout(400)
+SLOW = pytest.mark.slow
+Start = Callable[..., application.Outcome]
+PACKAGE = ("network.mdlus", "package.json")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """Run the recipe in the test's folder."""
+    stores.make(tmp_path)
+
+    def start(*overrides: str, **more: str) -> application.Outcome:
+        return run_main(*stores.SMALL, *overrides, folder=tmp_path, deadline=200, **more)
+
+    return start
+
+
+def package(folder: Path, name: str = "trained") -> list[bytes]:
+    return [(folder / name / file).read_bytes() for file in PACKAGE]
+
+
+def test_a_package_is_trained_and_diagnosed(start: Start, tmp_path: Path) -> None:
+    done = start("runtime.nproc=1", "training.epochs=8")
+    assert done.status == 0, done.err
+    named = json.loads((tmp_path / "trained" / "package.json").read_text())
+    scores = named["scores"]["ke"]
+    assert scores["network"] < 0.5 * scores["mean_at_each_point"] < scores["mean_at_each_point"]
+    assert "ke on 6 held-out pairs: RMSE" in done.out
+    assert (tmp_path / "trained" / "learning_curve.png").stat().st_size > 10_000
+    made = stores.dataset()
+    out = made.sel(time=stores.TIMES[3:])
+    weight = np.cos(np.radians(made.lat))
+    mean = made.ke.sel(time=stores.TIMES[:3]).mean(["ensemble", "time", "lead_time"])
+    trivial = ((out.ke - mean) ** 2).weighted(weight).mean() ** 0.5
+    assert scores["mean_at_each_point"] == pytest.approx(float(trivial), rel=1e-4)
+    words = ["data.path=in.zarr", "diagnostic=trained", "diagnostic.trained.package=trained"]
+    done = run_main(
+        "--config-name=archive", *words, "runtime.nproc=2", folder=tmp_path, deadline=200
+    )
+    assert done.status == 0, done.err
+    with xr.open_zarr(tmp_path / "archive.zarr") as found:
+        assert found.ke.attrs["units"] == "m2 s-2"
+        error = (found.ke.sel(time=stores.TIMES[3:]) - out.ke) ** 2
+        assert scores["network"] == pytest.approx(
+            float(error.weighted(weight).mean() ** 0.5), rel=1e-3
+        )
+
+
+@SLOW
+def test_two_ranks_train_together_and_go_on_with_the_same_bytes(
+    start: Start, tmp_path: Path
+) -> None:
+    done = start("runtime.nproc=2", "parameters.output_path=whole")
+    assert done.status == 0, done.err
+    part = ["parameters.output_path=part", "output.mode=resume"]
+    words = application.torchrun_main(2, *stores.SMALL, *part)
+    with leaving_nothing(30) as environment:
+        process = application.start(words, tmp_path, **environment)
+        wait_for(tmp_path / "part/checkpoints/epoch_000002", process)
+        process.kill()  # torchrun, and by that its ranks
+        process.communicate()
+    assert not (tmp_path / "part/package.json").exists()
+    done = start("runtime.nproc=2", *part)
+    assert done.status == 0, done.err
+    assert "epochs 1 to " in done.out
+    assert package(tmp_path, "part") == package(tmp_path, "whole")
+    # Two ranks make steps of twice as many pairs.
+    done = start("runtime.nproc=1", "training.batch=8", "parameters.output_path=one")
+    assert done.status == 0, done.err
+    one, two = (
+        json.loads((tmp_path / name / "package.json").read_text()) for name in ("one", "whole")
+    )
+    for name, (mean, std) in one["inputs"].items():
+        np.testing.assert_allclose(two["inputs"][name], [mean, std], rtol=1e-6)
+
+
+@SLOW
+def test_a_lost_rank_ends_all_and_the_training_goes_on_with_the_same_bytes(
+    start: Start, tmp_path: Path
+) -> None:
+    """With three ranks the order of sums matters, and nobody ends the others for them."""
+    long = ("training.epochs=60", "parameters.output_path=part", "output.mode=resume")
+    with leaving_nothing(30) as environment:
+        ranks = start_ranks(tmp_path, 4, environment, *stores.SMALL, *long)
+        wait_for(tmp_path / "part/checkpoints/epoch_000003", ranks[0])
+        killed = time.monotonic()
+        ranks[2].kill()  # no neighbour of rank 0 in a ring
+        ends = [application.finish(rank, 30 - (time.monotonic() - killed)) for rank in ranks]
+    assert ends[0].status not in (0, None)
+    assert "rank 2 was lost" in ends[0].err
+    assert "Traceback" not in ends[0].err
+    assert ends[1].status != 0
+    assert ends[3].status != 0
+    assert list((tmp_path / "part/checkpoints").glob("epoch_*"))
+    assert not (tmp_path / "part/package.json").exists()
+    for more in (("part", "resume"), ("whole", "create")):
+        words = ("training.epochs=60", f"parameters.output_path={more[0]}", f"output.mode={more[1]}")
+        with leaving_nothing(30) as environment:
+            ranks = start_ranks(tmp_path, 4, environment, *stores.SMALL, *words)
+            ends = [application.finish(rank, 200) for rank in ranks]
+        assert [end.status for end in ends] == [0] * 4, ends[0].err
+    assert package(tmp_path, "part") == package(tmp_path, "whole")
+
+
+@SLOW
+def test_a_lost_driver_ends_all(start: Start, tmp_path: Path) -> None:
+    with leaving_nothing(30) as environment:
+        ranks = start_ranks(tmp_path, 3, environment, *stores.SMALL, "training.epochs=1000")
+        wait_for(tmp_path / "trained/checkpoints/epoch_000002", ranks[0])
+        ranks[0].kill()
+        ends = [application.finish(rank, 30) for rank in ranks]
+    assert all(end.status != 0 for end in ends)
+
+
+def wait_for(path: Path, process: application.subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        # A later epoch has taken its place.
+        if any(other.name > path.name for other in path.parent.glob("epoch_*")):
+            return
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def start_ranks(
+    folder: Path, size: int, environment: dict[str, str], *words: str
+) -> list[application.subprocess.Popen[str]]:
+    """Start ranks without a launcher that would end them together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    command = [sys.executable, str(application.ROOT / "main.py"), *words]
+    found = []
+    for rank in range(size):
+        ranks = {**own, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"}
+        more = {**environment, **{name: str(value) for name, value in ranks.items()}}
+        found.append(application.start(command, folder, **more))
+    return found
+
+
+def test_an_existing_package_is_kept(start: Start, tmp_path: Path) -> None:
+    done = start("runtime.nproc=1", "training.epochs=1")
+    assert done.status == 0, done.err
+    before = package(tmp_path)
+    done = start("runtime.nproc=1", "training.epochs=1")
+    assert done.status == 1
+    assert "trained exists: choose another parameters.output_path, output.mode=resume" in done.err
+    done = start("runtime.nproc=1", "training.epochs=2", "output.mode=resume")
+    assert done.status == 1
+    assert "training.epochs=2: " in done.err
+    assert "was made with 1; use the same" in done.err
+    assert package(tmp_path) == before
+    done = start("runtime.nproc=1", "training.epochs=2", "output.mode=overwrite")
+    assert done.status == 0, done.err
+    assert package(tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["training.epoch=3"], "training.epoch"),
+        (["training.batch=0"], "training.batch=0: must be a whole number, at least 1"),
+        (["training.learning_rate=-1"], "training.learning_rate=-1: must be a number above 0"),
+        (["data.held_out=2023-07-01"], "data.held_out=2023-07-01T00:00: the data does not have"),
+        (["data.held_out=never"], "data.held_out=never: not a time"),
+        (["data.target=???"], "data.target is missing"),
+        (["data.target=u850"], "data.target=u850 is among data.inputs, too"),
+        (["data.path=nowhere.zarr"], "data.path=nowhere.zarr cannot be read"),
+        (["network._target_=physicsnemo.models.fno.FN"], "Did you mean physicsnemo.models.fno.FNO"),
+        (["+network.latent=3"], "network.latent does not exist"),
+        (["runtime.engine=ray"], "runtime.engine=ray: the ranks of a training form one process"),
+        (["parameters.output_path=in.zarr"], "parameters.output_path"),
+        (["parameters.output_path=s3://b/a"], "must be a local folder"),
+        (["network.padding=x"], "network"),
+    ],
+)
+def test_wrong_settings_are_one_line(
+    start: Start, tmp_path: Path, overrides: list[str], words: str
+) -> None:
+    more = [] if "runtime.engine=ray" in overrides else ["runtime.nproc=1"]
+    done = start(*overrides, *more)
+    assert done.status == 1
+    assert words in done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "trained" / "package.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "mlflow"])
+def test_a_logger_that_is_not_installed_is_named(start: Start, kind: str) -> None:
+    if kind in _installed():
+        pytest.skip(f"{kind} is installed")
+    done = start("runtime.nproc=1", f"training.log={kind}")
+    assert done.status == 1
+    assert f"training.log={kind}: {kind} is not installed: pip install {kind}" in done.err
+
+
+def _installed() -> list[str]:
+    from importlib.util import find_spec
+
+    return [name for name in ("tensorboard", "mlflow") if find_spec(name) is not None]
+
+
+def test_tensorboard_gets_the_curves(start: Start, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = start("runtime.nproc=1", "training.log=tensorboard")
+    assert done.status == 0, done.err
+    events = EventAccumulator(str(tmp_path / "trained" / "tensorboard")).Reload()
+    named = json.loads((tmp_path / "trained" / "package.json").read_text())
+    for tag, values in {
+        "loss": [epoch["loss"] for epoch in named["history"]],
+        "rmse/ke": [epoch["rmse"]["ke"] for epoch in named["history"]],
+    }.items():
+        logged = [event.value for event in events.Scalars(tag)]
+        np.testing.assert_allclose(logged, values, rtol=1e-6)
+
+
+def test_a_trained_model_is_one_of_earth2studio_s(start: Start, tmp_path: Path) -> None:
+    from earth2studio.models.auto import Package
+    from earth2studio.models.dx.base import DiagnosticModel
+
+    from distinf.models import Trained
+
+    assert start("runtime.nproc=1", "training.epochs=1").status == 0
+    model = Trained.load_model(Package(str(tmp_path / "trained"))).to("cpu")
+    assert isinstance(model, DiagnosticModel)
+    coords = model.input_coords()
+    assert list(coords["variable"]) == ["u850", "v850"]
+    del coords["batch"]
+    coords = type(coords)(ensemble=np.arange(2), time=stores.TIMES, **coords)
+    x = torch.randn(2, 4, 2, 9, 16) * 5 + 10
+    y, out = model(x, coords)
+    assert y.shape == (2, 4, 1, 9, 16)
+    assert [*out] == ["ensemble", "time", "variable", "lat", "lon"]
+    assert list(out["variable"]) == ["ke"]
+    other = type(coords)(coords, lat=coords["lat"][:-1])
+    with pytest.raises((ValueError, KeyError)):
+        model(x[..., :-1, :], other)
