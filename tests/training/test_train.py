@@ -115,7 +115,11 @@ def test_a_lost_rank_ends_all_and_the_training_goes_on_with_the_same_bytes(
     assert list((tmp_path / "part/checkpoints").glob("epoch_*"))
     assert not (tmp_path / "part/package.json").exists()
     for more in (("part", "resume"), ("whole", "create")):
-        words = ("training.epochs=30", f"parameters.output_path={more[0]}", f"output.mode={more[1]}")
+        words = (
+            "training.epochs=30",
+            f"parameters.output_path={more[0]}",
+            f"output.mode={more[1]}",
+        )
         with leaving_nothing(30) as environment:
             ranks = start_ranks(tmp_path, 4, environment, *stores.SMALL, *words)
             ends = [application.finish(rank, 200) for rank in ranks]
@@ -248,6 +252,9 @@ def test_a_trained_model_is_one_of_earth2studio_s(start: Start, tmp_path: Path) 
     assert start("runtime.nproc=1", "training.epochs=1").status == 0
     model = Trained.load_model(Package(str(tmp_path / "trained"))).to("cpu")
     assert isinstance(model, DiagnosticModel)
+    (tmp_path / "again").mkdir()
+    model.save(tmp_path / "again")  # later: no time of day is in it
+    assert package(tmp_path, "again")[0] == package(tmp_path)[0]
     coords = model.input_coords()
     assert list(coords["variable"]) == ["u850", "v850"]
     del coords["batch"]
