@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -245,16 +246,16 @@ def test_tensorboard_gets_the_curves(start: Start, tmp_path: Path) -> None:
 
 def test_a_trained_model_is_one_of_earth2studio_s(start: Start, tmp_path: Path) -> None:
     from earth2studio.models.auto import Package
-    from earth2studio.models.dx.base import DiagnosticModel
 
     from distinf.models import Trained
 
     assert start("runtime.nproc=1", "training.epochs=1").status == 0
     model = Trained.load_model(Package(str(tmp_path / "trained"))).to("cpu")
-    assert isinstance(model, DiagnosticModel)
     (tmp_path / "again").mkdir()
-    model.save(tmp_path / "again")  # later: no time of day is in it
+    model.save(tmp_path / "again")
     assert package(tmp_path, "again")[0] == package(tmp_path)[0]
+    with zipfile.ZipFile(tmp_path / "trained" / "network.mdlus") as archive:
+        assert {file.date_time[0] for file in archive.infolist()} == {1980}  # no time of day
     coords = model.input_coords()
     assert list(coords["variable"]) == ["u850", "v850"]
     del coords["batch"]
