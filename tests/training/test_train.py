@@ -42,6 +42,7 @@ def package(folder: Path, name: str = "trained") -> list[bytes]:
     return [(folder / name / file).read_bytes() for file in PACKAGE]
 
 
+@SLOW
 def test_a_package_is_trained_and_diagnosed(start: Start, tmp_path: Path) -> None:
     done = start("runtime.nproc=1", "training.epochs=8")
     assert done.status == 0, done.err
