@@ -26,6 +26,7 @@ GROUPS = {
     "of each are below `diagnostic.<name>`. Every diagnostic also has the keys of "
     "[placement](#placement).",
     "data": "Where initial conditions, or the states of an archive, come from.",
+    "network": "The network that `recipe=train` trains ([Train a stand-in](training.md)).",
     "perturbation": "What makes the members of an ensemble different (`parameters.ensemble`).",
     "placement": "Keys of every diagnostic, `diagnostic.<name>.<key>`.",
     "output": "What is stored and how. The class is {py:class}`distinf.Output`.",

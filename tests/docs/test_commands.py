@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -52,12 +53,24 @@ def _pictures(printed: str, folder: Path) -> None:
         assert (folder / name).stat().st_size > 10_000, name
 
 
+def _beats_the_mean(printed: str, folder: Path) -> None:
+    print(printed)  # its figures
+    scores = json.loads((folder / "trained" / "package.json").read_text())["scores"]
+    own = scores["error_growth850"]
+    assert own["network"] < 0.95 * min(own["mean_at_each_point"], own["mean_of_all"])
+    seconds = dict(re.findall(r"^(\w+): ([\d.]+) s per call", printed, re.M))
+    assert float(seconds["network"]) < 0.2 * float(seconds["error_growth"])
+    with xr.open_zarr(folder / "cheap.zarr") as store:
+        assert "error_growth850" in store
+
+
 CHECKS: dict[str, Callable[[str, Path], None]] = {
     "archive.md": _nine_values,
     "drivers.md": _nine_values,
     "models.md": _three_values,
     "custom_applications.md": _guide,
     "second_recipe.md": _largest,
+    "training.md": _beats_the_mean,
     "gallery.md": _pictures,
 }
 
