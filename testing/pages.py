@@ -72,7 +72,7 @@ def copy_project(folder: Path) -> None:
     """Make a folder with the project's main.py, in which the commands of the pages run."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "main.py", folder)  # Python finds modules beside the file, not the link
-    for name in ("cfg", "recipes"):  # a page may add a file there
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("benchmarks", "docs"):
-        (folder / name).symlink_to(ROOT / name)
+    made = shutil.ignore_patterns("__pycache__", "_build")
+    for name in ("cfg", "recipes", "docs"):  # a page may add a file there
+        shutil.copytree(ROOT / name, folder / name, ignore=made)
+    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")

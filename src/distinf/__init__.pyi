@@ -52,10 +52,10 @@ from .session import submit_run as submit_run
 from .session import tells_errors as tells_errors
 from .store import ForecastStore as ForecastStore
 from .store import StoreLayout as StoreLayout
-from .transport import Grouped as Grouped
 from .training import TrainingRun as TrainingRun
 from .training import check_package as check_package
 from .training import check_pairs as check_pairs
 from .training import hold_package as hold_package
 from .training import read_training as read_training
 from .training import train_on_all_ranks as train_on_all_ranks
+from .transport import Grouped as Grouped

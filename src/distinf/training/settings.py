@@ -14,6 +14,7 @@ from distinf.errors import ConfigError
 from distinf.loading import check_target
 from distinf.options import (
     Count,
+    GroupSizes,
     Runtime,
     check_keys,
     from_mapping,
@@ -152,6 +153,7 @@ class TrainingRun:
     output: Any
     runtime: Runtime
     output_path: str
+    groups = GroupSizes()  # each rank has the whole network
 
     @property
     def must_match(self) -> dict[str, Any]:
