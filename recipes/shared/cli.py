@@ -171,7 +171,7 @@ def explained() -> Iterator[None]:
         _fail(f"error: {_explain(error)}")
     except Exception as error:
         if str(error).startswith("Config group override must be"):  # a ValueError of Hydra
-            _fail(f"error: {_explain_null()}")
+            _fail(f"error: {_explain_null() or error}")
         _fail("".join(["error:\n", *traceback.format_exception(error)]))
 
 

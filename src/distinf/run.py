@@ -32,6 +32,7 @@ _SECTIONS = (
     *("output", "report", "runtime", "slurm"),
 )
 _FORECAST = ("time", "nsteps", "ensemble", "output_path")
+_MOST_MAPS = 12  # of one variable beside each other
 _ARCHIVE = ("time", "lead_time", "ensemble", "output_path")
 
 
@@ -221,21 +222,25 @@ def _report(section: Mapping[str, Any]) -> Report:
     if report.time is not None and len(parse_times(report.time, "report.time")) != 1:
         raise ConfigError(f"report.time={report.time}: must be one initial time")
     if report.lead_times is not None:
-        parse_lead_times(report.lead_times, "report.lead_times")
+        leads = parse_lead_times(report.lead_times, "report.lead_times")
+        if len(leads) > _MOST_MAPS:
+            raise ConfigError(f"report.lead_times: {len(leads)} are too many, at most {_MOST_MAPS}")
     return report
 
 
 def _check_ranks(placements: Mapping[str, Placement]) -> None:
     """Refuse diagnostics that run on different numbers of ranks: all share the same replicas.
 
-    Also autocast, which the other ranks of a replica would not see.
+    Also autocast and compilation, which the other ranks of a replica would not see.
     """
     for name, own in placements.items():
-        if own.ranks > 1 and own.precision is not None:
-            raise ConfigError(
-                f"diagnostic.{name}.precision={own.precision}: not possible with "
-                f"diagnostic.{name}.ranks={own.ranks}; leave one of the two out"
-            )
+        refused = {"precision": own.precision, "compile": own.compile or None}
+        for key, value in refused.items():
+            if own.ranks > 1 and value is not None:
+                raise ConfigError(
+                    f"diagnostic.{name}.{key}={value}: not possible with "
+                    f"diagnostic.{name}.ranks={own.ranks}; leave one of the two out"
+                )
     ranks = {name: own.ranks for name, own in placements.items()}
     if len(set(ranks.values())) > 1:
         given = ", ".join(f"diagnostic.{name}.ranks={number}" for name, number in ranks.items())

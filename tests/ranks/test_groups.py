@@ -24,8 +24,8 @@ def test_a_replica_is_one_worker_and_all_its_ranks_compute(results):
 
 
 def test_the_ranks_of_a_replica_draw_the_same_numbers(results):
-    first, second = results["drawn"]
-    assert first == second
+    assert all(first == second for first, second in results["drawn"])
+    assert len({first for first, _ in results["drawn"]}) > 1
 
 
 def test_a_prognostic_steps_on_rank_0_and_the_next_one(results):

@@ -152,7 +152,7 @@ class Farm:
                 full=self._full > 0,
                 lost=tuple(sorted(self._lost)),
                 losses=self._losses,
-                silent={rank: s for rank, s in silent.items() if rank in self._lives},
+                silent=silent,
                 retried=self._retried,
                 waiting=self._patience.waiting,
             )

@@ -47,7 +47,9 @@ class Pulse:
     def silent(self) -> dict[int, float]:
         """Return the ranks that are late with an answer, and for how many seconds they owe it."""
         now = time.monotonic()
-        owed = {rank: now - asked for (rank, _), asked in self._asked.copy().items()}
+        alive = self._workers().items()
+        asked = self._asked.copy().items()
+        owed = {worker[0]: now - since for worker, since in asked if worker in alive}
         return {rank: s for rank, s in owed.items() if s > _LATE * self._timeout}
 
     def _run(self) -> None:

@@ -37,9 +37,11 @@ class GroupMember:
         self._rank, self._device, self._gpus, self._store = rank, device, gpus, store
         self._unusable = unusable
         self._following: threading.Thread | None = None
+        self.joined = False
 
     def join(self, *ranks: int) -> None:
         """Form a group with other ranks, which call this, too; the first one leads."""
+        self.joined = True
         words = dist.new_group(ranks, _NEVER, "gloo", use_local_synchronization=True)
         gpus = {self._gpus[rank] for rank in ranks} - {""}
         backend = "nccl" if len(gpus) == len(ranks) else "gloo"  # NCCL refuses a shared GPU

@@ -12,8 +12,8 @@ import psutil
 
 from distinf.errors import ConfigError
 
-# Where TensorPipe and gloo listen; by default on the address that the host name resolves to.
-_VARIABLES = ("TP_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+# Where TensorPipe, gloo and NCCL listen; by default on the address that the host name resolves to.
+_VARIABLES = ("TP_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def listen(address: str, port: int = 0) -> socket.socket:
@@ -44,13 +44,16 @@ def interface_restored() -> Iterator[None]:
 
 
 def use_interface(name: str) -> None:
-    """Make TensorPipe and gloo listen on one interface only, in this process."""
+    """Make TensorPipe, gloo and NCCL listen on one interface only, in this process."""
     for variable in _VARIABLES:
-        os.environ[variable] = name
+        if variable != "NCCL_SOCKET_IFNAME":
+            os.environ[variable] = name
+        elif variable not in os.environ:  # clusters set it
+            os.environ[variable] = f"={name}"  # without the sign it is the beginning of a name
 
 
 def use_route(address: str) -> None:
-    """Make TensorPipe and gloo listen on the interface that leads to an address."""
+    """Make TensorPipe, gloo and NCCL listen on the interface that leads to an address."""
     own = address_towards(address)
     for name, known in psutil.net_if_addrs().items():
         if any(one.family == socket.AF_INET and one.address == own for one in known):

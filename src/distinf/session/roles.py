@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("distinf")
 
+_STUCK_SECONDS = 20.0  # in which rank 0 leaves a collective whose ranks are lost
 _REPLY_SECONDS = 2.0  # a process that ends directly after its reply may lose it
 # In which local ranks may end by themselves; the second one after an error.
 _PATIENCE_SECONDS, _ERROR_PATIENCE_SECONDS = 5.0, 1.0
@@ -154,7 +155,7 @@ class DriverSession(Session):
             local.watch(self.mark_lost)
             resources.callback(local.expect_end)
         if replicas is not None:
-            replicas.when_lost = self.mark_lost
+            replicas.when_lost, replicas.end = self.mark_lost, self._end
         if several:
             pulse = Pulse(
                 transport,
@@ -209,16 +210,20 @@ class DriverSession(Session):
         """Lose all ranks that run a model together with a lost one."""
         assert self._replicas is not None
         ranks = self._replicas.group_of(rank)
-        if ranks[0] == 0:
-            self._farm.fail(
-                SessionError(f"rank {rank}, which runs the prognostic, is lost: {reason}")
-            )
-        else:
+        if ranks[0] != 0:
             own = "" if rank == ranks[0] else f"rank {rank} of its group: "
             self._farm.mark_lost(ranks[0], f"{own}{reason}")
-        for lost in ranks:
-            if lost != 0:
+            for lost in ranks:
                 self._end(lost)
+            return
+        words = f"rank {rank}, which runs the prognostic with rank 0, was lost: {reason}"
+        self._farm.fail(SessionError(words))
+        for lost in ranks[1:]:  # the run is over, and rank 0 may wait for them in a collective
+            if self._local is not None:
+                self._local.kill(lost)
+            else:
+                peers.end_if_here(self._ranks[lost])
+        self._resources.callback(_after(_STUCK_SECONDS, functools.partial(_give_up, words)).cancel)
 
     def _end(self, rank: int) -> None:
         """Kill the process of a lost rank, where this rank may."""
@@ -279,14 +284,22 @@ def join(
     member = GroupMember(info.rank, device, gpus, group.store, leave)
     worker.join_group = member.join
     rpc = join_group(group, worker, runtime, deadline)
-    resources.callback(process.end_manager)
-    resources.callback(member.leave)
+    resources.callback(_leave, member)
     if rpc is None:
         return WorkerSession(info, runtime, device, resources, group.store)
     transport: Transport = rpc
     if groups.any:
         transport = Replicas(rpc, groups.groups(info.world_size))
-        transport.form(member.join, max(10.0, deadline - time.monotonic()))
+        left = max(10.0, deadline - time.monotonic())
+        words = f"the ranks of a group did not find each other in {left:.0f} s"
+        guard = _after(2 * left, functools.partial(_give_up, words))
+        try:
+            transport.form(member.join, left)
+        except BaseException:
+            rpc.close(True)
+            raise
+        finally:
+            guard.cancel()
     return DriverSession(
         info, runtime, worker, transport, resources, group.peers, local, group.store
     )
@@ -357,6 +370,21 @@ def join_group(
     fetch = min(runtime.liveness_timeout, (runtime.call_timeout or float("inf")) / 2)
     join_rpc(worker, info.world_size, store, maps, left, not info.on_one_node, fetch)
     return RpcTransport(worker, info.world_size, store, choice, stay) if info.rank == 0 else None
+
+
+def _leave(member: GroupMember) -> None:
+    """Leave the process groups; a collective that never ends must not keep the process."""
+    guard = _after(_STUCK_SECONDS, functools.partial(os._exit, 1)) if member.joined else None
+    member.leave()
+    process.end_manager()
+    if guard is not None:
+        guard.cancel()
+
+
+def _give_up(words: str) -> None:
+    """End rank 0, which waits in a collective that cannot be taken back."""
+    print(f"distinf: error: {words}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _after(seconds: float, work: Callable[[], None]) -> threading.Timer:

@@ -11,10 +11,12 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
+import socket
 import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,8 +26,8 @@ import torch
 import torch.distributed as dist
 
 from distinf.background import use_compute_threads
-from distinf.errors import SessionError
-from distinf.seeds import seed_all
+from distinf.errors import Interrupted, SessionError
+from distinf.seeds import generators, set_generators
 from distinf.tensors import map_leaves, map_tensors
 
 # After an error of one rank, the others must have ended the call in this time.
@@ -64,31 +66,48 @@ class RankGroup:
         """The first rank."""
         return self.ranks[0]
 
-    def send(self, words: Any, tensors: list[torch.Tensor]) -> None:
-        """Send a call from the leader to the others."""
+    def send(self, call: int, words: Any, tensors: list[torch.Tensor]) -> None:
+        """Send a call from the leader to the others; call 0 is the last one."""
         shapes = [(tuple(x.shape), x.dtype) for x in tensors]
-        dist.broadcast_object_list([(words, shapes)], self.leader, self.words)
+        packed = pickle.dumps((words, shapes))
+        dist.broadcast_object_list([(call, packed)], self.leader, self.words)
         for x in tensors:
             dist.broadcast(x.contiguous(), self.leader, self.model)
 
-    def receive(self) -> tuple[Any, list[torch.Tensor]]:
-        """Receive what the leader sends; raises `RuntimeError` if it is gone."""
+    def receive(self) -> tuple[int, bytes]:
+        """Receive the words of a call; raises `RuntimeError` if the leader is gone."""
         received: list[Any] = [None]
         dist.broadcast_object_list(received, self.leader, self.words)
-        words, shapes = received[0]
+        call, packed = received[0]
+        return call, packed
+
+    def unpack(self, packed: bytes) -> tuple[Any, list[torch.Tensor]]:
+        """Return the words of a call, and receive its tensors."""
+        words, shapes = pickle.loads(packed)
         tensors = [torch.empty(shape, dtype=dtype, device=self.device) for shape, dtype in shapes]
         for x in tensors:
             dist.broadcast(x, self.leader, self.model)
         return words, tensors
 
+    def settle(self) -> None:
+        """Wait until this rank's GPU has computed what it was given, with its collectives."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
     def note(self, call: int, failure: str = "", left: bool = False) -> None:
         """Note how a call ended on this rank; ``left``: this rank ends now."""
-        self.store.set(_key(self.rank), pickle.dumps((call, failure, left)))
+        where = f"{failure} ({socket.gethostname()})" if failure else ""
+        self.store.set(_key(self.rank), pickle.dumps((call, where, left)))
 
-    def notes(self, call: int, ranks: tuple[int, ...]) -> dict[int, tuple[str, bool]]:
-        """Wait until ranks have ended a call; return their notes, not of those that have not."""
+    def notes(
+        self, call: int, ranks: tuple[int, ...], seconds: float = _AGREE_SECONDS
+    ) -> dict[int, tuple[str, bool]]:
+        """Wait until ranks have ended a call; return their notes, not of those that have not.
+
+        It ends with the first one that failed, too.
+        """
         found: dict[int, tuple[str, bool]] = {}
-        deadline = time.monotonic() + _AGREE_SECONDS
+        deadline = time.monotonic() + seconds
         while len(found) < len(ranks) and time.monotonic() < deadline:
             for rank in ranks:
                 key = _key(rank)
@@ -96,6 +115,8 @@ class RankGroup:
                     number, failure, left = pickle.loads(self.store.get(key))
                     if number >= call:
                         found[rank] = failure, left
+            if any(left for _, left in found.values()):
+                break
             time.sleep(0.02)
         return found
 
@@ -123,15 +144,24 @@ class Leader:
         self._leave = leave
         self._lock = threading.RLock()
         self._calls, self._models = itertools.count(1), itertools.count()
+        self._dropped: list[int] = []
 
     def build(self, factory: Callable[..., Any]) -> GroupModel:
         """Construct a model on all ranks: ``factory(group=...)``."""
         number = next(self._models)
         make = partial(_build, factory, self.group)
-        return GroupModel(self, number, self.together(("build", number, factory), (), make))
+        own = self.together(("build", number, factory), (), make, wait=True)
+        model = GroupModel(self, number, own)
+        weakref.finalize(model, self._dropped.append, number)
+        return model
 
-    def together(self, words: Any, args: tuple[Any, ...], run: Callable[..., Any]) -> Any:
-        """Let the others do what ``words`` say, with these arguments, while this rank runs it."""
+    def together(
+        self, words: Any, args: tuple[Any, ...], run: Callable[..., Any], wait: bool = False
+    ) -> Any:
+        """Let the others do what ``words`` say, with these arguments, while this rank runs it.
+
+        ``wait``: until the others have done it as well, and raise their errors.
+        """
         tensors: list[torch.Tensor] = []
 
         def taken(x: torch.Tensor) -> _Place:
@@ -141,14 +171,33 @@ class Leader:
         with self._lock:
             call = next(self._calls)
             sent = map_tensors(args, taken)
+            dropped, self._dropped[:] = list(self._dropped), []
+            state = generators(self.group.device)
             try:
-                self.group.send((call, words, sent, torch.initial_seed()), tensors)
+                self.group.send(call, (words, sent, state, dropped), tensors)
                 result = run(*args)
+                self.group.settle()
+            except (KeyboardInterrupt, Interrupted):
+                raise
             except BaseException as error:
                 self.group.note(call, _told(error))
                 raise self._judged(call, error) from error
             self.group.note(call)
+            if wait:
+                self._wait(call)
             return result
+
+    def _wait(self, call: int) -> None:
+        """Wait until the others have ended a call, as long as they live; raise their errors."""
+        others = self.group.ranks[1:]
+        while len(notes := self.group.notes(call, others)) < len(others):
+            if any(left for _, left in notes.values()):
+                break
+        for rank, (failure, left) in notes.items():
+            if left:
+                self._leave(f"rank {rank}, which runs the model with it, failed")
+            if failure:
+                raise RuntimeError(f"on rank {rank}: {failure}")
 
     def _judged(self, call: int, error: BaseException) -> BaseException:
         """Return what to raise after an error: it may come from another rank."""
@@ -173,7 +222,7 @@ class Leader:
     def _stop(self) -> None:
         try:
             with self._lock:
-                self.group.send(None, [])
+                self.group.send(0, None, [])
         except RuntimeError:
             pass  # the others see that, too
 
@@ -188,15 +237,20 @@ class _Place:
 class GroupModel:
     """A model on all ranks of a group, on its first one; used like the model itself.
 
-    Calls of ``__call__`` and ``forward``, and the steps of ``create_iterator``, run on all ranks.
-    All else is asked of the first rank's own part.
+    Calls of ``__call__``, ``forward`` and ``set_rng``, and the steps of ``create_iterator``, run on
+    all ranks. All else is asked of the first rank's own part.
     """
 
     def __init__(self, leader: Leader, number: int, own: Any) -> None:
         self._leader, self._number, self.own = leader, number, own
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.own, name)
+        found = getattr(self.own, name)
+        return self._set_rng if name == "set_rng" else found
+
+    def _set_rng(self, **options: Any) -> None:
+        words = ("set_rng", self._number)
+        self._leader.together(words, (options,), lambda given: self.own.set_rng(**given))
 
     def __str__(self) -> str:
         return str(self.own)
@@ -205,9 +259,10 @@ class GroupModel:
         """Stay where it is: each rank has moved its part to its device."""
         return self
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model on all ranks; raises as the model does on the first one."""
-        return self._leader.together(("call", self._number), args, _function_of(self.own))
+        call = partial(_call, self.own)
+        return self._leader.together(("call", self._number), (args, kwargs), call)
 
     forward = __call__
 
@@ -264,32 +319,52 @@ def end_leading() -> None:
 def follow(group: RankGroup) -> None:
     """Do what the leader does, until it says so or is gone."""
     use_compute_threads()
-    models: dict[int, Any] = {}
-    steps: dict[int, Iterator[Any]] = {}
+    if group.device.type == "cuda":
+        torch.cuda.set_device(group.device)  # that of this thread
+    follower = _Follower(group)
     while True:
         try:
-            words, tensors = group.receive()
+            call, packed = group.receive()
         except RuntimeError:
             return
-        if words is None:
+        if call == 0:
             return
-        call, (what, number, *more), sent, seed = words
-        args = map_leaves(sent, partial(_filled, tensors))
         try:
-            seed_all(seed % 2**32)
-            with torch.inference_mode():
-                if what == "build":
-                    models[number] = _build(more[0], group)
-                elif what == "iterate":
-                    steps[number] = models[number].create_iterator(*args)
-                elif what == "next":
-                    next(steps[number], None)
-                else:
-                    _function_of(models[number])(*args)
+            follower.do(packed)
+            group.settle()
         except BaseException as error:
             _report(group, call, error)
         else:
             group.note(call)
+
+
+class _Follower:
+    """The models of a rank that does what its leader does."""
+
+    def __init__(self, group: RankGroup) -> None:
+        self._group = group
+        self._models: dict[int, Any] = {}
+        self._steps: dict[int, Iterator[Any]] = {}
+
+    def do(self, packed: bytes) -> None:
+        """Make one call; raises what the model raises."""
+        ((what, number, *more), sent, state, dropped), tensors = self._group.unpack(packed)
+        args = map_leaves(sent, partial(_filled, tensors))
+        for old in dropped:
+            self._models.pop(old, None)
+            self._steps.pop(old, None)
+        set_generators(state, self._group.device)
+        with torch.inference_mode():
+            if what == "build":
+                self._models[number] = _build(more[0], self._group)
+            elif what == "iterate":
+                self._steps[number] = self._models[number].create_iterator(*args)
+            elif what == "next":
+                next(self._steps[number], None)
+            elif what == "set_rng":
+                self._models[number].set_rng(**args[0])
+            else:
+                _call(self._models[number], *args)
 
 
 def _report(group: RankGroup, call: int, error: BaseException) -> None:
@@ -318,10 +393,11 @@ def _build(factory: Callable[..., Any], group: RankGroup) -> Any:
     return model
 
 
-def _function_of(model: Any) -> Callable[..., Any]:
+def _call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     from distinf.transport.worker import forward_of
 
-    return forward_of(model) if hasattr(model, "forward") else model
+    function = forward_of(model) if hasattr(model, "forward") else model
+    return function(*args, **kwargs)
 
 
 def _filled(tensors: list[torch.Tensor], leaf: Any) -> Any:

@@ -31,6 +31,7 @@ class Replicas:
         self.carrier, self.reason = transport.carrier, transport.reason
         self.beside_driver = groups[0][1:]
         self.when_lost: Callable[[int, str], None] | None = None
+        self.end: Callable[[int], None] | None = None
 
     def form(self, join: Callable[..., None], timeout: float) -> None:
         """Let the ranks of each group join; ``join`` is that of rank 0.
@@ -92,10 +93,12 @@ class Replicas:
         """Do nothing: the ranks are fixed."""
 
     def mark_lost(self, rank: int) -> None:
-        """Mark all ranks of a replica as lost."""
+        """Mark all ranks of a replica as lost, and end those that follow the first one."""
         for other in self._groups[rank]:
             if other != 0:
                 self._transport.mark_lost(other)
+            if other != rank and self.end is not None:
+                self.end(other)
 
     def close(self, error: bool = False) -> None:
         """Stop every rank that is left."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import signal
 import sys
 import time
@@ -35,7 +36,8 @@ class Share:
         if what == "raise at first" and rank == 0:
             raise ArithmeticError("the first rank refuses this")
         if what == "draw":
-            return torch.cat(self._all(torch.rand(1))).tolist()
+            drawn = torch.rand(1) + random.random()
+            return torch.cat(self._all(drawn)).tolist()
         if what.startswith("die") and rank == 1 and not os.path.exists(what):
             open(what, "w").close()
             os.kill(os.getpid(), signal.SIGSTOP if "stopped" in what else signal.SIGKILL)
@@ -73,7 +75,7 @@ def results():
     with DistributedInference(Grouped(Share)) as infer:
         report("workers", infer.remote_ranks)
         report("shares", [infer.submit(torch.arange(6.0)).result() for _ in range(4)])
-        report("drawn", infer.submit(torch.zeros(1), "draw").result())
+        report("drawn", [infer.submit(torch.zeros(1), "draw").result() for _ in range(4)])
         manager = DistributedManager()
         report("group of rank 0", manager.group_size("model_parallel"))
     steps = Grouped(Steps)()
