@@ -47,11 +47,11 @@ def train(cfg: DictConfig) -> None:
     print(f"Trained on {found['pairs']} pairs in {found['seconds']:.1f} s")
     for name, score in found["scores"].items():
         mean = min(score["mean_at_each_point"], score["mean_of_all"])
+        gain = 1 - score["network"] / mean if mean > 0 else 0.0
         print(
             f"{name} on {found['held_out']} held-out pairs: RMSE {score['network']:.4g}; the mean "
             f"of the training pairs at each point has {score['mean_at_each_point']:.4g}, their "
             f"mean over all points {score['mean_of_all']:.4g}. The network's error is "
-            f"{abs(1 - score['network'] / mean):.0%} "
-            f"{'less' if score['network'] < mean else 'more'} than the better of these"
+            f"{abs(gain):.0%} {'less' if gain > 0 else 'more'} than the better of these"
         )
     print(f"Package: {folder}")

@@ -184,6 +184,36 @@ def test_an_existing_package_is_kept(start: Start, tmp_path: Path) -> None:
     assert package(tmp_path) != before
 
 
+@SLOW
+def test_a_training_that_cannot_be_leaves_the_package(start: Start, tmp_path: Path) -> None:
+    done = start("runtime.nproc=1")
+    assert done.status == 0, done.err
+    before = package(tmp_path)
+    done = start("runtime.nproc=1", "output.mode=overwrite", "network.padding=x")
+    assert done.status == 1
+    assert "network: it cannot be" in done.err
+    assert package(tmp_path) == before
+    done = start("runtime.nproc=1", "output.mode=overwrite", "training.learning_rate=1e30")
+    assert done.status == 1
+    assert "training.learning_rate=1e+30: the loss of epoch" in done.err
+
+
+@SLOW
+def test_resume_after_an_early_kill_and_with_other_data(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "learning_curve.png").touch()  # all that a killed run has left
+    done = start("runtime.nproc=1", "output.mode=resume")
+    assert done.status == 0, done.err
+    other = stores.dataset()
+    other = other.assign_coords(lead_time=other.lead_time + np.timedelta64(1, "h"))
+    for name in (*other.variables,):
+        other[name].encoding.clear()
+    other.to_zarr(tmp_path / "other.zarr", zarr_format=3)
+    done = start("runtime.nproc=1", "output.mode=resume", "data.path=other.zarr")
+    assert done.status == 1
+    assert "was made with other pairs" in done.err
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -45,7 +45,7 @@ def check_package(run: TrainingRun, folders: Mapping[str, str]) -> None:
         raise StoreError(f"{folder} exists and is no folder")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     there = names - {_LOCK}
-    if there and not there & {PACKAGE, CHECKPOINTS}:
+    if there and not there & set(_OWN):
         raise StoreError(f"{folder} exists and is no package of distinf; it holds {min(there)}")
     if there and run.output.mode == "create":
         raise StoreError(
@@ -56,7 +56,7 @@ def check_package(run: TrainingRun, folders: Mapping[str, str]) -> None:
 
 @contextmanager
 def hold_package(run: TrainingRun) -> Iterator[Path]:
-    """Keep other runs away from the folder of a training; empty it where ``output.mode`` says so.
+    """Keep other runs away from the folder of a training.
 
     Parameters
     ----------
@@ -77,12 +77,18 @@ def hold_package(run: TrainingRun) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / _LOCK, timeout=0):
-            for name in _OWN if run.output.mode == "overwrite" else ():
-                own = folder / name
-                if own.is_dir():
-                    shutil.rmtree(own)
-                else:
-                    own.unlink(missing_ok=True)
             yield folder
     except filelock.Timeout:
         raise StoreError(f"another run trains into {folder}: choose another folder") from None
+    except PermissionError as error:
+        raise StoreError(f"{folder} cannot be written: {error}") from None
+
+
+def clear_package(folder: Path) -> None:
+    """Remove what an earlier training wrote into a folder."""
+    for name in _OWN:
+        own = folder / name
+        if own.is_dir():
+            shutil.rmtree(own)
+        else:
+            own.unlink(missing_ok=True)

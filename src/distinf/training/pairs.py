@@ -28,6 +28,12 @@ class Pair:
     store: int
     step: dict[str, Any]
 
+    @property
+    def valid(self) -> np.datetime64:
+        """Time at which its state is valid."""
+        lead = self.step.get("lead_time", np.timedelta64(0, "ns"))
+        return np.datetime64(self.step["time"]) + np.timedelta64(lead)
+
     def __str__(self) -> str:
         return " ".join(f"{dim} {value}" for dim, value in self.step.items())
 
@@ -73,6 +79,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                             f"data.path={path}: {array.name} lies on another {dim} than "
                             f"{names_of(run.data.inputs)}; inputs and targets share one grid"
                         )
+            x, y = ([_without(a, x[0], path) for a in arrays] for arrays in (x, y))
             self.all += [Pair(number, step) for step in _steps([*x, *y], target_path)]
             self._stores.append((x, y))
         self.lat, self.lon = grids["lat"], grids["lon"]
@@ -124,6 +131,18 @@ def _variables(path: str, names: Sequence[str], where: str) -> list[xr.DataArray
                 "output.mode=resume"
             )
     return arrays
+
+
+def _without(array: xr.DataArray, first: xr.DataArray, path: str) -> xr.DataArray:
+    """Leave out dimensions of one step that the first input does not have."""
+    for dim in [dim for dim in _STEP if dim in array.dims and dim not in first.dims]:
+        if array.sizes[dim] > 1:
+            raise ConfigError(
+                f"data.path={path}: {array.name} has {array.sizes[dim]} of {dim}, a dimension that "
+                f"{first.name} does not have"
+            )
+        array = array.isel({dim: 0}, drop=True)
+    return array
 
 
 def _file(path: str) -> xr.Dataset:

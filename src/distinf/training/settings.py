@@ -166,6 +166,7 @@ class TrainingRun:
             **{f"network.{key}": value for key, value in self.network.items()},
             **{f"training.{name}": getattr(self.training, name) for name in rates},
             "runtime.seed": self.runtime.seed,
+            "runtime.threads": self.runtime.threads,
         }
 
 

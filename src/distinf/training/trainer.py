@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +26,7 @@ from distinf.loading import load_section
 from distinf.models import Trained
 from distinf.seeds import seed_all, seeded, task_seed
 from distinf.training.curves import Curves
-from distinf.training.folder import CHECKPOINTS
+from distinf.training.folder import CHECKPOINTS, clear_package
 from distinf.training.pairs import Pairs, share, split
 from distinf.training.settings import TrainingRun
 
@@ -72,8 +75,11 @@ class Trainer:
             raise ConfigError(f"there are {len(training)} pairs to train on for {self._size} ranks")
         own, counted = share(training, self._rank, self._size, self._seed)
         self._weight = _area_weight(pairs.lat)
-        checkpoint = self._newest_checkpoint()
+        fresh = run.output.mode == "overwrite"
+        checkpoint = None if fresh else self._newest_checkpoint()
+        self._data = _digest(pairs)
         saved = self._read(checkpoint)
+        self._warn_of_overlap(pairs, training, validation)
         statistics = saved["statistics"] if saved else self._statistics(pairs, counted)
         model = self._model(pairs, statistics)
         network = model.network
@@ -84,10 +90,17 @@ class Trainer:
         history: list[dict[str, Any]] = list(saved["history"]) if saved else []
         held = validation[self._rank :: self._size]
         means = self._errors_of_means(pairs, held, len(validation), statistics)
+        if fresh and self._rank == 0:  # nothing that is wrong is found from here on
+            clear_package(self._folder)
         with Curves(self._folder, run.training.log, means, self._rank == 0) as curves:
             for epoch in range(first + 1, epochs + 1):
                 seed_all(task_seed(self._seed, f"epoch {epoch}"))
                 loss = self._epoch(model, gradients, optimizer, Subset(pairs, own))
+                if not math.isfinite(loss):
+                    raise ConfigError(
+                        f"training.learning_rate={run.training.learning_rate}: the loss of epoch "
+                        f"{epoch} is {loss}; choose a lower one"
+                    )
                 schedule.step()
                 errors = self._errors(model, pairs, held, len(validation))
                 history.append({"epoch": epoch, "loss": loss, "rmse": errors})
@@ -106,6 +119,18 @@ class Trainer:
             "history": history,
             "seconds": time.monotonic() - started,
         }
+
+    def _warn_of_overlap(self, pairs: Pairs, training: list[int], validation: list[int]) -> None:
+        """Say that the training has states of the times at which held-out forecasts are valid."""
+        held = {pairs.all[index].valid for index in validation}
+        common = sum(pairs.all[index].valid in held for index in training)
+        if common and self._rank == 0:
+            log.warning(
+                "data.held_out: %d of %d training pairs are valid at times of held-out forecasts. "
+                "Where these forecast the same weather, the errors on held-out dates are too small",
+                common,
+                len(training),
+            )
 
     def _group_of_gradients(self) -> Any:
         """Return the process group of the gradients: NCCL where each rank has a GPU of its own."""
@@ -248,6 +273,11 @@ class Trainer:
             load_checkpoint(checkpoint, metadata_dict=saved)
         if not saved:
             raise ConfigError(f"{checkpoint} is no checkpoint; remove it, or start anew")
+        if saved.get("data") != self._data or len(list(checkpoint.iterdir())) < 2:
+            raise ConfigError(
+                f"data.path: {checkpoint} was made with other pairs, or is not whole; use the same "
+                "stores, or output.mode=overwrite"
+            )
         wanted = self._run.must_match
         for key in sorted({*wanted, *saved["settings"]}):
             before, now = saved["settings"].get(key), wanted.get(key)
@@ -285,7 +315,7 @@ class Trainer:
         statistics: dict[str, Any],
         history: list[dict[str, Any]],
     ) -> None:
-        """Write a checkpoint on rank 0, whole or not at all, then remove the one before."""
+        """Write a checkpoint on rank 0, whole or not at all; two of them stay."""
         if self._rank != 0:
             return
         from physicsnemo.utils import save_checkpoint
@@ -297,14 +327,25 @@ class Trainer:
         more = {
             "settings": self._run.must_match,
             "ranks": self._size,
+            "data": self._data,
             "statistics": statistics,
             "history": history,
         }
         with _quiet():
             save_checkpoint(part, network, optimizer, schedule, epoch=epoch, metadata=more)
+        for path in part.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         part.rename(home / f"{_EPOCH}{epoch:06d}")
-        for older in sorted(home.glob(f"{_EPOCH}*"))[:-1]:
+        for older in sorted(home.glob(f"{_EPOCH}*"))[:-2]:
             shutil.rmtree(older)
+
+
+def _digest(pairs: Pairs) -> str:
+    """Tell the pairs of these stores and their grid from others."""
+    text = "\n".join(f"{pair.store} {pair}" for pair in pairs.all)
+    grid = pairs.lat.tobytes() + pairs.lon.tobytes()
+    return hashlib.sha256(text.encode() + grid).hexdigest()
 
 
 def _area_weight(lat: np.ndarray) -> torch.Tensor:
