@@ -38,9 +38,7 @@ def report(cfg: DictConfig) -> None:
     record = None
     if file is not None:
         print(f"Events: {file}")
-        events = distinf.SavedEvents(file)
-        workers = tuple(sorted(distinf.Totals.of(events).calls))
-        record = distinf.Record(events, workers, run.output.writers, engine=run.runtime.engine)
+        record = distinf.read_record(run.output_path, distinf.SavedEvents(file))
     page = Path(run_folder()) / "report.html"
     distinf.write_report(run.output_path, page, run.report, record)
     print(f"Report: {page}")

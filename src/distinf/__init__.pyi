@@ -9,6 +9,7 @@ from .errors import TaskError as TaskError
 from .errors import WorkerLost as WorkerLost
 from .forecast import rollout as rollout
 from .html_report import Record as Record
+from .html_report import read_record as read_record
 from .html_report import read_timeline as read_timeline
 from .html_report import write_report as write_report
 from .inference import DistributedInference as DistributedInference

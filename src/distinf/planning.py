@@ -22,6 +22,7 @@ from distinf.errors import ConfigError, TaskError, as_config_error
 from distinf.forecast import (
     check_initial,
     is_restartable,
+    lead_times,
     step_coords,
 )
 from distinf.loading import (
@@ -33,7 +34,7 @@ from distinf.loading import (
     weight_free,
 )
 from distinf.options import Output
-from distinf.parameters import check_valid_times
+from distinf.parameters import check_valid_times, parse_lead_times, parse_times
 from distinf.run import ArchiveRun, ForecastRun, Run, as_archive, as_forecast
 from distinf.session import current_session
 from distinf.statistics import score_names, statistic_names
@@ -237,7 +238,7 @@ def plan_outputs(run: Run, source: Any, diagnostics: Sequence[Any]) -> list[Stor
         _check_stored(output, grids)
         check_statistics(output, members, grids)
         _check_verified(run, grids)
-        _check_reported(run, grids)
+        _check_reported(run, grids, source)
     return outputs
 
 
@@ -281,8 +282,19 @@ def _check_verified(run: Run, grids: Mapping[str, Coords]) -> None:
             )
 
 
-def _check_reported(run: Run, grids: Mapping[str, Coords]) -> None:
-    """Refuse variables of the report that the store will not have."""
+def _check_reported(run: Run, grids: Mapping[str, Coords], source: Any) -> None:
+    """Refuse variables and times of the report that the store will not have."""
+    wanted = run.report
+    if isinstance(run, ForecastRun):
+        times, leads = run.times, lead_times(source, run.nsteps)[:: run.output.every]
+    else:
+        times, leads = source.times, source.lead_times
+    if wanted.time is not None and parse_times(wanted.time)[0] not in times:
+        raise ConfigError(f"report.time={wanted.time}: the run has no such initial time")
+    if wanted.lead_times is not None:
+        for lead in np.setdiff1d(parse_lead_times(wanted.lead_times), leads):
+            hours = lead / np.timedelta64(1, "h")
+            raise ConfigError(f"report.lead_times: the run stores no lead time of {hours:g} h")
     stored = {str(v) for grid in grids.values() for v in grid["variable"]}
     if run.output.statistics is not None:
         members = stored if run.output.members else set()

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 from zarr.storage import LocalStore
 
 from distinf.errors import StoreError
 from distinf.html_report import Record, write_report
+from distinf.html_report.maps import draw_maps
+from distinf.html_report.selection import read_shown
 from distinf.options import Report
 from distinf.report import Event
 from tests.html_report.stores import write_store
@@ -72,6 +75,38 @@ def test_every_kind_of_grid_is_drawn(name: str, tmp_path: Path) -> None:
     assert "10 of 10 tasks" in text
     assert ("no coordinates of its points" in text) == (name == "no coordinates")
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_member_that_is_not_there_leaves_the_others(tmp_path: Path) -> None:
+    grid, dims, shape = GRIDS["global"]
+    values = RNG.normal(size=(3, 1, 5, *shape))
+    values[1, 0, 2:] = np.nan
+    store = write_store(tmp_path / "x.zarr", {"t2m": values}, grid, dims)
+    with xr.open_zarr(store, chunks=None) as opened:
+        shown = read_shown(opened.t2m, None, None, 1e9)
+    np.testing.assert_allclose(shown.mean[-1], values[[0, 2], 0, -1].mean(axis=0), atol=1e-6)
+    assert shown.map_members == 2
+    page = tmp_path / "report.html"
+    write_report(str(store), page, Report(), None)
+    assert "mean and spread of 2 of 3 members" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("north_first", [True, False])
+def test_a_map_has_the_north_at_its_top(north_first: bool) -> None:
+    lat = np.linspace(90, -90, 19) if north_first else np.linspace(-90, 90, 19)
+    lon = np.arange(0, 360, 10.0)
+    values = np.broadcast_to(lat[:, None], (19, 36)).astype(np.float32)
+    coords = {"time": [np.datetime64(0, "ns")], "lead_time": [np.timedelta64(0, "ns")]}
+    field = xr.DataArray(
+        values[None, None], {**coords, "lat": lat, "lon": lon}, ("time", "lead_time", "lat", "lon")
+    )
+    figure = draw_maps(read_shown(field.rename("t2m"), None, None, 1e9))
+    axis, (image,) = figure.axes[0], figure.axes[0].get_images()
+    drawn, (west, east, bottom, top) = np.asarray(image.get_array()), image.get_extent()
+    assert axis.get_ylim() == (-95.0, 95.0)
+    assert (west, east) == (-5.0, 355.0)
+    # The first row is at the top of the extent.
+    assert drawn[0, 0] == (90 if top > bottom else -90)
 
 
 def test_what_is_missing_and_who_was_lost_is_said(tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def test_the_recipe_finds_the_run_of_a_store(done: tuple[Path, Outcome]) -> None
         ("report.variables=[tp]", "report.variables: nothing makes tp; the store will have"),
         ("report.lead_times=soon", "report.lead_times=soon: write it like 30min, 6h or 1d"),
         ("report.time=[2000-01-01,2000-01-02]", "must be one initial time"),
+        ("report.lead_times=[7h]", "report.lead_times: the run stores no lead time of 7 h"),
+        ("report.time=2000-01-02", "report.time=2000-01-02: the run has no such initial time"),
         ("report.megabytes=0", "report.megabytes=0: must be a number of megabytes above 0"),
     ],
 )

@@ -38,7 +38,8 @@ def draw_series(variables: Sequence[Shown]) -> Figure:
             several = len(shown.series) > 1
             axis.plot(x, member, style, ms=2, lw=0.7, color="0.7" if several else "C0")
         if len(shown.series) > 1:
-            axis.plot(x, shown.series.mean(axis=0), style, ms=2, color="C0")
+            known = np.ma.masked_invalid(shown.series)
+            axis.plot(x, known.mean(axis=0).filled(np.nan), style, ms=2, color="C0")
         axis.set_title(shown.name, loc="left", fontsize=9)
         axis.set_ylabel(shown.units, fontsize=8)
         axis.tick_params(labelsize=7)

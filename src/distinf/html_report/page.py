@@ -57,6 +57,37 @@ class Record:
     together: tuple[int, int] = (1, 1)
 
 
+def read_record(store: str, events: Iterable[Event]) -> Record:
+    """Say how a run went, from its events and the config that its store keeps.
+
+    Parameters
+    ----------
+    store : str
+        Path or URL of the store.
+    events : Iterable[Event]
+        Events of the run; read several times.
+    """
+    import xarray as xr
+
+    with xr.open_zarr(store, chunks=None) as dataset:
+        config = json.loads(dataset.attrs.get("config", "{}"))
+    runtime, output = (config.get(name) or {} for name in ("runtime", "output"))
+    diagnostics = (config.get("diagnostic") or {}).values()
+    workers = tuple(sorted(Totals.of(events).calls))
+    apart = output.get("writer") == "workers" or runtime.get("drivers", 1) != 1
+    together = (
+        int((config.get("prognostic") or {}).get("ranks") or 1),
+        max((int((own or {}).get("ranks") or 1) for own in diagnostics), default=1),
+    )
+    return Record(
+        events,
+        workers,
+        max(1, len(workers)) if apart else int(output.get("writers", 2)),
+        engine=str(runtime.get("engine", "tensorpipe")),
+        together=together,
+    )
+
+
 @dataclass(frozen=True)
 class Picture:
     """A picture on the page: PNG as a data URL, what it shows, and a caption."""
@@ -125,8 +156,8 @@ def _of_store(dataset: xr.Dataset, store: str) -> dict[str, Any]:
         "name": store.rstrip("/").rpartition("/")[2],
         "store": store,
         "done": done,
-        "tasks": done + sum(len(tasks) for tasks in lacking.values()),
-        "lacking": {name: _some(tasks) for name, tasks in lacking.items() if tasks},
+        "tasks": done + sum(number for number, _ in lacking.values()),
+        "lacking": {name: _some(*tasks) for name, tasks in lacking.items() if tasks[0]},
         "dimensions": sizes,
         "first": words(dataset["time"].values[0]),
         "last": words(dataset["time"].values[-1]),
@@ -137,8 +168,8 @@ def _of_store(dataset: xr.Dataset, store: str) -> dict[str, Any]:
     }
 
 
-def _completeness(dataset: xr.Dataset) -> tuple[int, dict[str, list[str]]]:
-    """Return the number of complete tasks, and the others of each diagnostic."""
+def _completeness(dataset: xr.Dataset) -> tuple[int, dict[str, tuple[int, list[str]]]]:
+    """Return the number of complete tasks; of each diagnostic how many lack, and the first ones."""
     done, lacking = 0, {}
     for name, array in dataset.items():
         diagnostic = str(name).removesuffix("_complete")
@@ -146,15 +177,13 @@ def _completeness(dataset: xr.Dataset) -> tuple[int, dict[str, list[str]]]:
             continue
         marks = array.values
         done += int(marks.sum())
-        lacking[diagnostic] = [
+        first = [
             ", ".join(
-                f"member {dataset[dim].values[i]}"
-                if dim == "ensemble"
-                else words(dataset[dim].values[i])
-                for dim, i in zip(array.dims, index, strict=True)
+                words(dataset[dim].values[i]) for dim, i in zip(array.dims, index, strict=True)
             )
-            for index in np.argwhere(~marks)
+            for index in np.argwhere(~marks)[:_LISTED]
         ]
+        lacking[diagnostic] = int(marks.size - marks.sum()), first
     return done, lacking
 
 
@@ -173,9 +202,9 @@ def _as_yaml(config: str | None) -> str:
     return "" if config is None else yaml.safe_dump(json.loads(config), sort_keys=False)
 
 
-def _some(items: list[str]) -> list[str]:
-    more = len(items) - _LISTED
-    return [*items[:_LISTED], f"and {more} more"] if more > 0 else items
+def _some(number: int, first: list[str]) -> list[str]:
+    more = number - len(first)
+    return [*first, f"and {more} more"] if more > 0 else first
 
 
 def _of_variables(dataset: xr.Dataset, wanted: Report) -> dict[str, Any]:
@@ -222,7 +251,7 @@ def _ordinal(number: int) -> str:
 
 
 def _series(variables: list[Shown]) -> Picture:
-    first = variables[0]
+    first = max(variables, key=lambda shown: (shown.members, shown.all_steps))
     said = "Mean over the grid"
     said += ", by the area of its cells" if all(v.weighted for v in variables if v.grid) else ""
     said += f"; {len(first.series_steps)} of {first.all_steps} steps"
@@ -234,6 +263,7 @@ def _series(variables: list[Shown]) -> Picture:
 def _of_run(record: Record | None) -> dict[str, Any]:
     """Return what the page says of how a run went."""
     found: dict[str, Any] = {"timeline": None, "arithmetic": None, "summary": "", "trouble": []}
+    found["recorded"] = record is not None
     if record is None:
         return found
     from matplotlib.figure import Figure

@@ -21,6 +21,7 @@ _SERIES_MEMBERS = 10
 _VARIABLES = 8  # that are drawn if the user does not choose
 _OF_ONE = 3  # of one diagnostic, if there are several
 _POINTS = 700  # along each axis of a map: there are no more pixels
+_CELLS = 200_000  # of a grid without rows
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Shown:
     weighted : bool
         Whether they are weighted by the area of the cells.
     members, map_members : int
-        Members in the store, and of the maps.
+        Members in the store, and those of which every map has a field.
     all_steps : int
         Steps in the store.
     """
@@ -166,13 +167,17 @@ def read_shown(
     fixed = {"time": _index(field, "time", time)} if axis == "lead_time" else {"lead_time": 0}
     one = field.isel({dim: 0 for dim in leading})
     chosen = None
-    if lead_times is not None and axis == "lead_time":
-        chosen = [_index(field, "lead_time", lead) for lead in lead_times]
+    if lead_times is not None:
+        leads = [_index(field, "lead_time", lead) for lead in lead_times]
+        chosen = leads if axis == "lead_time" else None
+    if time is not None and axis == "time":
+        chosen = [_index(field, "time", time)]
     members = field.sizes.get("ensemble", 1)
     fields = int(nbytes // max(1, one.size * one.dtype.itemsize))
     plan = make_plan(field.sizes[axis], members, fields, chosen)
     grid = grid_of(field, leading) if one.ndim else None
-    every = -(-max(one.shape, default=1) // _POINTS) if one.ndim == 2 else 1
+    longest, most = (max(one.shape, default=1), _POINTS) if one.ndim == 2 else (one.size, _CELLS)
+    every = -(-longest // most)
     weights = None if grid is None else grid.weights()
 
     def read(step: int, member: int) -> np.ndarray:
@@ -182,14 +187,18 @@ def read_shown(
     means: dict[tuple[int, int], float] = {}
     mean: list[np.ndarray] = []
     spread: list[np.ndarray | None] = []
+    used = len(plan.map_members)
     for step in plan.map_steps:
         drawn = []
         for member in plan.map_members:
             values = read(step, member)
             means[step, member] = area_mean(values, weights)
             drawn.append(_thin(values, every))
-        mean.append(np.asarray(np.mean(drawn, axis=0, dtype=np.float64)))
-        spread.append(np.std(drawn, axis=0, dtype=np.float64, ddof=1) if len(drawn) > 1 else None)
+        known = [values for values in drawn if np.isfinite(values).any()]
+        used = min(used, len(known))
+        known = known or drawn[:1]
+        mean.append(np.asarray(np.mean(known, axis=0, dtype=np.float64)))
+        spread.append(_spread(known) if members > 1 and len(drawn) > 1 else None)
     for step in plan.series_steps:
         for member in plan.series_members:
             if (step, member) not in means:
@@ -210,9 +219,16 @@ def read_shown(
         series=np.array(series),
         weighted=weights is not None,
         members=members,
-        map_members=len(plan.map_members),
+        map_members=used,
         all_steps=len(steps),
     )
+
+
+def _spread(fields: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the standard deviation of the members; NaN if there is but one."""
+    if len(fields) < 2:
+        return np.full_like(fields[0], np.nan, dtype=np.float64)
+    return np.asarray(np.std(fields, axis=0, dtype=np.float64, ddof=1))
 
 
 def area_mean(values: np.ndarray, weights: np.ndarray | None) -> float:
@@ -225,7 +241,7 @@ def area_mean(values: np.ndarray, weights: np.ndarray | None) -> float:
 
 
 def _thin(values: np.ndarray, every: int) -> np.ndarray:
-    return values[::every, ::every] if values.ndim == 2 else values.ravel()
+    return values[::every, ::every] if values.ndim == 2 else values.ravel()[::every]
 
 
 def _index(field: xr.DataArray, dim: str, wanted: np.datetime64 | np.timedelta64 | None) -> int:
