@@ -135,7 +135,7 @@ def test_ctrl_c_ends_it_as_on_ranks(on_cluster: OnRay) -> None:
     began = time.monotonic()
     os.kill(run.pid, signal.SIGINT)
     _, err = run.communicate(timeout=60)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 30
     assert run.returncode == 130
     assert "output.mode=resume" in err
 
