@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from distinf.diagnostics.placement import Placement
-from distinf.options import Output, Report, Runtime, option_values
+from distinf.options import Output, Report, Runtime
 from distinf.session.slurm_script import SlurmJob
+from distinf.typed_options import option_values
 
 ROOT = Path(__file__).resolve().parents[2]
 CFG = ROOT / "cfg"

@@ -20,7 +20,6 @@ from .options import GroupSizes as GroupSizes
 from .options import Output as Output
 from .options import Report as Report
 from .options import Runtime as Runtime
-from .options import check_keys as check_keys
 from .physicsnemo_names import DistributedManager as DistributedManager
 from .pipeline import Forecast as Forecast
 from .pipeline import load_diagnostics as load_diagnostics
@@ -60,3 +59,4 @@ from .training import hold_package as hold_package
 from .training import read_training as read_training
 from .training import train_on_all_ranks as train_on_all_ranks
 from .transport import Grouped as Grouped
+from .typed_options import check_keys as check_keys

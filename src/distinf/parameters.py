@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from distinf.errors import ConfigError
-from distinf.options import check_keys
+from distinf.typed_options import check_keys
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RANGE = "dates lie between 1677-09-22 and 2262-04-11 (datetime64[ns])"

@@ -181,7 +181,7 @@ def chain_factory(
 def _over_ranks(name: str, factory: Callable[..., Any], run: Run) -> Callable[[], Any]:
     """Let a factory make its model on all ranks of a replica, if it runs on several."""
     loads = isinstance(factory, partial) and factory.func is load_section
-    return Grouped(factory, name) if loads and run.placements[name].ranks > 1 else factory
+    return Grouped(factory) if loads and run.placements[name].ranks > 1 else factory
 
 
 def own_variables(run: Run) -> Callable[[], Chain]:

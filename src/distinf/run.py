@@ -15,17 +15,10 @@ import numpy as np
 from distinf.diagnostics import Placement, chains, split
 from distinf.errors import ConfigError
 from distinf.loading import check_outputs, check_takes_group, check_target, read_files
-from distinf.options import (
-    GroupSizes,
-    Output,
-    Report,
-    Runtime,
-    check_keys,
-    current_targets,
-    from_mapping,
-)
+from distinf.options import GroupSizes, Output, Report, Runtime
 from distinf.parameters import parse_ensemble, parse_lead_times, parse_members, parse_times
 from distinf.statistics import are_scores, score_names, scores_of
+from distinf.typed_options import check_keys, current_targets, from_mapping
 
 _SECTIONS = (
     *("recipe", "parameters", "prognostic", "diagnostic", "perturbation", "data"),

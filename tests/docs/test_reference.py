@@ -9,8 +9,9 @@ import yaml
 import distinf
 import distinf.models
 from distinf.diagnostics.placement import Placement
-from distinf.options import Output, Report, Runtime, option_names
+from distinf.options import Output, Report, Runtime
 from distinf.session.slurm_script import SlurmJob
+from distinf.typed_options import option_names
 from testing.application import ROOT
 
 CFG = ROOT / "cfg"

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from distinf.errors import ConfigError, DistinfError
 from distinf.loading.load import check_target
-from distinf.options import Output, Runtime, check_keys, from_mapping
+from distinf.options import Output, Runtime
 from distinf.parameters import parse_times
+from distinf.typed_options import check_keys, from_mapping
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=12)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import distinf
-from distinf.options import current_targets
+from distinf.typed_options import current_targets
 from testing.application import ROOT
 from testing.preloaded import run_main
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from distinf.errors import ConfigError
-from distinf.options import Count, from_mapping, option_names, options_dataclass
+from distinf.typed_options import Count, from_mapping, option_names, options_dataclass
 
 _Names = Annotated[Mapping[str, str], Field(description="must be like {tp: tp_afno}")]
 

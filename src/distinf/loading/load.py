@@ -19,7 +19,7 @@ from hydra.utils import get_object, instantiate
 from distinf.errors import ConfigError
 from distinf.loading.imports import import_first
 from distinf.loading.preflight import cache_name, find, unfetched, unreachable
-from distinf.options import check_keys
+from distinf.typed_options import check_keys
 
 # Key that names the class, and the method that takes the other settings.
 _LOADERS = {"load_model": ("model", "load_model"), "load_data": ("kind", "__init__")}

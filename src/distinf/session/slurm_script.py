@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PlainValidator
 
 from distinf.errors import ConfigError
-from distinf.options import Count, from_mapping, options_dataclass, valid_when
+from distinf.typed_options import Count, from_mapping, options_dataclass, valid_when
 
 # The forms that sbatch's manual lists for --time and --mem.
 _TIME = r"[0-9]+(:[0-9]+){0,2}|[0-9]+-[0-9]+(:[0-9]+){0,2}|(?i:unlimited|infinite)"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from distinf.options import current_targets
+from distinf.typed_options import current_targets
 
 # Settings that may change on resume, but for those in `_DECIDING`.
 _FREE = (

@@ -12,16 +12,9 @@ from pydantic import Field
 
 from distinf.errors import ConfigError
 from distinf.loading import check_target
-from distinf.options import (
-    Count,
-    GroupSizes,
-    Runtime,
-    check_keys,
-    from_mapping,
-    options_dataclass,
-    valid_when,
-)
+from distinf.options import GroupSizes, Runtime
 from distinf.parameters import parse_times
+from distinf.typed_options import Count, check_keys, from_mapping, options_dataclass, valid_when
 
 _SECTIONS = (
     *("recipe", "parameters", "data", "network", "training", "output", "runtime", "slurm"),

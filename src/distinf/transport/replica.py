@@ -18,7 +18,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -281,7 +281,7 @@ class GroupModel:
                 return
 
 
-@dataclass
+@dataclass(frozen=True)
 class Grouped:
     """A factory of a model over the ranks of a group, called on the group's first rank.
 
@@ -289,7 +289,6 @@ class Grouped:
     """
 
     factory: Callable[..., Any]
-    __name__: str = field(default="model", repr=False)
 
     def __call__(self) -> GroupModel:
         """Construct the model on all ranks; raises `SessionError` outside a group."""
