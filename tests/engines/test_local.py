@@ -19,6 +19,7 @@ ALL = list(range(STEPS + 1))
 SLOW = pytest.mark.slow
 
 
+@SLOW
 def test_the_bytes_are_those_of_one_process(on_ray: OnRay, undisturbed: np.ndarray) -> None:
     run = on_ray.begin("", "runtime.workers=2")
     on_ray.wait_for_a_step(run)

@@ -42,7 +42,7 @@ def more(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SIZES = [
-    pytest.param("two", 2),
+    pytest.param("two", 2, marks=pytest.mark.slow),
     # Three do not divide the orders, the rows and the columns; four do not divide the orders.
     pytest.param("more", 3, marks=pytest.mark.slow),
     pytest.param("more", 4, marks=pytest.mark.slow),

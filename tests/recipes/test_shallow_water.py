@@ -249,6 +249,7 @@ def test_an_output_that_is_the_input_is_refused_and_the_input_kept(tmp_path: Pat
     assert {p: p.read_bytes() for p in tmp_path.glob("in.zarr/**/*") if p.is_file()} == before
 
 
+@SLOW
 def test_interrupt_keeps_what_was_written_and_resume_completes_it(
     runs: Runs, tmp_path: Path
 ) -> None:

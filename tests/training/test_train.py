@@ -167,6 +167,7 @@ def start_ranks(
     return found
 
 
+@SLOW
 def test_an_existing_package_is_kept(start: Start, tmp_path: Path) -> None:
     done = start("runtime.nproc=1", "training.epochs=1")
     assert done.status == 0, done.err
