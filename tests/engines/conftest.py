@@ -69,6 +69,7 @@ class Nodes:
             text=True,
             start_new_session=True,
         )
+        self.marker = environment["DISTINF_TEST_RUN"]
         self.address = self.ask(f"head {cpus}")
 
     def ask(self, words: str) -> str:

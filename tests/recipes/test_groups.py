@@ -53,7 +53,6 @@ def test_ranks_that_do_not_fit_are_refused_with_numbers_that_do(
         ((*TOGETHER, "runtime.nproc=1"), "there are 1: start more"),
         ((*TOGETHER, "runtime.nproc=5"), "does not divide the 3 ranks"),
         ((*TOGETHER, "runtime.nproc=4", "runtime.drivers=2"), "runtime.drivers=2"),
-        ((*TOGETHER, "runtime.engine=ray"), "runtime.engine=ray"),
         ((*TOGETHER, "diagnostic.wind_decomposition.precision=bfloat16"), "precision=bfloat16"),
         (
             ("diagnostic=[wind_decomposition,identity]", TOGETHER[1]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -22,31 +22,33 @@ _STOP_SECONDS = 3.0
 class GroupMember:
     """Joins this rank to a group.
 
-    ``gpus`` are those of all ranks. ``unusable`` is called with the reason when this rank can no
-    longer be used.
+    ``gpus`` are those of the ranks. ``unusable`` is called with the reason when this rank can no
+    longer be used. ``first`` is the rank that is 0 in torch's default process group.
     """
 
     def __init__(
         self,
         rank: int,
         device: torch.device,
-        gpus: Sequence[str],
+        gpus: Mapping[int, str],
         store: dist.Store,
         unusable: Callable[[str], None],
+        first: int = 0,
     ) -> None:
         self._rank, self._device, self._gpus, self._store = rank, device, gpus, store
-        self._unusable = unusable
+        self._unusable, self._first = unusable, first
         self._following: threading.Thread | None = None
         self.joined = False
 
     def join(self, *ranks: int) -> None:
         """Form a group with other ranks, which call this, too; the first one leads."""
         self.joined = True
-        words = dist.new_group(ranks, _NEVER, "gloo", use_local_synchronization=True)
+        known = [rank - self._first for rank in ranks]  # to torch
+        words = dist.new_group(known, _NEVER, "gloo", use_local_synchronization=True)
         gpus = {self._gpus[rank] for rank in ranks} - {""}
         backend = "nccl" if len(gpus) == len(ranks) else "gloo"  # NCCL refuses a shared GPU
-        model = dist.new_group(ranks, _NEVER, backend, use_local_synchronization=True)
-        _register(model, ranks)
+        model = dist.new_group(known, _NEVER, backend, use_local_synchronization=True)
+        _register(model, known)
         group = RankGroup(tuple(ranks), self._rank, words, model, self._store, self._device)
         if self._rank == ranks[0]:
             lead(group, self._unusable)
@@ -56,6 +58,11 @@ class GroupMember:
             )
             self._following.start()
 
+    def follow(self) -> None:
+        """Return when this rank has nothing more to do: its first one is gone, or has said so."""
+        if self._following is not None:
+            self._following.join()
+
     def leave(self) -> None:
         """Leave the group, if this rank is in one: a rank that follows waits for the first one."""
         end_leading()
@@ -63,7 +70,7 @@ class GroupMember:
             self._following.join(_STOP_SECONDS)
 
 
-def _register(group: Any, ranks: tuple[int, ...]) -> None:
+def _register(group: Any, ranks: list[int]) -> None:
     """Enter a group where DistributedManager.create_process_subgroup does.
 
     That one divides all ranks evenly, so rank 0 could not have a group of another size.
@@ -72,5 +79,5 @@ def _register(group: Any, ranks: tuple[int, ...]) -> None:
 
     manager = DistributedManager()
     manager._groups[NAME] = group
-    manager._group_ranks[NAME] = [list(ranks)]
+    manager._group_ranks[NAME] = [ranks]
     manager._group_names[group] = NAME

@@ -1,30 +1,26 @@
-"""The session of a run on Ray: the cluster, and one actor for each worker."""
+"""The session of a run on Ray, and the cluster that is joined or started for it."""
 
 from __future__ import annotations
 
 import atexit
-import functools
 import logging
 import os
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from distinf.errors import ConfigError, SessionError
-from distinf.options import Runtime
-from distinf.session import process, ray_remains
+from distinf.options import GroupSizes, Runtime
+from distinf.session import network, process, ray_remains
 from distinf.session.launcher import RankInfo
-from distinf.session.roles import DriverSession
-
-if TYPE_CHECKING:
-    from distinf.transport import RayTransport
+from distinf.session.roles import DriverSession, leave
 
 log = logging.getLogger("distinf")
 
@@ -34,14 +30,14 @@ _BEYOND_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # In which a worker is usually there; the promise is 30.
 _PATIENCE_SECONDS = 20.0
 _END_SECONDS = 20.0
-_NAMED = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
 
 
-def join(runtime: Runtime, resources: ExitStack) -> DriverSession:
+def join(runtime: Runtime, resources: ExitStack, groups: GroupSizes) -> DriverSession:
     """Connect to the cluster, or start one, and open the driver's session; its actors follow.
 
-    What is opened goes to ``resources``. Raises `ConfigError` if Ray is not installed, and
-    `SessionError` if the cluster cannot be reached.
+    ``groups`` are the ranks that run a model together. What is opened goes to ``resources``. Raises
+    `ConfigError` if Ray is not installed, and `SessionError` if the cluster cannot be reached, or
+    ranks that run the prognostic with rank 0 do not start.
     """
     local = _is_local(runtime.address)
     if local:
@@ -52,21 +48,27 @@ def join(runtime: Runtime, resources: ExitStack) -> DriverSession:
         raise ConfigError(
             'runtime.engine=ray: Ray is not installed; install it by pip install "distinf[ray]"'
         ) from None
+    from distinf.session.ray_workers import RayWorkers
     from distinf.transport import RayTransport, Worker
 
     resources.callback(torch.set_num_threads, torch.get_num_threads())
     torch.set_num_threads(runtime.threads)
     process.keep_freed_memory()
-    _connect(ray, runtime, local, resources)
-    cluster = ray.cluster_resources()
-    number = runtime.most_workers or _number_of_gpus(ray) or 2
-    actors = _actors(ray, runtime, number, cluster)  # they import while this process does
+    _connect(ray, runtime, local, resources, groups)
+    workers = RayWorkers(runtime, groups, resources)
+    beside, actors = workers.start()  # they import while this process does
     device = process.choose_device(_ALONE)
-    process.initialize_manager(_ALONE, device, None)
-    resources.callback(process.end_manager)
+    if beside is None:
+        process.initialize_manager(_ALONE, device, None)
+        resources.callback(process.end_manager)
+    else:
+        resources.enter_context(network.interface_restored())
+        resources.callback(beside.end)
+        resources.callback(leave, beside.form(device, lambda reason: None))
     worker = Worker(0, device, runtime.nonfinite)
     worker.results_stay = runtime.results == "device"
-    world = RankInfo("ray", 0, number + 1, 0, number + 1 if local else 1)
+    size = workers.world_size
+    world = RankInfo("ray", 0, size, 0, size if local else 1)
     opened: DriverSession | None = None
 
     def lost(rank: int, reason: str) -> None:
@@ -74,8 +76,11 @@ def join(runtime: Runtime, resources: ExitStack) -> DriverSession:
             opened.mark_lost(rank, reason)
 
     transport = RayTransport(worker, actors, lost, worker.results_stay)
-    opened = DriverSession(world, runtime, worker, transport, resources, [], None)
-    timer = threading.Timer(_PATIENCE_SECONDS, _say_what_lacks, (ray, runtime, transport))
+    opened = DriverSession(world, runtime, worker, transport, resources, [], None, groups=groups)
+    if beside is not None:
+        lose, end = opened.lose_prognostic, beside.end
+        beside.watch(lambda rank, reason: lose(rank, reason, end))
+    timer = threading.Timer(_PATIENCE_SECONDS, workers.say_what_lacks, (transport,))
     timer.daemon = True
     timer.start()
     resources.callback(timer.cancel)
@@ -90,12 +95,15 @@ def _is_local(address: str) -> bool:
     return "RAY_ADDRESS" not in os.environ and not (folder / "ray_current_cluster").exists()
 
 
-def _connect(ray: Any, runtime: Runtime, local: bool, resources: ExitStack) -> None:
+def _connect(
+    ray: Any, runtime: Runtime, local: bool, resources: ExitStack, groups: GroupSizes
+) -> None:
     if ray.is_initialized():  # by the application, which ends it
         return
     words: dict[str, Any] = {"address": "local" if local else runtime.address}
     if local:
-        words["num_cpus"] = max(os.cpu_count() or 1, runtime.most_workers or 2)
+        processes = groups.prognostic - 1 + groups.diagnostic * (runtime.most_workers or 2)
+        words["num_cpus"] = max(os.cpu_count() or 1, processes)
         words["_temp_dir"] = tempfile.mkdtemp(prefix="distinf-ray-")
         _leave_nothing(words["_temp_dir"], resources)
     in_time = _in_time(runtime.start_timeout, words["_temp_dir"]) if local else nullcontext()
@@ -167,69 +175,3 @@ def _leave_nothing(folder: str, resources: ExitStack) -> None:
             beside.communicate()
 
     resources.callback(end)
-
-
-def _number_of_gpus(ray: Any) -> int:
-    """Return how many GPUs are free; where none is, how many there are."""
-    return int(ray.available_resources().get("GPU", 0) or ray.cluster_resources().get("GPU", 0))
-
-
-def _actors(
-    ray: Any, runtime: Runtime, number: int, cluster: Mapping[str, float]
-) -> dict[int, Any]:
-    from distinf.transport import CONCURRENCY, RayWorker
-
-    asked = _resources(runtime, cluster)
-    named = {_NAMED[key]: asked.pop(key) for key in _NAMED if key in asked}
-    declare: Any = ray.remote(
-        **{"num_cpus": 0, **named},
-        resources=asked,
-        concurrency_groups=CONCURRENCY,
-        max_restarts=-1,  # Ray starts a lost worker again, on another node if need be
-        max_task_retries=0,  # the farm tries a task again
-    )
-    actor = declare(RayWorker)
-    prepare = functools.partial(_prepare, runtime.threads, os.getcwd(), tuple(sys.path))
-    return {n: actor.remote(n, runtime.nonfinite, prepare) for n in range(1, number + 1)}
-
-
-def _say_what_lacks(ray: Any, runtime: Runtime, transport: RayTransport) -> None:
-    """Say which workers are not there yet, what they ask for and what the cluster has."""
-    lacking = len(transport.may_join) - len(transport.there)
-    if not lacking:
-        return
-    has, free = ray.cluster_resources(), ray.available_resources()
-    asked = _resources(runtime, has)
-    limit = runtime.wait_for_workers
-    log.warning(
-        "%d of %d workers are not there yet: each asks Ray for %s; the cluster has %s, of which %s "
-        "are free%s",
-        lacking,
-        len(transport.may_join),
-        _counted(asked, asked),
-        _counted(has, asked),
-        _counted(free, asked),
-        "" if limit is None else f" (waiting at most {limit:g} s, runtime.wait_for_workers)",
-    )
-
-
-def _counted(resources: Mapping[str, float], keys: Iterable[str]) -> str:
-    return ", ".join(f"{key} {resources.get(key, 0):g}" for key in keys)
-
-
-def _resources(runtime: Runtime, cluster: Mapping[str, float]) -> dict[str, float]:
-    """Return what is reserved for each worker."""
-    return dict(runtime.resources or ({"GPU": 1} if cluster.get("GPU") else {"CPU": 1}))
-
-
-def _prepare(threads: int, folder: str, modules: Sequence[str]) -> torch.device:
-    """Set up the process of a worker, and return the device on which it computes."""
-    if os.path.isdir(folder):  # for relative paths of models
-        os.chdir(folder)
-    # Ray hands on the script's folder only, and not what was added to it.
-    sys.path += [place for place in modules if place not in sys.path]
-    torch.set_num_threads(threads)
-    process.keep_freed_memory()
-    device = process.choose_device(_ALONE)
-    process.initialize_manager(_ALONE, device, None)
-    return device

@@ -70,7 +70,7 @@ def meeting(
         yield dist.PrefixStore(f"distinf/{attempt}/{next(_sessions)}", store), address[0]
     elif info.rank != 0:
         host, port = _find(info, deadline)
-        yield dist.PrefixStore("distinf", _join(info, host, port, deadline)), host
+        yield join_own(info, host, port, deadline), host
     elif info.on_one_node:
         found = listen(_LOOPBACK)
         with found, port_in_file(info.job, found.getsockname()[1]):
@@ -136,6 +136,18 @@ def _store_at(info: RankInfo, host: str, port: int, deadline: float) -> dist.Sto
 
 def _own_store(bind: str, listener: socket.socket, deadline: float) -> dist.Store:
     return dist.PrefixStore("distinf", _serve(bind, listener, deadline))
+
+
+def serve_own(bind: str, deadline: float) -> tuple[dist.Store, int]:
+    """Serve a store on a free port of an address; return the port, too."""
+    listener = listen(bind)
+    port = listener.getsockname()[1]
+    return _own_store(bind, listener, deadline), port
+
+
+def join_own(info: RankInfo, host: str, port: int, deadline: float) -> dist.Store:
+    """Join the store that another rank serves at an address; raises `SessionError` if it cannot."""
+    return dist.PrefixStore("distinf", _join(info, host, port, deadline))
 
 
 def _serve(bind: str, listener: socket.socket, deadline: float) -> dist.Store:

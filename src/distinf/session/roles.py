@@ -111,7 +111,8 @@ class DriverSession(Session):
     """Rank 0's session: it hands out tasks and watches the workers.
 
     ``ranks`` are all ranks, empty in a single process; ``local`` are the workers, if this process
-    started them; in ``store`` ranks note why they leave.
+    started them; in ``store`` ranks note why they leave. ``groups`` are the ranks that run a model
+    together.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class DriverSession(Session):
         ranks: list[Peer],
         local: LocalRanks | None,
         store: dist.Store | None = None,
+        groups: GroupSizes | None = None,
     ) -> None:
         super().__init__(info, runtime, worker.device, resources)
         self._store = store
@@ -135,7 +137,7 @@ class DriverSession(Session):
         several = info.world_size > 1
         replicas = transport if isinstance(transport, Replicas) else None
         # Rank 0 alone is no replica.
-        together = replicas is not None and replicas.are_several
+        together = groups is not None and groups.diagnostic > 1
         self._replicas = replicas
         self._farm = Farm(
             transport,
@@ -216,14 +218,24 @@ class DriverSession(Session):
             for lost in ranks:
                 self._end(lost)
             return
+        self.lose_prognostic(rank, reason, lambda: self._end_all(ranks[1:]))
+
+    def lose_prognostic(self, rank: int, reason: str, end: Callable[[], None]) -> None:
+        """End the run, since a rank that runs the prognostic with rank 0 was lost.
+
+        ``end`` kills all of them: rank 0 may wait for them in a collective.
+        """
         words = f"rank {rank}, which runs the prognostic with rank 0, was lost: {reason}"
         self._farm.fail(SessionError(words))
-        for lost in ranks[1:]:  # the run is over, and rank 0 may wait for them in a collective
+        end()
+        self._resources.callback(_after(_STUCK_SECONDS, functools.partial(_give_up, words)).cancel)
+
+    def _end_all(self, ranks: tuple[int, ...]) -> None:
+        for lost in ranks:
             if self._local is not None:
                 self._local.kill(lost)
             else:
                 peers.end_if_here(self._ranks[lost])
-        self._resources.callback(_after(_STUCK_SECONDS, functools.partial(_give_up, words)).cancel)
 
     def _end(self, rank: int) -> None:
         """Kill the process of a lost rank, where this rank may."""
@@ -280,11 +292,12 @@ def join(
     group = find_peers(info, device, deadline, local, must_match)
     resources.enter_context(network.interface_restored())
     bind_network(group, runtime.interface)
-    gpus, leave = [peer.gpu for peer in group.peers], functools.partial(_leave_group, info.rank)
-    member = GroupMember(info.rank, device, gpus, group.store, leave)
+    gpus = {peer.rank: peer.gpu for peer in group.peers}
+    unusable = functools.partial(_leave_group, info.rank)
+    member = GroupMember(info.rank, device, gpus, group.store, unusable)
     worker.join_group = member.join
     rpc = join_group(group, worker, runtime, deadline)
-    resources.callback(_leave, member)
+    resources.callback(leave, member)
     if rpc is None:
         return WorkerSession(info, runtime, device, resources, group.store)
     transport: Transport = rpc
@@ -301,7 +314,8 @@ def join(
         finally:
             guard.cancel()
     return DriverSession(
-        info, runtime, worker, transport, resources, group.peers, local, group.store
+        *(info, runtime, worker, transport, resources, group.peers, local, group.store),
+        groups=groups,
     )
 
 
@@ -372,7 +386,7 @@ def join_group(
     return RpcTransport(worker, info.world_size, store, choice, stay) if info.rank == 0 else None
 
 
-def _leave(member: GroupMember) -> None:
+def leave(member: GroupMember) -> None:
     """Leave the process groups; a collective that never ends must not keep the process."""
     guard = _after(_STUCK_SECONDS, functools.partial(os._exit, 1)) if member.joined else None
     member.leave()

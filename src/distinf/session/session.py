@@ -138,15 +138,14 @@ def _open(
     resources: ExitStack,
     groups: GroupSizes,
 ) -> Session:
-    if groups.any and (runtime.engine == "ray" or runtime.drivers != 1):
-        other = "engine=ray" if runtime.engine == "ray" else f"drivers={runtime.drivers}"
+    if groups.any and runtime.drivers != 1:
         raise ConfigError(
-            f"runtime.{other}: a model that runs on several ranks (ranks) is not possible with it; "
-            "leave one of the two out"
+            f"runtime.drivers={runtime.drivers}: a model that runs on several ranks (ranks) is not "
+            "possible with it; leave one of the two out"
         )
     if runtime.engine == "ray":
         server = _serve_metrics(runtime, resources)
-        return _with_metrics(_open_on_ray(runtime, preflight, resources), server)
+        return _with_metrics(_open_on_ray(runtime, preflight, resources, groups), server)
     deadline = time.monotonic() + runtime.start_timeout
     launched = launcher.rank_info()
     launcher.leave_if_superfluous(launched)
@@ -194,7 +193,10 @@ def _with_metrics(opened: Session, metrics: MetricsServer | None) -> Session:
 
 
 def _open_on_ray(
-    runtime: Runtime, preflight: Callable[[], None] | None, resources: ExitStack
+    runtime: Runtime,
+    preflight: Callable[[], None] | None,
+    resources: ExitStack,
+    groups: GroupSizes,
 ) -> Session:
     launched = launcher.rank_info()
     if launched is not None and launched.world_size > 1:
@@ -206,7 +208,7 @@ def _open_on_ray(
         preflight()
     from distinf.session import ray_cluster
 
-    return ray_cluster.join(runtime, resources)
+    return ray_cluster.join(runtime, resources, groups)
 
 
 def _check_launch(runtime: Runtime, info: RankInfo, launcher: str) -> None:

@@ -83,7 +83,7 @@ class RayWorker:
 
     def __init__(self, rank: int, nonfinite: str, prepare: Callable[[], torch.device]) -> None:
         self._worker = Worker(rank, prepare(), nonfinite)
-        self._worker.when_unusable = _leave_soon
+        self._worker.when_unusable = leave_soon
         self._memory = WorkerMemory(self._worker)
         self._inputs = Recycled(_KEPT)
 
@@ -109,7 +109,7 @@ class RayWorker:
         return _pack(tuple(self._memory.run(message)))
 
 
-def _leave_soon(reason: str) -> None:
+def leave_soon(reason: str) -> None:
     """End this process after its reply is sent: its GPU fails every further call."""
     end = threading.Timer(2.0, os._exit, (1,))
     end.daemon = True
@@ -199,9 +199,9 @@ class RayTransport:
                     return
                 if rank in self.there:
                     self.there.discard(rank)
-                    self._tell_lost(rank, _words(error))
+                    self._tell_lost(rank, words_of(error))
                 if not isinstance(error, ActorUnavailableError):  # Ray does not start it again
-                    log.warning("rank %d does not come back: %s", rank, _words(error))
+                    log.warning("rank %d does not come back: %s", rank, words_of(error))
                     gone(rank)
                     return
                 self._closed.wait(_LOOK_SECONDS)
@@ -290,7 +290,7 @@ class RayTransport:
             what = f"{request.what} on rank {request.rank}"
             found = SessionError(f"{what} could not be carried: {words}")
         else:
-            found = WorkerLost(request.rank, _words(error))
+            found = WorkerLost(request.rank, words_of(error))
         request.answer.set_exception(found)
 
     def _watch_deadlines(self) -> None:
@@ -347,7 +347,7 @@ class RayTransport:
                 ray.kill(actor)
 
 
-def _words(error: RayError) -> str:
+def words_of(error: RayError) -> str:
     """Return the first line of an error of Ray's, without the number of the actor."""
     first = next(iter(str(error).strip().splitlines()), "")
     first = re.sub(r"The actor \w+ is unavailable: |The task may or may not .*", "", first)

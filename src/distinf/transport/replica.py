@@ -42,7 +42,7 @@ class RankGroup:
     Attributes
     ----------
     ranks : tuple[int, ...]
-        The ranks; the first one leads.
+        The ranks, as the session numbers them; the first one leads.
     rank : int
         This rank.
     words, model : dist.ProcessGroup
@@ -70,14 +70,14 @@ class RankGroup:
         """Send a call from the leader to the others; call 0 is the last one."""
         shapes = [(tuple(x.shape), x.dtype) for x in tensors]
         packed = pickle.dumps((words, shapes))
-        dist.broadcast_object_list([(call, packed)], self.leader, self.words)
+        dist.broadcast_object_list([(call, packed)], group=self.words, group_src=0)
         for x in tensors:
-            dist.broadcast(x.contiguous(), self.leader, self.model)
+            dist.broadcast(x.contiguous(), group=self.model, group_src=0)
 
     def receive(self) -> tuple[int, bytes]:
         """Receive the words of a call; raises `RuntimeError` if the leader is gone."""
         received: list[Any] = [None]
-        dist.broadcast_object_list(received, self.leader, self.words)
+        dist.broadcast_object_list(received, group=self.words, group_src=0)
         call, packed = received[0]
         return call, packed
 
@@ -86,7 +86,7 @@ class RankGroup:
         words, shapes = pickle.loads(packed)
         tensors = [torch.empty(shape, dtype=dtype, device=self.device) for shape, dtype in shapes]
         for x in tensors:
-            dist.broadcast(x, self.leader, self.model)
+            dist.broadcast(x, group=self.model, group_src=0)
         return words, tensors
 
     def settle(self) -> None:

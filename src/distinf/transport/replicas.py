@@ -55,11 +55,6 @@ class Replicas:
             if failure is not None:
                 raise SessionError(f"rank {rank} did not join its group: {failure.message}")
 
-    @property
-    def are_several(self) -> bool:
-        """Whether a replica is more than one rank."""
-        return any(len(self._groups[rank]) > 1 for rank in self.workers)
-
     def group_of(self, rank: int) -> tuple[int, ...]:
         """Ranks that run models together with this one, itself among them."""
         return self._groups[rank]
