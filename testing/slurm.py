@@ -35,7 +35,7 @@ def _configuration(folder: Path, munge: Path) -> str:
     """slurm.conf of a cluster whose nodes all are this machine."""
     controller, *ports = _free_ports(1 + len(NODES))
     lines = [
-        "ClusterName=distinf",
+        f"ClusterName={folder.name.lower()}",  # several clusters may be here at the same time
         f"SlurmctldHost={HOST}(127.0.0.1)",
         f"SlurmctldPort={controller}",
         f"SlurmUser={getpass.getuser()}",

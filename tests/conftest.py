@@ -22,7 +22,9 @@ settings.register_profile("quick", deadline=None, max_examples=20)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ALL = 'uv run pytest -m "slow or not slow"'
-CLUSTERS = "clusters"
+RAY = "ray"
+# Where the longest tests are; the first of them are begun first.
+LONGEST = ("tests/docs/", "tests/launchers/", "tests/faults/", "tests/training/", "tests/ranks/")
 LEFT_OUT = pytest.StashKey[Counter[str]]()
 
 
@@ -59,7 +61,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest."""
-    items.sort(key=lambda item: _share(item.nodeid) != CLUSTERS)
+
+    def turn(item: pytest.Item) -> int:
+        if _share(item.nodeid) == RAY:
+            return 0
+        folder = [item.nodeid.startswith(name) for name in LONGEST]
+        return 1 + (folder.index(True) if any(folder) else len(folder))
+
+    items.sort(key=turn)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
@@ -73,13 +82,13 @@ class Scheduling(LoadScopeScheduling):
 
 
 def _share(nodeid: str) -> str:
-    """Return the file of a test, or one name for all tests that start clusters.
+    """Return the file of a test, or one name for all tests that use Ray.
 
     ``ray symmetric-run`` refuses to start beside another cluster of Ray.
     """
     file = nodeid.partition("::")[0]
-    clusters = ("tests/engines/", "tests/launchers/", "tests/docs/test_launchers")
-    return CLUSTERS if file.startswith(clusters) else file
+    on_ray = ("tests/engines/", "tests/launchers/test_store", "tests/docs/test_launchers")
+    return RAY if file.startswith(on_ray) else file
 
 
 @pytest.hookimpl(trylast=True)
