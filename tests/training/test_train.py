@@ -229,6 +229,10 @@ def test_resume_after_an_early_kill_and_with_other_data(start: Start, tmp_path: 
         (["network._target_=physicsnemo.models.fno.FN"], "Did you mean physicsnemo.models.fno.FNO"),
         (["+network.latent=3"], "network.latent does not exist"),
         (["runtime.engine=ray"], "runtime.engine=ray: the ranks of a training form one process"),
+        (
+            ["runtime.nonfinite=fail", "runtime.call_timeout=null", "runtime.threads=2"],
+            "runtime.call_timeout, runtime.nonfinite: without effect on a training",
+        ),
         (["parameters.output_path=in.zarr"], "parameters.output_path"),
         (["parameters.output_path=s3://b/a"], "must be a local folder"),
         (["network.padding=x"], "network"),

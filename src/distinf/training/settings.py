@@ -14,10 +14,22 @@ from distinf.errors import ConfigError
 from distinf.loading import check_target
 from distinf.options import GroupSizes, Runtime
 from distinf.parameters import parse_times
-from distinf.typed_options import Count, check_keys, from_mapping, options_dataclass, valid_when
+from distinf.typed_options import (
+    Count,
+    check_keys,
+    from_mapping,
+    option_names,
+    options_dataclass,
+    valid_when,
+)
 
 _SECTIONS = (
     *("recipe", "parameters", "data", "network", "training", "output", "runtime", "slurm"),
+)
+# All of runtime.* that a training uses: it makes no tasks and sends no tensors.
+_RUNTIME = (
+    *("nproc", "threads", "seed", "start_timeout", "liveness_timeout", "expect_ranks"),
+    *("interface", "metrics_port"),
 )
 _MISSING: tuple[Any, ...] = (None, "???", [], "")
 
@@ -207,6 +219,17 @@ def read_training(settings: Mapping[str, Any]) -> TrainingRun:
         raise ConfigError(
             "runtime.engine=ray: the ranks of a training form one process group, which Ray's "
             "workers do not; choose runtime.engine=tensorpipe"
+        )
+    default = Runtime()
+    unused = [
+        f"runtime.{key}"
+        for key in option_names(Runtime)
+        if key not in _RUNTIME and getattr(runtime, key) != getattr(default, key)
+    ]
+    if unused:
+        raise ConfigError(
+            f"{', '.join(unused)}: without effect on a training; leave it out. Of runtime it uses "
+            f"{', '.join(_RUNTIME)}"
         )
     return TrainingRun(
         data=data,
