@@ -13,6 +13,7 @@ import os
 import runpy
 import signal
 import sys
+from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -37,11 +38,20 @@ MODULES = [
 
 
 def run_main(
-    *overrides: str, folder: Path, deadline: float = 400.0, **more: str
+    *overrides: str,
+    folder: Path,
+    deadline: float = 400.0,
+    meanwhile: Callable[[int], None] = lambda pid: None,
+    **more: str,
 ) -> application.Outcome:
-    """Run ``python main.py overrides`` in a folder to its end; kill its group at the deadline."""
+    """Run ``python main.py overrides`` in a folder to its end; kill its group at the deadline.
+
+    ``meanwhile`` is called with its process id.
+    """
     if torch.cuda.is_available():  # not after a fork
-        return application.run(application.python_main(*overrides), folder, deadline, **more)
+        started = application.start(application.python_main(*overrides), folder, **more)
+        meanwhile(started.pid)
+        return application.finish(started, deadline)
     with TemporaryDirectory() as scratch:
         printed = [Path(scratch, name) for name in ("out", "err")]
         context = _context()
@@ -50,10 +60,11 @@ def run_main(
         arguments = (overrides, folder, environment, printed, address)
         process = context.Process(target=_main, args=arguments)
         process.start()
+        assert process.pid is not None
+        meanwhile(process.pid)
         process.join(deadline)
         late = process.exitcode is None
         if late:
-            assert process.pid is not None
             os.killpg(process.pid, signal.SIGKILL)
             process.join()
         out, err = (path.read_text() if path.exists() else "" for path in printed)

@@ -159,10 +159,10 @@ def explained() -> Iterator[None]:
     """Say once what went wrong in the block, and end the process with a status."""
     try:
         yield
-    except KeyboardInterrupt as error:
-        _fail(". ".join(["interrupted", *_notes(error)]), 130)
     except Interrupted as error:
         _fail(". ".join([str(error), *_notes(error)]), 143)
+    except KeyboardInterrupt as error:
+        _fail(". ".join(["interrupted", *_notes(error)]), 130)
     except NoDriver as error:
         _fail(f"error: {error}", anyone=True)
     except DistinfError as error:

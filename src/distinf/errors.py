@@ -25,8 +25,8 @@ class NoDriver(SessionError):
     """Rank 0 never arrived, so every other rank reports it."""
 
 
-class Interrupted(SessionError):
-    """The run was ended by a signal or by Ctrl-C."""
+class Interrupted(KeyboardInterrupt):
+    """The run was ended by a signal; as with Ctrl-C, an ``except Exception`` does not catch it."""
 
 
 class WorkerLost(SessionError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,9 +42,16 @@ class Faults:
     def start(self, command: list[str]) -> application.subprocess.Popen[str]:
         return application.start(command, self.folder, **self.environment)
 
-    def run(self, faults: str, *overrides: str, deadline: float = 200) -> application.Outcome:
+    def run(
+        self,
+        faults: str,
+        *overrides: str,
+        deadline: float = 200,
+        meanwhile: Callable[[int], None] = lambda pid: None,
+    ) -> application.Outcome:
         words = self.words(faults, *overrides)
-        done = run_main(*words, folder=self.folder, deadline=deadline, **self.environment)
+        own: dict[str, Any] = {"meanwhile": meanwhile, **self.environment}
+        done = run_main(*words, folder=self.folder, deadline=deadline, **own)
         assert not left_after(30.0)  # promised for whatever happens
         return done
 
@@ -70,11 +78,13 @@ class Faults:
         """Until one step is marked complete."""
         self.wait_for("faulty_complete/c/*/*", process)
 
-    def wait_for(self, files: str, process: application.subprocess.Popen[str]) -> None:
+    def wait_for(
+        self, files: str, process: application.subprocess.Popen[str] | None = None
+    ) -> None:
         """Until the store has one of these files."""
         deadline = time.monotonic() + 120
         while not list((self.folder / "out.zarr").glob(files)):
-            assert process.poll() is None, process.communicate()
+            assert process is None or process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.02)
 

@@ -103,6 +103,26 @@ def test_ctrl_c_twice_ends_the_run_as_once_does(faults: Faults) -> None:
     assert 0 in faults.complete()
 
 
+@pytest.mark.parametrize("limit", ["null", "60"])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_in_one_process(
+    faults: Faults, number: int, status: int, limit: str
+) -> None:
+    def end(pid: int) -> None:
+        faults.wait_for("../fault 12")  # the model sleeps
+        os.kill(pid, number)
+        ended.append(time.monotonic())
+
+    ended: list[float] = []
+    own = ("runtime.nproc=1", f"runtime.call_timeout={limit}")
+    done = faults.run("12: once sleep", *own, meanwhile=end)
+    assert time.monotonic() - ended[0] < 30  # no call is waited for
+    assert done.status == status, done.err
+    assert "Traceback" not in done.err
+    assert "output.mode=resume" in done.err
+    assert faults.complete() == [0, 1]
+
+
 def test_a_store_that_is_removed_ends_the_run(faults: Faults) -> None:
     words = faults.words("24: once sleep", "runtime.nproc=2", "runtime.call_timeout=5")
     process = faults.start(application.python_main(*words))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import sys
@@ -10,6 +11,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ def start(tmp_path: Path) -> Start:
     """Run the recipe in the test's folder."""
     stores.make(tmp_path)
 
-    def start(*overrides: str, **more: str) -> application.Outcome:
+    def start(*overrides: str, **more: Any) -> application.Outcome:
         return run_main(*stores.SMALL, *overrides, folder=tmp_path, deadline=200, **more)
 
     return start
@@ -139,13 +141,33 @@ def test_a_lost_driver_ends_all(start: Start, tmp_path: Path) -> None:
     assert all(end.status != 0 for end in ends)
 
 
-def wait_for(path: Path, process: application.subprocess.Popen[str]) -> None:
+@SLOW
+@pytest.mark.parametrize(
+    ("number", "status", "words"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")],
+)
+def test_a_signal_ends_a_training_in_one_process(
+    start: Start, tmp_path: Path, number: int, status: int, words: str
+) -> None:
+    def end(pid: int) -> None:
+        wait_for(tmp_path / "trained/checkpoints/epoch_000002")
+        os.kill(pid, number)
+
+    done = start("runtime.nproc=1", "training.epochs=1000", meanwhile=end)
+    assert done.status == status, done.err
+    (line,) = [line for line in done.err.splitlines() if line.startswith("distinf:")]
+    assert line.startswith(f"distinf: {words}. its checkpoints stay in ")
+    assert "output.mode=resume" in line
+    assert "Traceback" not in done.err
+
+
+def wait_for(path: Path, process: application.subprocess.Popen[str] | None = None) -> None:
     deadline = time.monotonic() + 120
     while not path.exists():
         # A later epoch has taken its place.
         if any(other.name > path.name for other in path.parent.glob("epoch_*")):
             return
-        assert process.poll() is None, process.communicate()
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from distinf.errors import Interrupted
 from distinf.gpu import Lane
 from distinf.tensors import Rule, Watched
 from distinf.transport import Call, Kept, Later, Remote, Reply, Worker
@@ -125,13 +126,12 @@ def test_a_call_answers_with_its_value_and_where_it_ran(worker):
     [
         (ValueError("no such level"), "ValueError", "no such level"),
         (Unpicklable("a", "b"), "Unpicklable", "a b"),
-        (KeyboardInterrupt(), "KeyboardInterrupt", ""),
         (RuntimeError(r"bad \x80 \u12 escapes"), "RuntimeError", r"bad \x80 \u12 escapes"),
         (RuntimeError(b"\xff\x00raw"), "RuntimeError", r"b'\xff\x00raw'"),
         (RuntimeError("Ω ☔ \U0001f4a7 \x00"), "RuntimeError", "Ω ☔ \U0001f4a7 \x00"),
         (ValueError(), "ValueError", ""),
     ],
-    ids=["plain", "unpicklable", "interrupt", "escapes", "bytes", "unicode", "empty"],
+    ids=["plain", "unpicklable", "escapes", "bytes", "unicode", "empty"],
 )
 def test_an_error_comes_back_in_plain_types(worker, error, kind, message):
     build(worker, Model)
@@ -141,6 +141,17 @@ def test_an_error_comes_back_in_plain_types(worker, error, kind, message):
     assert (failure.what, failure.kind, failure.message) == ("Model.fail", kind, message)
     assert "in fail" in failure.traceback
     assert kind in failure.traceback
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Interrupted])
+def test_a_signal_is_no_error_of_the_model(worker, kind):
+    """Python raises it in the main thread; elsewhere such an error is the model's own."""
+    build(worker, Model)
+    call = Call(0, "fail", "", (kind("ended"),))
+    with pytest.raises(kind, match="ended"):
+        worker.run(call)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(worker.run, call).result(30).failure.kind == kind.__name__
 
 
 class WithoutText(Exception):

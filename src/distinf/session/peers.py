@@ -83,7 +83,7 @@ def gather(
         _enter(store, mine)
         found = _wait_for_all(store, info, deadline, ended)
         _check_same_run(found)
-    except DistinfError as error:
+    except (DistinfError, KeyboardInterrupt) as error:
         if info.rank == 0:
             refuse(store, str(error))
         raise

@@ -23,7 +23,6 @@ import zarr
 
 from distinf.errors import (
     DistinfError,
-    Interrupted,
     StateLost,
     StoreError,
     TaskError,
@@ -267,7 +266,7 @@ class ForecastStore:
             self.close()
             return
         # After an error of a model what is in flight still arrives; after Ctrl-C it does not.
-        self._close(wait=isinstance(error, DistinfError) and not isinstance(error, Interrupted))
+        self._close(wait=isinstance(error, DistinfError))
         done, total = self.marks.counts
         error.add_note(
             f"{done} of {total} tasks are complete in {self.path}; the same command with "

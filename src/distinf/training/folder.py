@@ -9,7 +9,7 @@ from pathlib import Path
 
 import filelock
 
-from distinf.errors import ConfigError, StoreError
+from distinf.errors import ConfigError, StoreError, WorkerLost
 from distinf.loading import check_outputs
 from distinf.training.settings import TrainingRun
 
@@ -78,6 +78,12 @@ def hold_package(run: TrainingRun) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / _LOCK, timeout=0):
             yield folder
+    except (KeyboardInterrupt, WorkerLost) as error:
+        error.add_note(
+            f"its checkpoints stay in {folder}; the same command with output.mode=resume continues "
+            "from the newest one"
+        )
+        raise
     except filelock.Timeout:
         raise StoreError(f"another run trains into {folder}: choose another folder") from None
     except PermissionError as error:

@@ -33,12 +33,18 @@ class InProcess:
         """Do nothing: one call runs at a time."""
 
     def send(self, rank: int, call: Call, timeout: float | None) -> Future[Reply]:
-        """Run the call; with a deadline on another thread, which a late call does not leave."""
+        """Run the call; with a deadline on another thread, which a late call does not leave.
+
+        A model is dropped without waiting for a call that Ctrl-C has left there.
+        """
         future: Future[Reply] = Future()
         if timeout is None:
             future.set_result(self._worker.run(call))
             return future
+        left = self._worker.computes and call.method == "__drop__"
         own = in_background(lambda: self._worker.run(call), "distinf-model")
+        if left:
+            return own
         try:
             future.set_result(own.result(timeout))
         except TimeoutError:

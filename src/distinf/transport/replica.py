@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from distinf.background import use_compute_threads
-from distinf.errors import Interrupted, SessionError
+from distinf.errors import SessionError
 from distinf.seeds import generators, set_generators
 from distinf.tensors import map_leaves, map_tensors
 
@@ -177,7 +177,7 @@ class Leader:
                 self.group.send(call, (words, sent, state, dropped), tensors)
                 result = run(*args)
                 self.group.settle()
-            except (KeyboardInterrupt, Interrupted):
+            except KeyboardInterrupt:
                 raise
             except BaseException as error:
                 self.group.note(call, _told(error))

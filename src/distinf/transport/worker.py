@@ -72,8 +72,15 @@ class Worker:
         # Several threads receive calls, so that the next input can arrive; calls compute in turn.
         self._turn = threading.Lock()
 
+    @property
+    def computes(self) -> bool:
+        """Whether a call runs now."""
+        return self._turn.locked()
+
     def run(self, call: Call, allocate: Allocate | None = None) -> Reply:
-        """Run one call and return its value or error as a reply; never raises.
+        """Run one call and return its value or error as a reply.
+
+        Raises only `KeyboardInterrupt`, in the main thread: a signal ends the run.
 
         The result is copied to the host memory, contiguous, that ``allocate`` returns for each of
         its tensors; by default, and where it returns None, only tensors on a GPU and views are
@@ -166,6 +173,9 @@ class Worker:
         self._stuck.append(call)
 
     def _failure(self, call: Call, error: BaseException) -> Failure:
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and isinstance(error, KeyboardInterrupt):
+            raise error  # no error of the model
         try:
             message = str(error)
         except Exception:  # some format a message from what no longer exists
