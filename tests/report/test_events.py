@@ -87,6 +87,28 @@ def test_memory_does_not_grow_with_the_run():
         tracemalloc.stop()
 
 
+def test_memory_does_not_grow_with_the_run_when_its_events_are_read(tmp_path):
+    """Others come meanwhile, and the file moves; each is read once and written at the end."""
+    events, count = Events(), 5000
+    for number in range(count):
+        events.record(Event("write", f"{number}", 0, 0.0, 1.0))
+    tracemalloc.start()
+    try:
+        read = iter(events)
+        for number in range(count):
+            assert next(read).task == f"{number}"
+            if number == 10:
+                events.record(Event("write", f"{count}", 0, 0.0, 1.0))
+                events.save(tmp_path / "events.jsonl")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [event.task for event in read] == [f"{count}"]
+    assert peak < 500_000  # all of them take more than a megabyte
+    events.record(Event("write", "last", 0, 0.0, 1.0))
+    assert [event.task for event in events] == [*map(str, range(count + 1)), "last"]
+
+
 def test_a_full_disk_stops_the_recording_only(tmp_path, caplog):
     events = Events()
     events.save("/dev/full")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
+import os
 import shutil
 import tempfile
 import threading
@@ -20,7 +22,7 @@ from distinf.report.advice import Work
 
 log = logging.getLogger("distinf")
 
-# A killed run may lose the events of this many seconds, and at most so many.
+# A killed run may lose the events of this many seconds, and at most so many; as many are read.
 _FLUSH_SECONDS = 1.0
 _UNWRITTEN = 1000
 
@@ -170,11 +172,15 @@ class Events:
         self._observers.append(observer)
 
     def __iter__(self) -> Iterator[Event]:
-        with self._lock:
-            self._write_out()
-            self._file.seek(0)
-            lines = self._file.readlines()
-        return (Event(**json.loads(line)) for line in lines)
+        place, lines = 0, [""]
+        while lines:
+            with self._lock:
+                self._write_out()
+                self._file.seek(place)
+                lines = list(itertools.islice(iter(self._file.readline, ""), _UNWRITTEN))
+                place = self._file.tell()
+                self._file.seek(0, os.SEEK_END)  # where the next ones are written
+            yield from (Event(**json.loads(line)) for line in lines)
 
     def save(self, path: str | Path) -> None:
         """Write the events to this file as JSON lines, later ones as they come.
