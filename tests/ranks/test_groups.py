@@ -43,8 +43,10 @@ def errors(run):
 
 def test_an_error_of_all_ranks_is_that_of_the_model(errors):
     assert errors["constructor"]["kind"] == "TaskError"
+    assert errors["constructor"]["text"].startswith("constructing TellTale failed for TellTale")
     assert "no weights" in errors["constructor"]["text"]
     assert errors["raise"]["kind"] == "TaskError"
+    assert errors["raise"]["text"].startswith("Share.forward failed for ")
     assert "ValueError: all ranks refuse this" in errors["raise"]["text"]
     assert errors["after raise"] == [6.0, 9.0]
 

@@ -248,6 +248,11 @@ class GroupModel:
         found = getattr(self.own, name)
         return self._set_rng if name == "set_rng" else found
 
+    @property
+    def label(self) -> str:
+        """What errors call it: as the model itself."""
+        return getattr(self.own, "label", None) or type(self.own).__name__
+
     def _set_rng(self, **options: Any) -> None:
         words = ("set_rng", self._number)
         self._leader.together(words, (options,), lambda given: self.own.set_rng(**given))
@@ -289,6 +294,11 @@ class Grouped:
     """
 
     factory: Callable[..., Any]
+
+    @property
+    def __name__(self) -> str:
+        """What errors call it: as the factory itself."""
+        return getattr(self.factory, "__name__", type(self.factory).__name__)
 
     def __call__(self) -> GroupModel:
         """Construct the model on all ranks; raises `SessionError` outside a group."""
