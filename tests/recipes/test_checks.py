@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from distinf.errors import ConfigError
 from recipes.shared.checks import check_models, check_paths, read_run
 from recipes.shared.cli import find_recipe
 from testing.application import environment
+from tests.training import stores
 
 CFG = Path(__file__).parents[2] / "cfg"
 SMALL = ("prognostic.nlat=33", "prognostic.nlon=64")
@@ -163,3 +165,22 @@ def test_a_wrong_setting_is_refused_before_what_is_large_is_imported(
 def test_states_that_are_read_have_no_drivers() -> None:
     said = refusal("runtime.drivers=2", "data.path=x.zarr", config="archive")
     assert said == "runtime.drivers: a run that reads its states has no prognostic to share"
+
+
+def test_a_trained_package_that_does_not_fit(tmp_path: Path) -> None:
+    """Its network is not there, so nothing has loaded it."""
+    folder = tmp_path / "package"
+    folder.mkdir()
+    trained = ("diagnostic=trained", f"diagnostic.trained.package={folder}")
+    assert refusal(*trained, *SMALL).startswith(
+        f"diagnostic.trained: package {folder} is not a package of Trained"
+    )
+    scales = {name: (0.0, 1.0) for name in ("u850", "ke")}
+    named = {"version": 1, "inputs": scales, "targets": {"w": (0.0, 1.0)}, "attributes": {}}
+    named |= {"lat": stores.LAT.tolist(), "lon": stores.LON.tolist()}
+    (folder / "package.json").write_text(json.dumps(named))
+    said = refusal(*trained, *SMALL)
+    assert said.startswith("diagnostic.trained needs the variables ke, which the prognostic does")
+    stores.dataset().isel(lat=slice(0, 5)).to_zarr(tmp_path / "north.zarr")
+    said = refusal(*trained, f"data.path={tmp_path}/north.zarr", config="archive")
+    assert said.startswith("Trained needs lat 90 to -90 by 22.5")

@@ -33,6 +33,13 @@ def load_model(model: str, package: str | None = None, **settings: Any) -> Any:
     Raises `ConfigError` if the class, its extra or its package is missing or cannot be fetched, or
     if there is no such setting.
     """
+    return _from_package(model, package, settings)
+
+
+def _from_package(
+    model: str, package: str | None, settings: Mapping[str, Any], method: str = "load_model"
+) -> Any:
+    """Make a model of its package, by a method of its class."""
     _check_loader({"model": model, "package": package, **settings}, "load_model", "")
     found = _import(model)
     name = found.__name__
@@ -42,7 +49,7 @@ def load_model(model: str, package: str | None = None, **settings: Any) -> Any:
     try:
         files = _open_package(found, package)
         root = files.root
-        return found.load_model(files, **settings)
+        return getattr(found, method)(files, **settings)
     except ConfigError:
         raise
     except FileNotFoundError as error:
@@ -117,10 +124,13 @@ def load_weightless(settings: Mapping[str, Any], where: str, imported: bool = Tr
     ``imported`` says whether Earth2Studio's models may be imported for it.
     """
     target = settings["_target_"]
+    model = settings.get("model", target)
     try:
         if weight_free(settings):
             return load_section(settings, where)
-        model = settings.get("model", target)
+        if model.startswith("distinf.models."):
+            own = {key: value for key, value in settings.items() if not key.startswith("_")}
+            return load_section({**own, "_target_": f"{__name__}._without_weights"}, where)
         if not imported or not model.startswith("earth2studio.models."):
             return None
         import_first(model)
@@ -138,6 +148,11 @@ def load_weightless(settings: Mapping[str, Any], where: str, imported: bool = Tr
     except Exception:  # its coordinates depend on its weights
         return None
     return bare
+
+
+def _without_weights(model: str, package: str | None = None, **settings: Any) -> Any:
+    """Make one of distinf's own models from what its package says beside its weights."""
+    return _from_package(model, package, settings, "load_weightless")
 
 
 def check_target(given: Mapping[str, Any], where: str) -> None:

@@ -30,8 +30,9 @@ class Trained(torch.nn.Module, AutoModelMixin):  # type: ignore[misc]
 
     Parameters
     ----------
-    network : torch.nn.Module
-        From [batch, input, lat, lon] to [batch, target, lat, lon], both normalised, float32.
+    network : torch.nn.Module | None
+        From [batch, input, lat, lon] to [batch, target, lat, lon], both normalised, float32; None:
+        only its coordinates are wanted.
     inputs : Mapping[str, tuple[float, float]]
         Mean and standard deviation of each input variable, in its own units.
     targets : Mapping[str, tuple[float, float]]
@@ -49,7 +50,7 @@ class Trained(torch.nn.Module, AutoModelMixin):  # type: ignore[misc]
 
     def __init__(
         self,
-        network: torch.nn.Module,
+        network: torch.nn.Module | None,
         inputs: Mapping[str, tuple[float, float]],
         targets: Mapping[str, tuple[float, float]],
         lat: np.ndarray,
@@ -169,13 +170,22 @@ class Trained(torch.nn.Module, AutoModelMixin):  # type: ignore[misc]
         with delayed_compiler():
             from physicsnemo.core import Module
 
+        made = cls.load_weightless(package)
+        made.network = Module.from_checkpoint(package.resolve(_NETWORK)).eval()
+        return made
+
+    @classmethod
+    def load_weightless(cls, package: Package) -> Self:
+        """Load a package without its network: the coordinates, but no call.
+
+        Raises as `load_model`.
+        """
         with package.open(_PACKAGE) as file:
             named = json.load(file)
         if named["version"] != _VERSION:
             raise ConfigError(f"{_PACKAGE} has version {named['version']}; known is {_VERSION}")
-        network = Module.from_checkpoint(package.resolve(_NETWORK))
         return cls(
-            network.eval(),
+            None,
             named["inputs"],
             named["targets"],
             np.array(named["lat"]),
