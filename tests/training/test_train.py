@@ -115,6 +115,7 @@ def test_a_lost_rank_ends_all_and_the_training_goes_on_with_the_same_bytes(
     assert ends[0].status == 1
     assert ends[2].status == -signal.SIGKILL
     assert "rank 2 was lost" in ends[0].err
+    assert "runs diagnostics" not in ends[0].err
     assert "Traceback" not in ends[0].err
     assert list((tmp_path / "part/checkpoints").glob("epoch_*"))
     assert not (tmp_path / "part/package.json").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -231,13 +231,15 @@ def read_training(settings: Mapping[str, Any]) -> TrainingRun:
             f"{', '.join(unused)}: without effect on a training; leave it out. Of runtime it uses "
             f"{', '.join(_RUNTIME)}"
         )
+    options: Any = runtime  # mypy does not see that it is a dataclass
+    alone: Runtime = replace(options, driver_works="never")  # a lost rank ends the training
     return TrainingRun(
         data=data,
         held_out=parse_times(own["held_out"], "data.held_out"),
         network=network,
         training=from_mapping(Training, settings.get("training") or {}, "training"),
         output=from_mapping(PackageOutput, settings.get("output") or {}, "output"),
-        runtime=runtime,
+        runtime=alone,
         output_path=str(parameters["output_path"]),
     )
 
