@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
-from testing import application
+from testing.preloaded import run_main
 from testing.processes import marked
 from tests.engines.conftest import Nodes, OnRay
 from tests.faults.conftest import STEPS
@@ -32,7 +32,7 @@ def follower(cluster: Nodes) -> psutil.Process:
 def test_ray_gives_the_bytes_of_other_ranks(on_cluster: OnRay) -> None:
     words = (*TOGETHER, "prognostic.ranks=2")
     launched = on_cluster.words("", *words, "runtime.nproc=4")
-    done = application.run(application.python_main(*launched), on_cluster.folder)
+    done = run_main(*launched, folder=on_cluster.folder)
     assert done.status == 0, done.err
     expected = on_cluster.values()
     done = on_cluster.run("", *words, "runtime.workers=1", "output.mode=overwrite")

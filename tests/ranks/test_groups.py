@@ -30,6 +30,7 @@ def test_the_ranks_of_a_replica_draw_the_same_numbers(results):
 
 def test_a_prognostic_steps_on_rank_0_and_the_next_one(results):
     assert results["variables"] == ["a"]
+    assert "front_hook: a model over several ranks" in results["hook"]["text"]
     for name in ("steps", "steps again"):
         assert results[name] == [[0, 0], [2, 2], [4, 4], [6, 6]]
 

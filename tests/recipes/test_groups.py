@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distinf import ConfigError, GroupSizes
-from testing.application import SMALL, python_main, run
+from testing.application import SMALL
 from testing.preloaded import run_main
 
 RUN = (*SMALL, "parameters.nsteps=3", "diagnostic=wind_decomposition")
@@ -84,7 +84,7 @@ def test_a_forecast_over_two_ranks_is_that_of_one(tmp_path: Path) -> None:
         ("again", (*TOGETHER, "runtime.nproc=4")),
     ):
         (tmp_path / name).mkdir()
-        outcome = run(python_main(*RUN, *words), tmp_path / name)
+        outcome = run_main(*RUN, *words, folder=tmp_path / name)
         assert outcome.status == 0, outcome.err
     one, two, again = (stored(tmp_path / name) for name in ("one", "two", "again"))
     assert two.wind_decomposition_complete.all()
@@ -93,6 +93,6 @@ def test_a_forecast_over_two_ranks_is_that_of_one(tmp_path: Path) -> None:
         scale = float(np.abs(one[name]).max())
         np.testing.assert_allclose(two[name], one[name], rtol=0, atol=1e-5 * scale)
     words = ("output.mode=resume", "parameters.nsteps=4", "runtime.nproc=2")
-    outcome = run(python_main(*RUN, *words), tmp_path / "two")
+    outcome = run_main(*RUN, *words, folder=tmp_path / "two")
     assert outcome.status == 1
     assert "prognostic.ranks: the store has 2, this run 1" in outcome.err

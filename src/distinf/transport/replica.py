@@ -248,6 +248,13 @@ class GroupModel:
         found = getattr(self.own, name)
         return self._set_rng if name == "set_rng" else found
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "own" and not name.startswith("_"):
+            raise AttributeError(
+                f"{name}: a model over several ranks gets it in its factory, which runs on each"
+            )
+        super().__setattr__(name, value)
+
     @property
     def label(self) -> str:
         """What errors call it: as the model itself."""

@@ -80,6 +80,7 @@ def results():
         report("group of rank 0", manager.group_size("model_parallel"))
     steps = Grouped(Steps)()
     report("variables", steps.input_coords()["variable"].tolist())
+    report("hook", outcome_of(setattr, steps, "front_hook", print))
     for name in ("steps", "steps again"):
         states = steps.create_iterator(torch.zeros(2), {})
         report(name, [next(states)[0].tolist() for _ in range(4)])
