@@ -45,7 +45,7 @@ def cases(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     small, ranks = args.rehearse, args.ranks
     carriers = ["cuda", "host"] if torch.cuda.is_available() else ["host"]
     if "tests" in args.only:
-        yield row("tests", "tests/gpu", 0, "-", 200, {})
+        yield row("tests", "tests/gpu", 0, "-", 300, {})
     if "accuracy" in args.only:
         for model in ["ClimateNet"] if small else ["PrecipitationAFNO", "WindgustAFNO"]:
             for what, how in list(WAYS.items())[: 2 if small else None]:

@@ -1,7 +1,9 @@
-"""A small store of states and of what is to be learnt from them, and the words that train on it."""
+"""A small store of states and targets, the words that train on it, and what a training leaves."""
 
 from __future__ import annotations
 
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -41,3 +43,20 @@ def make(folder: Path, name: str = "in.zarr", **options: np.ndarray) -> xr.Datas
     chunks = {name: {"chunks": (1, 1, 1, len(LAT), len(LON))} for name in made}
     made.to_zarr(folder / name, encoding=chunks)
     return made
+
+
+def package(folder: Path) -> list[bytes]:
+    """The files of a package whose bytes are promised."""
+    return [(folder / name).read_bytes() for name in ("network.mdlus", "package.json")]
+
+
+def wait_for(path: Path, process: subprocess.Popen[str] | None = None) -> None:
+    """Wait until a training has written a checkpoint."""
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        # A later epoch has taken its place.
+        if any(other.name > path.name for other in path.parent.glob("epoch_*")):
+            return
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -26,7 +26,6 @@ from tests.training import stores
 pytestmark = pytest.mark.timeout(400)
 SLOW = pytest.mark.slow
 Start = Callable[..., application.Outcome]
-PACKAGE = ("network.mdlus", "package.json")
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def start(tmp_path: Path) -> Start:
 
 
 def package(folder: Path, name: str = "trained") -> list[bytes]:
-    return [(folder / name / file).read_bytes() for file in PACKAGE]
+    return stores.package(folder / name)
 
 
 @SLOW
@@ -82,7 +81,7 @@ def test_two_ranks_train_together_and_go_on_with_the_same_bytes(
     words = application.torchrun_main(2, *stores.SMALL, *part)
     with leaving_nothing(30) as environment:
         process = application.start(words, tmp_path, **environment)
-        wait_for(tmp_path / "part/checkpoints/epoch_000002", process)
+        stores.wait_for(tmp_path / "part/checkpoints/epoch_000002", process)
         process.kill()  # torchrun, and by that its ranks
         process.communicate()
     assert not (tmp_path / "part/package.json").exists()
@@ -108,7 +107,7 @@ def test_a_lost_rank_ends_all_and_the_training_goes_on_with_the_same_bytes(
     long = ("training.epochs=30", "parameters.output_path=part", "output.mode=resume")
     with leaving_nothing(30) as environment:
         ranks = start_ranks(tmp_path, 4, environment, *stores.SMALL, *long)
-        wait_for(tmp_path / "part/checkpoints/epoch_000003", ranks[0])
+        stores.wait_for(tmp_path / "part/checkpoints/epoch_000003", ranks[0])
         killed = time.monotonic()
         ranks[2].kill()  # which is no neighbour of rank 0 in a ring
         ends = [application.finish(rank, 30 - (time.monotonic() - killed)) for rank in ranks]
@@ -136,7 +135,7 @@ def test_a_lost_rank_ends_all_and_the_training_goes_on_with_the_same_bytes(
 def test_a_lost_driver_ends_all(start: Start, tmp_path: Path) -> None:
     with leaving_nothing(30) as environment:
         ranks = start_ranks(tmp_path, 3, environment, *stores.SMALL, "training.epochs=1000")
-        wait_for(tmp_path / "trained/checkpoints/epoch_000002", ranks[0])
+        stores.wait_for(tmp_path / "trained/checkpoints/epoch_000002", ranks[0])
         ranks[0].kill()
         ends = [application.finish(rank, 30) for rank in ranks]
     assert all(end.status != 0 for end in ends)
@@ -151,7 +150,7 @@ def test_a_signal_ends_a_training_in_one_process(
     start: Start, tmp_path: Path, number: int, status: int, words: str
 ) -> None:
     def end(pid: int) -> None:
-        wait_for(tmp_path / "trained/checkpoints/epoch_000002")
+        stores.wait_for(tmp_path / "trained/checkpoints/epoch_000002")
         os.kill(pid, number)
 
     done = start("runtime.nproc=1", "training.epochs=1000", meanwhile=end)
@@ -160,17 +159,6 @@ def test_a_signal_ends_a_training_in_one_process(
     assert line.startswith(f"distinf: {words}. its checkpoints stay in ")
     assert "output.mode=resume" in line
     assert "Traceback" not in done.err
-
-
-def wait_for(path: Path, process: application.subprocess.Popen[str] | None = None) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        # A later epoch has taken its place.
-        if any(other.name > path.name for other in path.parent.glob("epoch_*")):
-            return
-        assert process is None or process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def start_ranks(

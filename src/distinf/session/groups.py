@@ -38,11 +38,9 @@ class GroupMember:
         self._rank, self._device, self._gpus, self._store = rank, device, gpus, store
         self._unusable, self._first = unusable, first
         self._following: threading.Thread | None = None
-        self.joined = False
 
     def join(self, *ranks: int) -> None:
         """Form a group with other ranks, which call this, too; the first one leads."""
-        self.joined = True
         known = [rank - self._first for rank in ranks]  # to torch
         words = dist.new_group(known, _NEVER, "gloo", use_local_synchronization=True)
         gpus = {self._gpus[rank] for rank in ranks} - {""}

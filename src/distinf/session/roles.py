@@ -388,11 +388,10 @@ def join_group(
 
 def leave(member: GroupMember) -> None:
     """Leave the process groups; a collective that never ends must not keep the process."""
-    guard = _after(_STUCK_SECONDS, functools.partial(os._exit, 1)) if member.joined else None
+    guard = _after(_STUCK_SECONDS, functools.partial(os._exit, 1))
     member.leave()
     process.end_manager()
-    if guard is not None:
-        guard.cancel()
+    guard.cancel()
 
 
 def _give_up(words: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.backends import cudnn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
@@ -62,7 +63,12 @@ class Trainer:
         Raises `ConfigError` if network or data do not fit, or a checkpoint has other settings.
         """
         # A call runs in inference mode, in which nothing learns.
-        with torch.inference_mode(False), torch.enable_grad(), seeded(self._seed, self._device):
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            cudnn.flags(enabled=True, deterministic=True),  # a resumed training has the same bytes
+            seeded(self._seed, self._device),
+        ):
             return self._train()
 
     def _train(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
 from collections import OrderedDict
 
@@ -17,8 +18,9 @@ if os.environ.get("MASKED"):  # each rank sees only its own, as under srun --gpu
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
-from distinf import DistributedInference, Runtime, session
+from distinf import DistributedInference, Grouped, GroupSizes, Runtime, session
 from distinf.session.session import current_session
 
 STEPS = 24
@@ -72,6 +74,38 @@ class Asserting:
             index = torch.full((1,), 1_000_000, device=x.device)
             return x[index].sum()
         return x.sum()
+
+
+class Halves:
+    """Adds up its input, each of two ranks a part of it; tells what each of them has drawn."""
+
+    def __init__(self, group):
+        self.group = group
+
+    def forward(self, x, dies=False):
+        rank = dist.get_rank(self.group)
+        if dies and rank == 1 and not os.path.exists("died"):
+            open("died", "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        own = torch.stack([x[rank::2].sum(), torch.rand((), device=x.device)])
+        parts = [torch.empty_like(own) for _ in range(2)]
+        dist.all_gather(parts, own, group=self.group)
+        sums, drawn = torch.stack(parts).T
+        return sums.sum(), drawn.tolist(), str(x.device.type), dist.get_backend(self.group)
+
+
+class Steps:
+    """A prognostic on two ranks: each step adds the number of them."""
+
+    def __init__(self, group):
+        self.group = group
+
+    def create_iterator(self, x, coords):
+        while True:
+            yield x.clone(), coords
+            one = torch.ones(1, device=x.device)
+            dist.all_reduce(one, group=self.group)
+            x = x + one
 
 
 def states(device, steps=STEPS):
@@ -135,6 +169,29 @@ def assertion(device):
     return {"sums": sums, "left": list(current_session().farm.workers)}
 
 
+def together(device):
+    """Step a prognostic on two ranks, and farm its states out to replicas of two ranks."""
+    steps = Grouped(Steps)().create_iterator(torch.zeros(1000, device=device), {})
+    with DistributedInference(Grouped(Halves)) as infer:
+        futures = [infer.submit(next(steps)[0]) for _ in range(8)]
+        sums, drawn, devices, backends = zip(*[future.result() for future in futures], strict=True)
+    return {
+        "sums": [float(total) for total in sums],
+        "drawn": drawn,
+        "devices": sorted({*devices}),
+        "backends": sorted({*backends}),
+    }
+
+
+def rank_lost(device):
+    with DistributedInference(Grouped(Halves)) as infer:
+        futures = [
+            infer.submit(torch.full((1000,), float(i), device=device), True) for i in range(8)
+        ]
+        sums = [float(future.result()[0]) for future in futures]
+        return {"sums": sums, "left": len(infer.remote_ranks)}
+
+
 def asynchronous(device):
     """Submit while torch refuses whatever would let the host wait for the GPU."""
     coords = OrderedDict(variable=np.arange(SHAPE[0]), lat=np.arange(361), lon=np.arange(720))
@@ -156,7 +213,11 @@ CASES = {
     "device": on_device,
     "memory": memory,
     "assertion": assertion,
+    "together": together,
+    "rank lost": rank_lost,
 }
+# Ranks of the prognostic, and of each replica of a diagnostic.
+GROUPS = {"together": GroupSizes(2, 2), "rank lost": GroupSizes(1, 2)}
 
 
 def main():
@@ -167,7 +228,7 @@ def main():
         on_error="skip" if case == "memory" else "fail",
         driver_works="never",
     )
-    with session(runtime, nproc=int(nproc) or None) as rank:
+    with session(runtime, nproc=int(nproc) or None, groups=GROUPS.get(case)) as rank:
         if rank == 0:
             here = current_session()
             told = CASES[case](here.device)
