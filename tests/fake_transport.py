@@ -83,7 +83,7 @@ class FakeTransport:
         self.closed = True
 
 
-def reply(rank, call, failure=None, unusable=False):
+def reply(rank, call, failure=None, unusable=""):
     """The reply of a model that returns its first argument, or of one that failed."""
     value = call.args[0] if call.args and failure is None else None
     return Reply(value, failure, rank, "here", 0.0, 1.0, unusable=unusable)

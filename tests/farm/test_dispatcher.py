@@ -126,6 +126,17 @@ class Cluster(RuleBasedStateMachine):
         self.waiting = sorted(self.waiting + tasks)
         self.apply(self.dispatcher.mark_lost(rank))
 
+    @precondition(lambda self: any(self.on.values()))
+    @rule(data=st.data())
+    def lose_with_an_answer(self, data):
+        rank = data.draw(st.sampled_from([r for r, tasks in self.on.items() if tasks]))
+        tasks = self.lost[rank] = self.on.pop(rank)
+        task = data.draw(st.sampled_from(tasks))
+        tasks.remove(task)
+        self.end(task, "finished")
+        self.waiting = sorted(self.waiting + tasks)
+        self.apply(self.dispatcher.mark_lost(rank, task))
+
     @precondition(lambda self: len(self.on) < len(RANKS))
     @rule(data=st.data())
     def join(self, data):

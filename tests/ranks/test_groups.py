@@ -49,14 +49,16 @@ def test_an_error_of_all_ranks_is_that_of_the_model(errors):
     assert errors["raise"]["kind"] == "TaskError"
     assert errors["raise"]["text"].startswith("Share.forward failed for ")
     assert "ValueError: all ranks refuse this" in errors["raise"]["text"]
-    assert errors["after raise"] == [6.0, 9.0]
+    assert errors["after raise"] == [[6.0, 9.0]] * 6
+    assert errors["workers after raise"] == 2
 
 
 def test_an_error_of_one_rank_ends_its_replica_and_nothing_else(errors):
     for what, said in (("alone", "one rank"), ("at first", "the first rank")):
         assert errors[f"raise {what}"]["kind"] == "TaskError"
         assert f"{said} refuses this" in errors[f"raise {what}"]["text"]
-    assert errors["after raise alone"] == [6.0, 9.0]
+    assert errors["after raise alone"] == [[6.0, 9.0]] * 6
+    assert errors["workers after raise alone"] == 1
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])

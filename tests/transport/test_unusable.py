@@ -17,7 +17,8 @@ def ranks(workers, poisoned, own=None):
 
     def answer(rank, call):
         bad = rank in poisoned
-        return replace(reply(rank, call, POISONED if bad else None, unusable=bad), value=rank)
+        found = reply(rank, call, POISONED if bad else None, unusable="GPU" if bad else "")
+        return replace(found, value=rank)
 
     return FakeTransport(workers, answer, own)
 
@@ -52,6 +53,32 @@ def test_it_is_lost_to_other_calls_too():
     with pytest.raises(TaskError, match="device-side assert"):
         farm.call(1, Call(0, "__build__", args=(int,))).result(10)
     assert farm.workers == (2,)
+
+
+@pytest.mark.parametrize("skip_errors", [True, False])
+def test_an_error_that_breaks_a_group_is_told_and_costs_no_other_task_an_attempt(
+    skip_errors, caplog
+):
+    carrier = FakeTransport([1, 2])
+    farm = Farm(carrier, skip_errors=skip_errors, max_attempts=1)
+    futures = [farm.submit(forward(i), 0, None) for i in range(4)]
+    failure = Failure("Model.forward", "RuntimeError", "on rank 2: no humidity", "trace")
+    call, answer = carrier.open[1].pop(0)
+    answer.set_result(reply(1, call, failure, unusable="group"))
+    with pytest.raises(TaskError, match="on rank 2: no humidity"):
+        futures[0].result(10)
+    assert farm.workers == (2,)
+    assert carrier.lost == {1}
+    assert "its group can no longer be used: RuntimeError: on rank 2: no humidity" in caplog.text
+    while carrier.open[2]:
+        call, answer = carrier.open[2].pop(0)
+        answer.set_result(replace(reply(2, call), value=call.task))
+    assert [future.result(10) for future in futures[1:]] == [f"task {i}" for i in range(1, 4)]
+    if skip_errors:
+        farm.check()
+    else:
+        with pytest.raises(TaskError, match="on rank 2: no humidity"):
+            farm.check()
 
 
 def test_on_the_drivers_own_gpu_it_ends_the_run_even_if_errors_are_skipped():

@@ -157,18 +157,22 @@ class Dispatcher:
             self._enter(worker)
         return self._start_waiting()
 
-    def mark_lost(self, worker: int) -> list[Decision]:
+    def mark_lost(self, worker: int, ended: int | None = None) -> list[Decision]:
         """Remove a worker; its tasks go to the others, oldest first.
 
-        Only the task that it was computing loses an attempt. Returns what starts elsewhere at
-        once, and what is given up.
+        Only the task that it was computing loses an attempt; none does if the worker was lost with
+        its answer to the task ``ended``. Returns what starts elsewhere at once, and what is given
+        up.
         """
         if worker not in self._on:
             return []
         self._leave(worker)
         tasks = self._on.pop(worker)
         del self._used[worker]
-        if tasks:
+        if ended is not None:
+            tasks.remove(ended)
+            del self._tasks[ended]
+        elif tasks:
             self._tasks[tasks[0]].losses += 1
         # By age, together with those of workers lost before: `_tasks` is in order of submission.
         waiting = {*self._retry, *tasks}

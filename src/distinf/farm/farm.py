@@ -340,7 +340,7 @@ class Farm:
         self.transport.mark_lost(rank)
         self._carry_out(decisions)
 
-    def _end_life(self, rank: int, reason: str) -> list[Decision]:
+    def _end_life(self, rank: int, reason: str, ended: int | None = None) -> list[Decision]:
         for number in self._dispatcher.on(rank):
             if number in self._tasks:  # unless the session broke
                 self._tasks[number].why = reason
@@ -358,7 +358,7 @@ class Farm:
             now = time.time()
             why = reason.removeprefix(f"rank {rank} was lost: ")
             self._incidents.append(Event("lost", why, rank, now, now))
-        decisions += self._dispatcher.mark_lost(rank)
+        decisions += self._dispatcher.mark_lost(rank, ended)
         self._look()
         return decisions
 
@@ -504,7 +504,10 @@ class Farm:
         if why := why_lost(rank, answer):
             if rank == 0 and self._steps_here:  # they wait for this call, too
                 self.fail(CallTimeout(f"{why} (runtime.call_timeout)"))
-            self.mark_lost(rank, why, life)
+            if answer.exception() is None and answer.result().unusable == "group":
+                self._take_last(start, life, task, answer.result(), why)
+            else:
+                self.mark_lost(rank, why, life)
             return
         error = answer.exception()
         with self._changed:
@@ -520,6 +523,18 @@ class Farm:
             reject(task.future, error)
             return
         self._settle(task, answer.result())
+
+    def _take_last(self, start: Start, life: int, task: _Task, reply: Reply, why: str) -> None:
+        """Give a task the error of its model, by which its worker is lost."""
+        rank = start.worker
+        with self._changed:
+            if self._lives.get(rank) != life or start.task not in self._dispatcher.on(rank):
+                return
+            self._tasks.pop(start.task, None)
+            decisions = self._end_life(rank, why, start.task)
+        self.transport.mark_lost(rank)
+        self._settle(task, reply)
+        self._carry_out(decisions)
 
     def _settle(self, task: _Task, reply: Reply) -> None:
         """Give a task's future the value or the error of its reply."""
@@ -539,7 +554,7 @@ class Farm:
         else:
             failure = task_error(reply, task.call, task.attempt)
             # The run cannot go on after an error that left this process's own GPU unusable.
-            if not self._skip_errors or reply.unusable:
+            if not self._skip_errors or reply.unusable == "GPU":
                 self.fail(failure, abandon=False)
             reject(task.future, failure)
 

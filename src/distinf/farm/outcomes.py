@@ -42,7 +42,8 @@ def why_lost(rank: int, answer: Future[Reply]) -> str:
         return ""
     failure = answer.result().failure
     assert failure is not None
-    return f"its GPU can no longer be used: {failure.kind}: {failure.message}"
+    unusable = answer.result().unusable
+    return f"its {unusable} can no longer be used: {failure.kind}: {failure.message}"
 
 
 def task_error(reply: Reply, call: Call, attempt: int) -> TaskError:

@@ -114,10 +114,10 @@ class Reply:
     No other object shares the memory of the value's tensors, which are on the host unless the
     session keeps results on the device; a tensor that stays on the rank is a `Remote`. ``started``
     and ``ended`` are seconds since the epoch on the clock of ``host``. ``nonfinite`` counts the
-    result's values that are NaN or infinite, where a rule asks for it. ``unusable``: the failure
-    left the rank's GPU unusable for its process. ``reading`` is when the model read its input
-    before (start and end); None: it got it with the call. ``memory`` is what its process, or its
-    GPU, holds after a call of ``forward``, in bytes; 0: not known.
+    result's values that are NaN or infinite, where a rule asks for it. ``unusable``: what the
+    failure left unusable for the rank's process, ``"GPU"`` or ``"group"``. ``reading`` is when the
+    model read its input before (start and end); None: it got it with the call. ``memory`` is what
+    its process, or its GPU, holds after a call of ``forward``, in bytes; 0: not known.
     """
 
     value: Any
@@ -127,7 +127,7 @@ class Reply:
     started: float
     ended: float
     nonfinite: int = 0
-    unusable: bool = False
+    unusable: str = ""
     reading: tuple[float, float] | None = None
     memory: int = 0
 

@@ -49,7 +49,7 @@ class Worker:
     ``kept`` are the tensors of results that are `Kept`; ``fetch`` gets one that another rank keeps.
     ``join_group`` is called with the ranks that run models together with this one.
     ``when_unusable`` is called with the reason, once, when an error has left the GPU unusable for
-    this process.
+    this process. ``group_is_broken``: this rank can no longer run models together with others.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Worker:
         self._stuck: list[Call] = []
         self.results_stay = False
         self.when_unusable: Callable[[str], None] | None = None
+        self.group_is_broken = False
         self.rank = rank
         self.device = device
         self.host = socket.gethostname()
@@ -86,7 +87,7 @@ class Worker:
         its tensors; by default, and where it returns None, only tensors on a GPU and views are
         copied. With `results_stay`, results of ``forward`` stay on the device.
         """
-        value, failure, nonfinite, unusable = None, None, 0, False
+        value, failure, nonfinite, unusable = None, None, 0, ""
         # Even SystemExit is caught: a model must not end its rank.
         began = time.time()
         try:
@@ -104,10 +105,12 @@ class Worker:
                 finish = self._compute(call, allocate)
             except BaseException as error:
                 failure = self._failure(call, error)
-                unusable = not self._lane.recover(error)
+                if not self._lane.recover(error):
+                    unusable = "GPU"
+                    self._keep(call, failure)
+                elif self.group_is_broken:
+                    unusable = "group"
             ended = time.time()
-            if unusable:
-                self._keep(call, failure)
         if failure is None:
             try:  # while the next call computes
                 value, nonfinite = finish()
@@ -166,9 +169,9 @@ class Worker:
 
         return finish
 
-    def _keep(self, call: Call, failure: Failure | None) -> None:
+    def _keep(self, call: Call, failure: Failure) -> None:
         """Keep a call whose memory the unusable GPU cannot free: that would abort the process."""
-        if not self._stuck and self.when_unusable is not None and failure is not None:
+        if not self._stuck and self.when_unusable is not None:
             self.when_unusable(f"{failure.kind}: {failure.message}")
         self._stuck.append(call)
 

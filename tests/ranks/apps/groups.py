@@ -90,8 +90,13 @@ def errors():
     report("constructor", outcome_of(DistributedInference, Grouped(TellTale)))
     infer = DistributedInference(Grouped(Share))
     for what in ("raise", "raise alone"):
-        report(what, outcome_of(infer.submit(torch.arange(6.0), what).result))
-        report(f"after {what}", infer.submit(torch.arange(6.0)).result(timeout=60)[0])
+        failing, *others = [
+            infer.submit(torch.arange(6.0), word) for word in (what, "", "", "", "")
+        ]
+        report(what, outcome_of(failing.result))
+        report(f"workers after {what}", len(infer.remote_ranks))
+        others += [infer.submit(torch.arange(6.0)) for _ in range(2)]
+        report(f"after {what}", [future.result(timeout=60)[0] for future in others])
     report("raise at first", outcome_of(infer.submit(torch.arange(6.0), "raise at first").result))
 
 
@@ -121,7 +126,8 @@ def lost_beside_the_driver(how):
 
 if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
-    runtime = Runtime(on_error="skip", liveness_timeout=4.0)
+    attempts = 1 if what == "errors" else 3  # no other task is lost by an error
+    runtime = Runtime(on_error="skip", liveness_timeout=4.0, max_attempts=attempts)
     with session(runtime, nproc=6, groups=GroupSizes(2, 2)) as rank:
         if rank == 0:
             globals()[what](*arguments)
