@@ -61,6 +61,14 @@ def test_an_error_of_one_rank_ends_its_replica_and_nothing_else(errors):
     assert errors["workers after raise alone"] == 1
 
 
+def test_an_error_of_one_rank_is_told_though_the_first_one_waits_for_ever(run):
+    done = run("groups.py", "unnoticed", deadline=120)
+    assert done.status == 0, f"{done.out}\n{done.err}"
+    assert done["error"]["kind"] == "TaskError"
+    assert "ArithmeticError: one rank refuses this" in done["error"]["text"]
+    assert done["others"] == [[6.0, 9.0]] * 3
+
+
 @pytest.mark.parametrize("how", ["killed", "stopped"])
 def test_a_lost_rank_loses_its_replica_and_no_task(run, how):
     done = run("groups.py", "losses", how, deadline=120)

@@ -330,14 +330,30 @@ class Farm:
         self.transport.send(rank, call, timeout).add_done_callback(deliver)
         return future
 
-    def mark_lost(self, rank: int, reason: str, life: int | None = None) -> None:
-        """Mark a worker as lost and give its tasks to the others; ``life``: only in that one."""
+    def mark_lost(
+        self,
+        rank: int,
+        reason: str,
+        life: int | None = None,
+        last: Reply | None = None,
+        number: int | None = None,
+    ) -> None:
+        """Mark a worker as lost and give its tasks to the others; ``life``: only in that one.
+
+        ``last`` is the error of a model by which it is lost: of the task ``number`` (None: the one
+        that it computes), which gets the error and is not tried again.
+        """
         with self._changed:
             now = self._lives.get(rank)
             if now is None or life not in (None, now):
                 return
-            decisions = self._end_life(rank, reason)
+            on = self._dispatcher.on(rank) if last is not None else ()
+            ended = next((task for task in on if number in (None, task)), None)
+            failed = None if ended is None else self._tasks.pop(ended, None)
+            decisions = self._end_life(rank, reason, ended)
         self.transport.mark_lost(rank)
+        if failed is not None and last is not None:
+            self._settle(failed, last)
         self._carry_out(decisions)
 
     def _end_life(self, rank: int, reason: str, ended: int | None = None) -> list[Decision]:
@@ -504,10 +520,8 @@ class Farm:
         if why := why_lost(rank, answer):
             if rank == 0 and self._steps_here:  # they wait for this call, too
                 self.fail(CallTimeout(f"{why} (runtime.call_timeout)"))
-            if answer.exception() is None and answer.result().unusable == "group":
-                self._take_last(start, life, task, answer.result(), why)
-            else:
-                self.mark_lost(rank, why, life)
+            told = answer.exception() is None and answer.result().unusable == "group"
+            self.mark_lost(rank, why, life, answer.result() if told else None, start.task)
             return
         error = answer.exception()
         with self._changed:
@@ -523,18 +537,6 @@ class Farm:
             reject(task.future, error)
             return
         self._settle(task, answer.result())
-
-    def _take_last(self, start: Start, life: int, task: _Task, reply: Reply, why: str) -> None:
-        """Give a task the error of its model, by which its worker is lost."""
-        rank = start.worker
-        with self._changed:
-            if self._lives.get(rank) != life or start.task not in self._dispatcher.on(rank):
-                return
-            self._tasks.pop(start.task, None)
-            decisions = self._end_life(rank, why, start.task)
-        self.transport.mark_lost(rank)
-        self._settle(task, reply)
-        self._carry_out(decisions)
 
     def _settle(self, task: _Task, reply: Reply) -> None:
         """Give a task's future the value or the error of its reply."""

@@ -27,9 +27,11 @@ from distinf.session.groups import GroupMember
 from distinf.session.launcher import RankInfo, lets_survivors_live
 from distinf.session.local_ranks import LocalRanks
 from distinf.transport import (
+    Failure,
     InProcess,
     Peer,
     Replicas,
+    Reply,
     RpcTransport,
     Transport,
     Worker,
@@ -202,19 +204,23 @@ class DriverSession(Session):
             self._farm.mark_lost(rank, reason)
             self._end(rank)
         elif self._store is not None and (failure := why_it_left(self._store, rank)):
-            # The first rank of its group tells that as the error of the task, then it leaves, too.
-            give_up = functools.partial(self._lose_group, rank, failure)
+            # The first rank of its group tells that as the error of the task, then it leaves, too,
+            # unless it waits inside the model: NCCL does not tell it that a rank has left.
+            give_up = functools.partial(self._lose_group, rank, failure, alone=True)
             self._resources.callback(_after(2 * _REPLY_SECONDS, give_up).cancel)
         else:
             self._lose_group(rank, reason)
 
-    def _lose_group(self, rank: int, reason: str) -> None:
-        """Lose all ranks that run a model together with a lost one."""
+    def _lose_group(self, rank: int, reason: str, alone: bool = False) -> None:
+        """Lose all ranks that run a model together with one that is lost, or failed ``alone``."""
         assert self._replicas is not None
         ranks = self._replicas.group_of(rank)
         if ranks[0] != 0:
             own = "" if rank == ranks[0] else f"rank {rank} of its group: "
-            self._farm.mark_lost(ranks[0], f"{own}{reason}")
+            error = Failure("the model", "RuntimeError", f"on rank {rank}: {reason}", "")
+            host, now = self._ranks[rank].host, time.time()
+            last = Reply(None, error, ranks[0], host, now, now, unusable="group") if alone else None
+            self._farm.mark_lost(ranks[0], f"{own}{reason}", last=last)
             for lost in ranks:
                 self._end(lost)
             return

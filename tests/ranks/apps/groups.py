@@ -31,8 +31,10 @@ class Share:
         rank, size = dist.get_rank(self._group), dist.get_world_size(self._group)
         if what == "raise":
             raise ValueError("all ranks refuse this")
-        if what == "raise alone" and rank == 1:
+        if what.startswith("raise alone") and rank == 1:
             raise ArithmeticError("one rank refuses this")
+        if what == "raise alone, unnoticed":  # as in a collective of NCCL
+            time.sleep(3600)
         if what == "raise at first" and rank == 0:
             raise ArithmeticError("the first rank refuses this")
         if what == "draw":
@@ -105,6 +107,14 @@ class TellTale(Share):
         super().__init__(group, "no weights")
 
 
+def unnoticed():
+    infer = DistributedInference(Grouped(Share))
+    what = "raise alone, unnoticed"
+    failing, *others = [infer.submit(torch.arange(6.0), word) for word in (what, "", "", "")]
+    report("error", outcome_of(failing.result))
+    report("others", [future.result(timeout=60)[0] for future in others])
+
+
 def losses(how):
     infer = DistributedInference(Grouped(Share))
     futures = [infer.submit(torch.arange(6.0), f"die {how}") for _ in range(6)]
@@ -126,7 +136,7 @@ def lost_beside_the_driver(how):
 
 if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
-    attempts = 1 if what == "errors" else 3  # no other task is lost by an error
+    attempts = 1 if what in ("errors", "unnoticed") else 3  # no other task is lost by an error
     runtime = Runtime(on_error="skip", liveness_timeout=4.0, max_attempts=attempts)
     with session(runtime, nproc=6, groups=GroupSizes(2, 2)) as rank:
         if rank == 0:
