@@ -350,6 +350,9 @@ class Farm:
             on = self._dispatcher.on(rank) if last is not None else ()
             ended = next((task for task in on if number in (None, task)), None)
             failed = None if ended is None else self._tasks.pop(ended, None)
+            if failed is not None and last is not None and not self._skip_errors:
+                # Before anybody sees that no worker is left.
+                self._broken = self._broken or task_error(last, failed.call, failed.attempt)
             decisions = self._end_life(rank, reason, ended)
         self.transport.mark_lost(rank)
         if failed is not None and last is not None:
