@@ -57,6 +57,7 @@ def test_an_error_of_one_rank_ends_its_replica_and_nothing_else(errors):
     for what, said in (("alone", "one rank"), ("at first", "the first rank")):
         assert errors[f"raise {what}"]["kind"] == "TaskError"
         assert f"{said} refuses this" in errors[f"raise {what}"]["text"]
+    assert "does not answer" not in errors["raise at first"]["text"]
     assert errors["after raise alone"] == [[6.0, 9.0]] * 6
     assert errors["workers after raise alone"] == 1
 

@@ -299,7 +299,7 @@ def join(
     resources.enter_context(network.interface_restored())
     bind_network(group, runtime.interface)
     gpus = {peer.rank: peer.gpu for peer in group.peers}
-    unusable = functools.partial(_leave_group, worker)
+    unusable = functools.partial(_leave_group, info.rank)
     member = GroupMember(info.rank, device, gpus, group.store, unusable)
     worker.join_group = member.join
     rpc = join_group(group, worker, runtime, deadline)
@@ -413,11 +413,10 @@ def _after(seconds: float, work: Callable[[], None]) -> threading.Timer:
     return timer
 
 
-def _leave_group(worker: Worker, reason: str) -> None:
+def _leave_group(rank: int, reason: str) -> None:
     """End a worker whose group is broken; rank 0 reports it with the error of the prognostic."""
-    if worker.rank != 0:
-        worker.group_is_broken = True
-        _leave_soon(worker.rank, reason, "its group")
+    if rank != 0:
+        _leave_soon(rank, reason, "its group")
 
 
 def _leave_soon(rank: int, reason: str, what: str = "its GPU") -> None:

@@ -141,7 +141,8 @@ class Leader:
 
     def __init__(self, group: RankGroup, leave: Callable[[str], None]) -> None:
         self.group = group
-        self._leave = leave
+        self.broken = False
+        self._when_broken = leave
         self._lock = threading.RLock()
         self._calls, self._models = itertools.count(1), itertools.count()
         self._dropped: list[int] = []
@@ -210,8 +211,13 @@ class Leader:
         if missing := [rank for rank in others if rank not in notes]:
             reason = f"rank {missing[0]}, which runs the model with it, does not answer"
             self._leave(reason)
-            return SessionError(f"{reason} ({_told(error)})")
+            if isinstance(error, RuntimeError):  # as a collective raises without the others
+                return SessionError(f"{reason} ({_told(error)})")
         return error
+
+    def _leave(self, reason: str) -> None:
+        self.broken = True
+        self._when_broken(reason)
 
     def stop(self) -> None:
         """Let the others follow no more; a rank that is gone is not waited for."""
@@ -322,6 +328,11 @@ def lead(group: RankGroup, leave: Callable[[str], None]) -> Leader:
     global _leader
     _leader = Leader(group, leave)
     return _leader
+
+
+def group_is_broken() -> bool:
+    """Whether this process leads a group that can no longer be used."""
+    return _leader is not None and _leader.broken
 
 
 def end_leading() -> None:

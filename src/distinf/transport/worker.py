@@ -22,6 +22,7 @@ from distinf.gpu import Allocate, Cuda, Lane
 from distinf.tensors import Found, Rule, Watched, count_nonfinite, is_finite, map_tensors, owned
 from distinf.transport.contract import Call, Failure, Kept, Remote, Reply
 from distinf.transport.kept import KeptTensors
+from distinf.transport.replica import group_is_broken
 
 # Optional methods of a model that the driver asks for.
 _ASKED = ("input_coords", "output_coords", "variable_attributes")
@@ -49,7 +50,7 @@ class Worker:
     ``kept`` are the tensors of results that are `Kept`; ``fetch`` gets one that another rank keeps.
     ``join_group`` is called with the ranks that run models together with this one.
     ``when_unusable`` is called with the reason, once, when an error has left the GPU unusable for
-    this process. ``group_is_broken``: this rank can no longer run models together with others.
+    this process.
     """
 
     def __init__(
@@ -61,7 +62,6 @@ class Worker:
         self._stuck: list[Call] = []
         self.results_stay = False
         self.when_unusable: Callable[[str], None] | None = None
-        self.group_is_broken = False
         self.rank = rank
         self.device = device
         self.host = socket.gethostname()
@@ -108,7 +108,7 @@ class Worker:
                 if not self._lane.recover(error):
                     unusable = "GPU"
                     self._keep(call, failure)
-                elif self.group_is_broken:
+                elif self.rank != 0 and group_is_broken():
                     unusable = "group"
             ended = time.time()
         if failure is None:
