@@ -23,6 +23,7 @@ def check(outcome, folder, alone):
     assert chunks(folder / STORE) == alone
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(missing("mpirun")), reason=missing("mpirun"))  # before `alone` runs
 def test_mpirun(launch, alone, tmp_path):
     check(launch([*MPIRUN, "-np", "2", *main_py(*TINY)]), tmp_path, alone)
