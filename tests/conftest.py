@@ -86,9 +86,8 @@ def _share(nodeid: str) -> str:
 
     ``ray symmetric-run`` refuses to start beside another cluster of Ray.
     """
-    file = nodeid.partition("::")[0]
-    on_ray = ("tests/engines/", "tests/launchers/test_store", "tests/docs/test_launchers")
-    return RAY if file.startswith(on_ray) else file
+    on_ray = nodeid.startswith("tests/engines/") or "on_ray" in nodeid or "ray.md" in nodeid
+    return RAY if on_ray else nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(trylast=True)

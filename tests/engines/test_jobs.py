@@ -15,12 +15,11 @@ pytestmark = [pytest.mark.timeout(500), pytest.mark.slow]
 TIME = "2023-06-01T00:00:00"
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_the_main_job(on_cluster: OnRay, alone: dict[str, bytes], workers: int) -> None:
+def test_the_main_job(on_cluster: OnRay, alone: dict[str, bytes]) -> None:
     words = ("--config-name=shallow_water", *TINY, *on_cluster.engine)
     done = run_main(
         *words,
-        f"runtime.workers={workers}",
+        "runtime.workers=3",
         folder=on_cluster.folder,
         **on_cluster.environment,
     )
@@ -54,11 +53,10 @@ def on_ranks(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> dic
     return found
 
 
-@pytest.mark.parametrize("workers", [1, 3])
 def test_models_of_earth2studio(
-    on_cluster: OnRay, models: list[str], on_ranks: dict[str, bytes], workers: int
+    on_cluster: OnRay, models: list[str], on_ranks: dict[str, bytes]
 ) -> None:
-    words = (*models, *on_cluster.engine, f"runtime.workers={workers}")
+    words = (*models, *on_cluster.engine, "runtime.workers=3")
     environment = {**on_cluster.environment, "EARTH2STUDIO_CACHE": str(on_cluster.folder)}
     done = run_main(*words, folder=on_cluster.folder, **environment)
     assert done.status == 0, done.err

@@ -79,7 +79,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarra
         return values
 
 
-@pytest.mark.parametrize(("number", "nproc"), [(2, 3), (3, 3), (2, 4)])
+@pytest.mark.parametrize(("number", "nproc"), [(2, 3), (3, 3)])
 def test_the_bytes_are_those_of_one_process(
     drivers: Drivers, one_process: dict[str, np.ndarray], number: int, nproc: int
 ) -> None:
