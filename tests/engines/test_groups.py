@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
+from testing import application
 from testing.preloaded import run_main
 from testing.processes import marked
 from tests.engines.conftest import Nodes, OnRay
@@ -57,9 +61,13 @@ def test_a_replica_that_loses_a_rank_is_started_again(
 
 
 def test_an_error_of_one_rank_is_that_of_the_model(on_cluster: OnRay) -> None:
-    done = on_cluster.run("12: once raise", *TOGETHER, "runtime.workers=1")
+    words = (*TOGETHER, "diagnostic.faulty.ranks=3", "runtime.workers=1")
+    done = on_cluster.run("12: once raise", *words)
     assert done.status == 1
-    assert "ArithmeticError: negative humidity" in done.err
+    # Other lines are those of the actors.
+    (error,) = re.findall(r"^distinf: error: (.*faulty.*)$", done.err, re.M)
+    assert "on rank 1" in error
+    assert "ArithmeticError: negative humidity" in error
 
 
 def test_a_stopped_rank_of_the_prognostic_ends_the_run(on_cluster: OnRay, shared: Nodes) -> None:
@@ -74,3 +82,12 @@ def test_a_stopped_rank_of_the_prognostic_ends_the_run(on_cluster: OnRay, shared
     assert "rank 1, which runs the " in err
     assert "Traceback" not in err
     assert on_cluster.complete()
+
+
+def test_an_error_of_one_rank_while_it_starts_ends_the_run(on_cluster: OnRay) -> None:
+    script = Path(__file__).parent / "apps" / "alone.py"
+    command = [sys.executable, str(script), on_cluster.address]
+    done = application.run(command, on_cluster.folder, 120, **on_cluster.environment)
+    assert done.status == 1
+    assert "TaskError: constructing Alone failed" in done.err
+    assert "on rank 2: FileNotFoundError: no weights here" in done.err

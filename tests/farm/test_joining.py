@@ -472,3 +472,24 @@ def test_every_task_ends_with_its_own_value_whoever_comes_and_goes(events, depth
             for number, own in farm._residents._models.items()
             if own.ranks is None or rank in own.ranks
         }
+
+
+@pytest.mark.parametrize("how", ["the first rank answers", "another rank has left"])
+def test_a_replica_that_an_error_ends_while_it_joins_is_left_out(said, how):
+    farm, carrier = farm_of([], [1], models=0)
+    built = construct(farm)
+    until(lambda: farm._residents.on(1))
+    carrier.join(1)
+    call, future = carrier.open[1].pop(0)
+    last = reply(1, call, BROKEN, "group")
+    if how == "the first rank answers":
+        future.set_result(last)
+    else:
+        farm.mark_lost(1, "its group can no longer be used", last=last)
+        future.set_exception(WorkerLost(1, "its process ended"))
+    with pytest.raises(TaskError, match="no disk"):
+        built.result(DEADLINE)
+    carrier.join(1)  # Ray starts it again
+    assert not carrier.open[1]
+    assert farm.workers == ()
+    assert [words for words in said() if "rank 1 is left out: constructing x failed" in words]

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from distinf.errors import CallTimeout, SessionError, StateLost
+from distinf.errors import CallTimeout, SessionError, StateLost, TaskError
 from distinf.farm.dispatcher import Decision, Dispatcher, GiveUp, Start
 from distinf.farm.outcomes import answers_of, lost, reject, resolve, task_error, why_lost
 from distinf.farm.patience import Patience
@@ -107,6 +107,8 @@ class Farm:
         self._lives = {rank: next(self._joins) for rank in transport.workers}
         self._full = 0  # submitters that wait for a free worker
         self._lost: set[int] = set()
+        self._left: dict[int, Reply] = {}  # errors by which ranks were lost before they had tasks
+        self._left_out: set[int] = set()
         self._losses = self._retried = 0
         self._incidents: list[Event] = []  # recorded outside the lock, since observers have theirs
         # Ranks that are late with a sign of life; set by who asks them for it.
@@ -349,6 +351,8 @@ class Farm:
                 return
             on = self._dispatcher.on(rank) if last is not None else ()
             ended = next((task for task in on if number in (None, task)), None)
+            if last is not None and rank not in self._dispatcher.workers:
+                self._left[rank] = last
             failed = None if ended is None else self._tasks.pop(ended, None)
             if failed is not None and last is not None and not self._skip_errors:
                 # Before anybody sees that no worker is left.
@@ -393,6 +397,8 @@ class Farm:
     def _begin_life(self, rank: int) -> None:
         """Give a worker that holds no models what it needs, then tasks."""
         with self._changed:
+            if rank in self._left_out:
+                return
             # The transport may know before a call fails that the one before it is gone.
             gone = rank in self._lives
             decisions = self._end_life(rank, "another process took its place") if gone else []
@@ -419,18 +425,26 @@ class Farm:
             answer.add_done_callback(lambda done: self._go_on(rank, life, set_up, done))
 
     def _go_on(self, rank: int, life: int, set_up: SetUp, answer: Future[Any]) -> None:
-        """Prepare a worker further after a call; leave it out if that failed and it is not lost."""
+        """Prepare a worker further after a call; leave it out if that failed and it is not lost.
+
+        A worker that is lost by an error of its model would only be lost again.
+        """
         error = answer.exception()
         decisions: list[Decision] = []
         with self._changed:
             if self._lives.get(rank) != life:
-                return
+                if (last := self._left.pop(rank, None)) is not None:
+                    error = task_error(last, set_up.make(rank), attempt=1)
+                if not isinstance(error, TaskError):
+                    return
+                self._left_out.add(rank)
             if error is None:
                 resolve(set_up.first, answer.result())
             else:
                 reject(set_up.first, error)
                 log.warning("rank %d is left out: %s", rank, error)
-                del self._lives[rank]
+                if self._lives.get(rank) == life:
+                    del self._lives[rank]
                 decisions = self._stop_waiting(rank)
             self._look()
         self._carry_out(decisions)

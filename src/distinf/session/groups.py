@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -23,7 +24,8 @@ class GroupMember:
     """Joins this rank to a group.
 
     ``gpus`` are those of the ranks. ``unusable`` is called with the reason when this rank can no
-    longer be used. ``first`` is the rank that is 0 in torch's default process group.
+    longer be used. ``first`` is the rank that is 0 in torch's default process group. ``pack``
+    pickles what the first rank of a group sends.
     """
 
     def __init__(
@@ -34,9 +36,10 @@ class GroupMember:
         store: dist.Store,
         unusable: Callable[[str], None],
         first: int = 0,
+        pack: Callable[[Any], bytes] = pickle.dumps,
     ) -> None:
         self._rank, self._device, self._gpus, self._store = rank, device, gpus, store
-        self._unusable, self._first = unusable, first
+        self._unusable, self._first, self._pack = unusable, first, pack
         self._following: threading.Thread | None = None
 
     def join(self, *ranks: int) -> None:
@@ -47,7 +50,8 @@ class GroupMember:
         backend = "nccl" if len(gpus) == len(ranks) else "gloo"  # NCCL refuses a shared GPU
         model = dist.new_group(known, _NEVER, backend, use_local_synchronization=True)
         _register(model, known)
-        group = RankGroup(tuple(ranks), self._rank, words, model, self._store, self._device)
+        own = self._store, self._device, self._pack
+        group = RankGroup(tuple(ranks), self._rank, words, model, *own)
         if self._rank == ranks[0]:
             lead(group, self._unusable)
         else:

@@ -85,7 +85,7 @@ def gather(
         _check_same_run(found)
     except (DistinfError, KeyboardInterrupt) as error:
         if info.rank == 0:
-            refuse(store, str(error))
+            refuse(store, str(error) or "interrupted")
         raise
     except RuntimeError as error:
         raise SessionError(

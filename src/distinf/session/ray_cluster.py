@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
 import subprocess
@@ -20,7 +21,7 @@ from distinf.errors import ConfigError, SessionError
 from distinf.options import GroupSizes, Runtime
 from distinf.session import network, process, ray_remains
 from distinf.session.launcher import RankInfo
-from distinf.session.roles import DriverSession, leave
+from distinf.session.roles import DriverSession, after, give_up, leave
 
 log = logging.getLogger("distinf")
 
@@ -58,28 +59,41 @@ def join(runtime: Runtime, resources: ExitStack, groups: GroupSizes) -> DriverSe
     workers = RayWorkers(runtime, groups, resources)
     beside, actors = workers.start()  # they import while this process does
     device = process.choose_device(_ALONE)
+    opened: DriverSession | None = None
+
+    def lost_beside(rank: int, reason: str, _: bool) -> None:
+        if opened is None or beside is None:  # this thread may wait for it in a collective
+            give_up(f"rank {rank}, which runs the prognostic with rank 0, was lost: {reason}")
+        else:
+            opened.lose_prognostic(rank, reason, beside.end)
+
     if beside is None:
         process.initialize_manager(_ALONE, device, None)
         resources.callback(process.end_manager)
     else:
         resources.enter_context(network.interface_restored())
         resources.callback(beside.end)
-        resources.callback(leave, beside.form(device, lambda reason: None))
+        words = "the ranks that run the prognostic did not form their group"
+        guard = after(2 * runtime.start_timeout, functools.partial(give_up, words))
+        try:
+            resources.callback(leave, beside.form(device, lambda reason: None, lost_beside))
+        finally:
+            guard.cancel()
     worker = Worker(0, device, runtime.nonfinite)
     worker.results_stay = runtime.results == "device"
     size = workers.world_size
     world = RankInfo("ray", 0, size, 0, size if local else 1)
-    opened: DriverSession | None = None
 
     def lost(rank: int, reason: str) -> None:
         if opened is not None:
             opened.mark_lost(rank, reason)
 
-    transport = RayTransport(worker, actors, lost, worker.results_stay)
+    def left(rank: int, host: str, error: str) -> None:
+        if opened is not None:
+            opened.lose_replica(rank, host, error)
+
+    transport = RayTransport(worker, actors, lost, left, worker.results_stay)
     opened = DriverSession(world, runtime, worker, transport, resources, [], None, groups=groups)
-    if beside is not None:
-        lose, end = opened.lose_prognostic, beside.end
-        beside.watch(lambda rank, reason: lose(rank, reason, end))
     timer = threading.Timer(_PATIENCE_SECONDS, workers.say_what_lacks, (transport,))
     timer.daemon = True
     timer.start()

@@ -6,17 +6,22 @@ replica is one actor to the driver: when Ray starts its first rank again, that s
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import torch
 import torch.distributed as dist
+from ray import cloudpickle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from distinf.background import in_background
@@ -24,11 +29,16 @@ from distinf.errors import SessionError
 from distinf.session import network, process, rendezvous
 from distinf.session.groups import GroupMember
 from distinf.session.launcher import RankInfo
-from distinf.transport import leave_soon, why_it_left, words_of
+from distinf.transport import leave_soon, tell_left, why_it_left, words_of
+
+log = logging.getLogger("distinf")
 
 _LOOPBACK = "127.0.0.1"
 _LOOK_SECONDS = 0.5
 _LEAVE_SECONDS = 4.0  # in which the first rank tells the error of one that left by itself
+_TELL_SECONDS = 2.0  # in which the driver hears of it
+_END_SECONDS = 10.0
+_WATCH = "distinf-followers"
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,10 @@ class _Meeting:
     host: str
     port: int
     seconds: float
+
+
+class _Lost(SessionError):
+    """A rank was lost, so another attempt may go well."""
 
 
 class Follower:
@@ -94,12 +108,19 @@ class Followers:
         self._following: dict[Any, int] = {}
         self._store: dist.Store | None = None
         self._closed = threading.Event()
+        self._watching: Future[None] | None = None
 
-    def form(self, device: torch.device, unusable: Callable[[str], None]) -> GroupMember:
-        """Form the group; ``unusable`` is as of `GroupMember`.
+    def form(
+        self,
+        device: torch.device,
+        unusable: Callable[[str], None],
+        lost: Callable[[int, str, bool], None],
+    ) -> GroupMember:
+        """Form the group, and watch it from then on.
 
-        Raises `SessionError` if a rank fails or does not come in time, and `RayActorError` if the
-        process of one is lost.
+        ``unusable`` is as of `GroupMember`. ``lost`` is called with the first rank that ends or
+        gives no sign of life, why, and whether it has left by an error. Raises `SessionError` if
+        a rank cannot start, and a `_Lost` if one is lost before or does not come in time.
         """
         group, seconds = self._group, self._group.start_timeout
         deadline = time.monotonic() + seconds
@@ -108,33 +129,35 @@ class Followers:
             asked = [self._actors[rank].where.remote() for rank in others]
             found = dict(zip(others, ray.get(asked, timeout=seconds), strict=True))
         except GetTimeoutError:
-            raise SessionError(
+            raise _Lost(
                 f"ranks {others}, which run a model with rank {first}, are not there in "
                 f"{seconds:g} s (runtime.start_timeout): each asks Ray for the resources of a "
                 "worker (runtime.resources)"
             ) from None
         except RayActorError as error:
-            if not error.actor_init_failed:
-                raise
+            kind = SessionError if error.actor_init_failed else _Lost
             why = f"a rank that runs a model with rank {first} did not start"
-            raise SessionError(f"{why}: {words_of(error)}") from error
+            raise kind(f"{why}: {words_of(error)}") from error
         found[first] = _where(device)
         here, far = found[first][0], {address for address, _ in found.values()}
         far -= {here}
         host = here if far else _LOOPBACK
         _listen_towards(min(far, default=_LOOPBACK))
+        _say_what_is_shared(found)
         self._store, port = rendezvous.serve_own(host, deadline)
         gpus = {rank: gpu for rank, (_, gpu) in found.items()}
         meeting = _Meeting(group.ranks, gpus, host, port, seconds)
         for rank in others:
             self._following[self._actors[rank].follow.remote(meeting, rank)] = rank
-        return _join(meeting, first, device, self._store, unusable)
+        self._watching = in_background(lambda: self._watch(lost), _WATCH)
+        try:
+            return _join(meeting, first, device, self._store, unusable)
+        except (SessionError, RuntimeError) as error:
+            if (gone := self._look()) is not None:
+                raise _Lost(f"rank {gone[0]}: {gone[1]}") from error
+            raise
 
-    def watch(self, lost: Callable[[int, str], None]) -> None:
-        """Call ``lost`` with the first rank that ends or gives no sign of life, and why."""
-        in_background(lambda: self._watch(lost), "distinf-followers")
-
-    def _watch(self, lost: Callable[[int, str], None]) -> None:
+    def _watch(self, lost: Callable[[int, str, bool], None]) -> None:
         while not self._closed.wait(_LOOK_SECONDS):
             if (found := self._look()) is None:
                 continue
@@ -142,7 +165,7 @@ class Followers:
             # The first rank tells that as the error of the task.
             failure = "" if self._store is None else why_it_left(self._store, rank)
             if not self._closed.wait(_LEAVE_SECONDS if failure else 0):
-                lost(rank, failure or reason)
+                lost(rank, failure or reason, bool(failure))
             return
 
     def _look(self) -> tuple[int, str] | None:
@@ -161,27 +184,41 @@ class Followers:
         return None
 
     def end(self) -> None:
-        """Kill the other ranks."""
+        """Kill the other ranks; a raylet that does not answer is not waited for."""
         self._closed.set()
+        ending = [in_background(self._kill, "distinf-kill")]
+        # No thread may use Ray when it is shut down.
+        if self._watching is not None and threading.current_thread().name != _WATCH:
+            ending.append(self._watching)
+        wait(ending, _END_SECONDS)
+
+    def _kill(self) -> None:
         for actor in self._actors.values():
-            ray.kill(actor)
+            with contextlib.suppress(RayError, RuntimeError):
+                ray.kill(actor)
 
 
 def begin_replica(group: RayGroup) -> torch.device:
     """Start a replica, in the process of its first rank; return the device of that."""
     followers = Followers(group)  # which import while this process does
-    device = group.prepare()
-    followers.watch(lambda rank, reason: _end_replica(group.ranks[0], rank, reason))
+    device, first = group.prepare(), group.ranks[0]
+
+    def lost(rank: int, reason: str, left: bool) -> None:
+        if left:  # by an error, which the driver gives to the task
+            tell_left(f"on rank {rank}: {reason}")
+            time.sleep(_TELL_SECONDS)
+        _end_replica(first, f"rank {rank} of its group was lost: {reason}")
+
     try:
-        followers.form(device, lambda reason: _leave(group.ranks[0], reason))
-    except RayActorError as error:
-        _end_replica(group.ranks[0], group.ranks[1], words_of(error))
+        followers.form(device, lambda reason: _leave(first, reason), lost)
+    except _Lost as error:
+        _end_replica(first, str(error))
     return device
 
 
-def _end_replica(first: int, rank: int, reason: str) -> None:
+def _end_replica(first: int, reason: str) -> None:
     """End the first rank, so that Ray starts the replica again."""
-    _tell(f"rank {first} ends, since rank {rank} of its group was lost: {reason}")
+    _tell(f"rank {first} ends, since {reason}")
     os._exit(1)
 
 
@@ -205,8 +242,20 @@ def _listen_towards(host: str) -> None:
     """Listen on the way to another rank: loopback where all are on one node."""
     if host == _LOOPBACK:
         network.use_interface("lo")
-    else:
+    elif "GLOO_SOCKET_IFNAME" not in os.environ:
         network.use_route(host)
+
+
+def _say_what_is_shared(found: Mapping[int, tuple[str, str]]) -> None:
+    """Warn where ranks of a group compute on one GPU: each has only a part of the memory then."""
+    gpus = Counter(gpu for _, gpu in found.values() if gpu)
+    for gpu in [gpu for gpu, number in gpus.items() if number > 1]:
+        ranks = ", ".join(str(rank) for rank, (_, own) in sorted(found.items()) if own == gpu)
+        log.warning(
+            "ranks %s run a model together, and on one GPU: Ray knows nothing of a GPU that rank 0 "
+            "has not reserved (ray job submit --entrypoint-num-gpus 1)",
+            ranks,
+        )
 
 
 def _info(meeting: _Meeting, rank: int) -> RankInfo:
@@ -224,6 +273,8 @@ def _join(
 ) -> GroupMember:
     process.initialize_manager(_info(meeting, rank), device, store, meeting.seconds)
     first = meeting.ranks[0]
-    member = GroupMember(rank, device, meeting.gpus, store, unusable, first)
+    # A class of the application's script has come by value.
+    pack = cloudpickle.dumps
+    member = GroupMember(rank, device, meeting.gpus, store, unusable, first, pack)
     member.join(*meeting.ranks)
     return member

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import wait
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from distinf.background import in_background
 from distinf.options import GroupSizes, Runtime
 from distinf.session import process
 from distinf.session.launcher import RankInfo
@@ -24,6 +26,7 @@ from distinf.transport import CONCURRENCY, RayTransport, RayWorker
 log = logging.getLogger("distinf")
 
 _ALONE = RankInfo("none", 0, 1, 0, 1)
+_END_SECONDS = 10.0
 _NAMED = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
 
 
@@ -66,7 +69,7 @@ class RayWorkers:
     def _reserve(self, processes: int) -> Any:
         """Let Ray reserve a placement group, if possible on one node."""
         place = placement_group([self._asked] * processes, strategy="PACK")
-        self._resources.callback(remove_placement_group, place)
+        self._resources.callback(_release, place)
         return place
 
     def _group(self, ranks: tuple[int, ...], place: Any) -> RayGroup:
@@ -101,6 +104,11 @@ class RayWorkers:
             _counted(free, asked),
             "" if limit is None else f" (waiting at most {limit:g} s, runtime.wait_for_workers)",
         )
+
+
+def _release(place: Any) -> None:
+    """Give a placement group back; a cluster that is gone or does not answer is left alone."""
+    wait([in_background(lambda: remove_placement_group(place), "distinf-release")], _END_SECONDS)
 
 
 def _counted(resources: Mapping[str, float], keys: Iterable[str]) -> str:

@@ -206,8 +206,8 @@ class DriverSession(Session):
         elif self._store is not None and (failure := why_it_left(self._store, rank)):
             # The first rank of its group tells that as the error of the task, then it leaves, too,
             # unless it waits inside the model: NCCL does not tell it that a rank has left.
-            give_up = functools.partial(self._lose_group, rank, failure, alone=True)
-            self._resources.callback(_after(2 * _REPLY_SECONDS, give_up).cancel)
+            lose = functools.partial(self._lose_group, rank, failure, alone=True)
+            self._resources.callback(after(2 * _REPLY_SECONDS, lose).cancel)
         else:
             self._lose_group(rank, reason)
 
@@ -217,14 +217,20 @@ class DriverSession(Session):
         ranks = self._replicas.group_of(rank)
         if ranks[0] != 0:
             own = "" if rank == ranks[0] else f"rank {rank} of its group: "
-            error = Failure("the model", "RuntimeError", f"on rank {rank}: {reason}", "")
-            host, now = self._ranks[rank].host, time.time()
-            last = Reply(None, error, ranks[0], host, now, now, unusable="group") if alone else None
-            self._farm.mark_lost(ranks[0], f"{own}{reason}", last=last)
+            if alone:
+                self.lose_replica(ranks[0], self._ranks[rank].host, f"on rank {rank}: {reason}")
+            else:
+                self._farm.mark_lost(ranks[0], f"{own}{reason}")
             for lost in ranks:
                 self._end(lost)
             return
         self.lose_prognostic(rank, reason, lambda: self._end_all(ranks[1:]))
+
+    def lose_replica(self, first: int, host: str, error: str) -> None:
+        """Lose a replica by an error of one of its ranks, which its task gets."""
+        now, failure = time.time(), Failure("the model", "RuntimeError", error, "")
+        last = Reply(None, failure, first, host, now, now, unusable="group")
+        self._farm.mark_lost(first, f"its group can no longer be used: {error}", last=last)
 
     def lose_prognostic(self, rank: int, reason: str, end: Callable[[], None]) -> None:
         """End the run, since a rank that runs the prognostic with rank 0 was lost.
@@ -233,8 +239,8 @@ class DriverSession(Session):
         """
         words = f"rank {rank}, which runs the prognostic with rank 0, was lost: {reason}"
         self._farm.fail(SessionError(words))
+        self._resources.callback(after(_STUCK_SECONDS, functools.partial(give_up, words)).cancel)
         end()
-        self._resources.callback(_after(_STUCK_SECONDS, functools.partial(_give_up, words)).cancel)
 
     def _end_all(self, ranks: tuple[int, ...]) -> None:
         for lost in ranks:
@@ -311,7 +317,7 @@ def join(
         transport = Replicas(rpc, groups.groups(info.world_size))
         left = max(10.0, deadline - time.monotonic())
         words = f"the ranks of a group did not find each other in {left:.0f} s"
-        guard = _after(2 * left, functools.partial(_give_up, words))
+        guard = after(2 * left, functools.partial(give_up, words))
         try:
             transport.form(member.join, left)
         except BaseException:
@@ -394,19 +400,20 @@ def join_group(
 
 def leave(member: GroupMember) -> None:
     """Leave the process groups; a collective that never ends must not keep the process."""
-    guard = _after(_STUCK_SECONDS, functools.partial(os._exit, 1))
+    guard = after(_STUCK_SECONDS, functools.partial(os._exit, 1))
     member.leave()
     process.end_manager()
     guard.cancel()
 
 
-def _give_up(words: str) -> None:
+def give_up(words: str) -> None:
     """End rank 0, which waits in a collective that cannot be taken back."""
     print(f"distinf: error: {words}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
-def _after(seconds: float, work: Callable[[], None]) -> threading.Timer:
+def after(seconds: float, work: Callable[[], None]) -> threading.Timer:
+    """Call a function in so many seconds, unless the timer is cancelled."""
     timer = threading.Timer(seconds, work)
     timer.daemon = True
     timer.start()
@@ -430,4 +437,4 @@ def _leave_soon(rank: int, reason: str, what: str = "its GPU") -> None:
         file=sys.stderr,
         flush=True,
     )
-    _after(_REPLY_SECONDS, functools.partial(os._exit, 0))
+    after(_REPLY_SECONDS, functools.partial(os._exit, 0))

@@ -79,10 +79,11 @@ def hold_package(run: TrainingRun) -> Iterator[Path]:
         with filelock.FileLock(folder / _LOCK, timeout=0):
             yield folder
     except (KeyboardInterrupt, WorkerLost) as error:
-        error.add_note(
-            f"its checkpoints stay in {folder}; the same command with output.mode=resume continues "
-            "from the newest one"
-        )
+        if any((folder / CHECKPOINTS).glob("epoch_*")):
+            error.add_note(
+                f"its checkpoints stay in {folder}; the same command with output.mode=resume "
+                "continues from the newest one"
+            )
         raise
     except filelock.Timeout:
         raise StoreError(f"another run trains into {folder}: choose another folder") from None

@@ -12,6 +12,7 @@ from .ray_actors import CONCURRENCY as CONCURRENCY
 from .ray_actors import RayTransport as RayTransport
 from .ray_actors import RayWorker as RayWorker
 from .ray_actors import leave_soon as leave_soon
+from .ray_actors import tell_left as tell_left
 from .ray_actors import words_of as words_of
 from .replica import Grouped as Grouped
 from .replica import RankGroup as RankGroup

@@ -36,7 +36,7 @@ from distinf.transport.worker import Worker
 log = logging.getLogger("distinf")
 
 # Threads of an actor: calls (one computes, the input of the next one arrives), and signs of life.
-CONCURRENCY = {"calls": 4, "signs": 3}
+CONCURRENCY = {"calls": 4, "signs": 4}
 _KEPT = 3  # pieces of memory for a worker's inputs or results
 _LOOK_SECONDS = 0.5
 _PROBE_SECONDS = 10.0
@@ -98,6 +98,11 @@ class RayWorker:
         threading.Event().wait()
 
     @ray.method(concurrency_group="signs")
+    def left(self) -> tuple[str, str]:
+        """Return when another rank of its group has left by an error: this host, and the error."""
+        return self._worker.host, _left.result()
+
+    @ray.method(concurrency_group="signs")
     def ping(self) -> None:
         """Answer, also while a model computes."""
 
@@ -109,8 +114,16 @@ class RayWorker:
         return _pack(tuple(self._memory.run(message)))
 
 
+_left: Future[str] = Future()
+
+
+def tell_left(error: str) -> None:
+    """Tell the driver with which error another rank of this one's group has left."""
+    _left.set_result(error)
+
+
 def leave_soon(reason: str) -> None:
-    """End this process after its reply is sent: its GPU fails every further call."""
+    """End this process after its reply is sent: every further call would fail."""
     end = threading.Timer(2.0, os._exit, (1,))
     end.daemon = True
     end.start()
@@ -132,7 +145,8 @@ class RayTransport:
 
     ``worker`` is the driver's own; ``actors`` are Ray's handles by rank, of which none has to be
     placed yet. ``lost`` is called with a rank and a reason when Ray notices that a worker has
-    ended. With ``results_stay`` results are put on the driver's device.
+    ended; ``left`` with a rank, its host and an error when another rank of its group has left by
+    that error. With ``results_stay`` results are put on the driver's device.
     """
 
     def __init__(
@@ -140,6 +154,7 @@ class RayTransport:
         worker: Worker,
         actors: Mapping[int, Any],
         lost: Callable[[int, str], None],
+        left: Callable[[int, str, str], None],
         results_stay: bool = False,
     ) -> None:
         self.workers: tuple[int, ...] = ()
@@ -147,7 +162,7 @@ class RayTransport:
         self.carrier, self.reason = "ray", ""
         self.there: set[int] = set()  # ranks of the workers that Ray has started
         self._actors = actors
-        self._tell_lost = lost
+        self._tell_lost, self._tell_left = lost, left
         self._device = worker.device
         self._on_driver = OnDriver(InProcess(worker))
         self._memory = DriverMemory(len(actors))
@@ -188,11 +203,15 @@ class RayTransport:
                 ray.get(actor.ping.remote())  # waits until Ray has a place for it
                 self._memory.forget(rank)
                 self._memory.try_rank(rank, functools.partial(self._ask_to_map, actor))
-                stays = actor.stay.remote()
+                stays, left = actor.stay.remote(), actor.left.remote()
                 self._silent.discard(rank)
                 self._say_carrier()
                 self.there.add(rank)
                 joined(rank)
+                if left in ray.wait([left, stays])[0]:
+                    host, why = ray.get(left)
+                    self.there.discard(rank)
+                    self._tell_left(rank, host, why)
                 ray.get(stays)
             except RayError as error:
                 if self._closed.is_set():
@@ -348,7 +367,9 @@ class RayTransport:
 
 
 def words_of(error: RayError) -> str:
-    """Return the first line of an error of Ray's, without the number of the actor."""
-    first = next(iter(str(error).strip().splitlines()), "")
+    """Return the line of an error of Ray's that says why, without the number of the actor."""
+    lines = re.sub(r"\x1b\[\d+m", "", str(error)).strip().splitlines()
+    raised = isinstance(error, RayTaskError) or getattr(error, "actor_init_failed", False)
+    first = next(iter(lines[-1:] if raised else lines), "")
     first = re.sub(r"The actor \w+ is unavailable: |The task may or may not .*", "", first)
     return f"Ray reports {type(error).__name__}: {first}".rstrip(": .")

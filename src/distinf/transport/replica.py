@@ -52,6 +52,8 @@ class RankGroup:
         Where each rank notes how its last call ended.
     device : torch.device
         Of this rank.
+    pack : Callable[[Any], bytes]
+        Pickles what the leader sends.
     """
 
     ranks: tuple[int, ...]
@@ -60,6 +62,7 @@ class RankGroup:
     model: Any
     store: dist.Store
     device: torch.device
+    pack: Callable[[Any], bytes] = pickle.dumps
 
     @property
     def leader(self) -> int:
@@ -69,7 +72,7 @@ class RankGroup:
     def send(self, call: int, words: Any, tensors: list[torch.Tensor]) -> None:
         """Send a call from the leader to the others; call 0 is the last one."""
         shapes = [(tuple(x.shape), x.dtype) for x in tensors]
-        packed = pickle.dumps((words, shapes))
+        packed = self.pack((words, shapes))
         dist.broadcast_object_list([(call, packed)], group=self.words, group_src=0)
         for x in tensors:
             dist.broadcast(x.contiguous(), group=self.model, group_src=0)
@@ -211,7 +214,7 @@ class Leader:
         if missing := [rank for rank in others if rank not in notes]:
             reason = f"rank {missing[0]}, which runs the model with it, does not answer"
             self._leave(reason)
-            if isinstance(error, RuntimeError):  # as a collective raises without the others
+            if _of_a_collective(error):
                 return SessionError(f"{reason} ({_told(error)})")
         return error
 
@@ -429,6 +432,12 @@ def _call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _filled(tensors: list[torch.Tensor], leaf: Any) -> Any:
     return tensors[leaf.index] if isinstance(leaf, _Place) else leaf
+
+
+def _of_a_collective(error: BaseException) -> bool:
+    """Whether this is what a collective raises without the other ranks."""
+    of_gloo = type(error) is RuntimeError and "gloo" in str(error)
+    return of_gloo or isinstance(error, dist.DistError)
 
 
 def _told(error: BaseException) -> str:

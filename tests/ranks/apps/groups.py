@@ -36,7 +36,7 @@ class Share:
         if what == "raise alone, unnoticed":  # as in a collective of NCCL
             time.sleep(3600)
         if what == "raise at first" and rank == 0:
-            raise ArithmeticError("the first rank refuses this")
+            raise torch.OutOfMemoryError("the first rank refuses this")
         if what == "draw":
             drawn = torch.rand(1) + random.random()
             return torch.cat(self._all(drawn)).tolist()
