@@ -86,8 +86,9 @@ def _share(nodeid: str) -> str:
 
     ``ray symmetric-run`` refuses to start beside another cluster of Ray.
     """
-    on_ray = nodeid.startswith("tests/engines/") or "on_ray" in nodeid or "ray.md" in nodeid
-    return RAY if on_ray else nodeid.partition("::")[0]
+    file = nodeid.partition("::")[0]
+    on_ray = ("tests/engines/", "tests/launchers/test_store", "tests/docs/test_launchers")
+    return RAY if file.startswith(on_ray) else file
 
 
 @pytest.hookimpl(trylast=True)
