@@ -249,6 +249,8 @@ def test_a_worker_on_which_a_model_fails_is_left_out(caplog):
     assert not carrier.open[2]
     assert caplog.text.count("rank 2 is left out: constructing x failed for construction") == 1
     assert "ValueError: no disk" in caplog.text
+    carrier.join(2)  # another process
+    assert not carrier.open[2]
 
 
 def test_who_waits_for_a_worker_that_is_left_out_is_told():

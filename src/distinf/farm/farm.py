@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from distinf.errors import CallTimeout, SessionError, StateLost, TaskError
+from distinf.errors import CallTimeout, SessionError, StateLost, TaskError, WorkerLost
 from distinf.farm.dispatcher import Decision, Dispatcher, GiveUp, Start
+from distinf.farm.lives import Lives
 from distinf.farm.outcomes import answers_of, lost, reject, resolve, task_error, why_lost
 from distinf.farm.patience import Patience
 from distinf.farm.residents import Residents, SetUp
@@ -102,14 +103,9 @@ class Farm:
         self._broken: BaseException | None = None
         self._at_home = False
         self._depth, self._steps_here = depth, False
-        self._joins = itertools.count()
-        # Of the workers that are there, and of those that join and still lack models.
-        self._lives = {rank: next(self._joins) for rank in transport.workers}
+        self._lives = Lives(transport.workers)
         self._full = 0  # submitters that wait for a free worker
-        self._lost: set[int] = set()
-        self._left: dict[int, Reply] = {}  # errors by which ranks were lost before they had tasks
-        self._left_out: set[int] = set()
-        self._losses = self._retried = 0
+        self._retried = 0
         self._incidents: list[Event] = []  # recorded outside the lock, since observers have theirs
         # Ranks that are late with a sign of life; set by who asks them for it.
         self.silent: Callable[[], Mapping[int, float]] = dict
@@ -140,7 +136,7 @@ class Farm:
     def lives(self) -> dict[int, int]:
         """Return the ranks but 0 that must give signs of life, and which of its lives each has."""
         with self._changed:
-            return {rank: life for rank, life in self._lives.items() if rank != 0}
+            return {rank: life for rank, life in self._lives.all().items() if rank != 0}
 
     def status(self) -> Status:
         """Return what the workers do now."""
@@ -152,8 +148,8 @@ class Farm:
                 busy=busy,
                 queued=queued,
                 full=self._full > 0,
-                lost=tuple(sorted(self._lost)),
-                losses=self._losses,
+                lost=tuple(sorted(self._lives.lost)),
+                losses=self._lives.losses,
                 silent=silent,
                 retried=self._retried,
                 waiting=self._patience.waiting,
@@ -193,7 +189,7 @@ class Farm:
         with self._changed:
             self._at_home = True
             self._dispatcher.take_any()
-            self._lives[0] = next(self._joins)
+            self._lives.begin(0)
             decisions = self._dispatcher.join(0)
             self._look()
         self._carry_out(decisions)
@@ -290,7 +286,7 @@ class Farm:
             self._full -= 1
 
     def _has_state(self, task: _Task) -> bool:
-        return task.keeper == 0 or task.keeper in self._lives
+        return task.keeper == 0 or self._lives.now(task.keeper) is not None
 
     def _without_state(self, task: _Task) -> Future[Any]:
         """Give up a task whose state was lost; return its future."""
@@ -312,22 +308,24 @@ class Farm:
     def _call(self, rank: int, call: Call, timeout: float | None) -> Future[Any]:
         future: Future[Any] = Future()
         with self._changed:
-            life = self._lives.get(rank, -1)
+            life = self._lives.now(rank)
 
         def deliver(answer: Future[Reply]) -> None:
-            if why := why_lost(rank, answer):
+            if life is not None and (why := why_lost(rank, answer)):
                 self.mark_lost(rank, why, life)
+            with self._changed:
+                ended_by = self._lives.error_of(life)
             error = answer.exception()
-            if isinstance(error, CallTimeout):
-                error = CallTimeout(f"{error} (runtime.call_timeout)")
-            if error is not None:
+            if isinstance(error, WorkerLost) and ended_by is not None:
+                reject(future, task_error(ended_by, call, attempt=1))
+            elif isinstance(error, CallTimeout):
+                reject(future, CallTimeout(f"{error} (runtime.call_timeout)"))
+            elif error is not None:
                 reject(future, error)
-                return
-            reply = answer.result()
-            if reply.failure is None:
-                resolve(future, reply.value)
-            else:
+            elif (reply := answer.result()).failure is not None:
                 reject(future, task_error(reply, call, attempt=1))
+            else:
+                resolve(future, reply.value)
 
         self.transport.send(rank, call, timeout).add_done_callback(deliver)
         return future
@@ -346,24 +344,24 @@ class Farm:
         that it computes), which gets the error and is not tried again.
         """
         with self._changed:
-            now = self._lives.get(rank)
+            now = self._lives.now(rank)
             if now is None or life not in (None, now):
                 return
             on = self._dispatcher.on(rank) if last is not None else ()
             ended = next((task for task in on if number in (None, task)), None)
-            if last is not None and rank not in self._dispatcher.workers:
-                self._left[rank] = last
             failed = None if ended is None else self._tasks.pop(ended, None)
             if failed is not None and last is not None and not self._skip_errors:
                 # Before anybody sees that no worker is left.
                 self._broken = self._broken or task_error(last, failed.call, failed.attempt)
-            decisions = self._end_life(rank, reason, ended)
+            decisions = self._end_life(rank, reason, last, ended)
         self.transport.mark_lost(rank)
         if failed is not None and last is not None:
             self._settle(failed, last)
         self._carry_out(decisions)
 
-    def _end_life(self, rank: int, reason: str, ended: int | None = None) -> list[Decision]:
+    def _end_life(
+        self, rank: int, reason: str, last: Reply | None = None, ended: int | None = None
+    ) -> list[Decision]:
         for number in self._dispatcher.on(rank):
             if number in self._tasks:  # unless the session broke
                 self._tasks[number].why = reason
@@ -374,10 +372,9 @@ class Farm:
             decisions += self._help({*left, *self._dispatcher.may_join})
         elif rank in self._dispatcher.apart and self._broken is None:
             log.warning("rank %d was lost, others continue its forecasts: %s", rank, reason)
-        del self._lives[rank]
+        joins = rank not in self._dispatcher.workers
+        self._lives.end(rank, last if joins else None, is_loss=self._broken is None)
         if self._broken is None:
-            self._lost.add(rank)
-            self._losses += 1
             now = time.time()
             why = reason.removeprefix(f"rank {rank} was lost: ")
             self._incidents.append(Event("lost", why, rank, now, now))
@@ -391,18 +388,17 @@ class Farm:
         if not without or self._driver_works == "never" or 0 in self._dispatcher.workers:
             return []
         log.warning("rank 0 runs diagnostics from here on")
-        self._lives[0] = next(self._joins)
+        self._lives.begin(0)
         return self._dispatcher.join(0)
 
     def _begin_life(self, rank: int) -> None:
         """Give a worker that holds no models what it needs, then tasks."""
         with self._changed:
-            if rank in self._left_out:
-                return
             # The transport may know before a call fails that the one before it is gone.
-            gone = rank in self._lives
+            gone = self._lives.now(rank) is not None
             decisions = self._end_life(rank, "another process took its place") if gone else []
-            life = self._lives[rank] = next(self._joins)
+            if (life := self._lives.begin(rank)) is None:
+                return
             self._residents.begin(rank)
         self._carry_out(decisions)
         self._prepare(rank, life)
@@ -410,12 +406,12 @@ class Farm:
     def _prepare(self, rank: int, life: int) -> None:
         """Send a joining worker the next call that it needs; if there is none, it gets tasks."""
         with self._changed:
-            if self._broken is not None or self._lives.get(rank) != life:
+            if self._broken is not None or self._lives.now(rank) != life:
                 return
             set_up, decisions = self._residents.next_for(rank), []
             if set_up is None:
                 decisions = self._dispatcher.join(rank)
-                self._lost.discard(rank)
+                self._lives.has_models(rank)
                 log.info("rank %d joined, workers now: %d", rank, len(self._dispatcher.workers))
                 self._look()
         if set_up is None:
@@ -432,19 +428,15 @@ class Farm:
         error = answer.exception()
         decisions: list[Decision] = []
         with self._changed:
-            if self._lives.get(rank) != life:
-                if (last := self._left.pop(rank, None)) is not None:
-                    error = task_error(last, set_up.make(rank), attempt=1)
-                if not isinstance(error, TaskError):
-                    return
-                self._left_out.add(rank)
+            now = self._lives.now(rank)
+            if now != life and (now is not None or not isinstance(error, TaskError)):
+                return
             if error is None:
                 resolve(set_up.first, answer.result())
             else:
                 reject(set_up.first, error)
                 log.warning("rank %d is left out: %s", rank, error)
-                if self._lives.get(rank) == life:
-                    del self._lives[rank]
+                self._lives.leave_out(rank)
                 decisions = self._stop_waiting(rank)
             self._look()
         self._carry_out(decisions)
@@ -453,7 +445,7 @@ class Farm:
     def _leave_out(self, rank: int) -> None:
         """Expect no more of a rank that does not come any more."""
         with self._changed:
-            there = rank in self._lives
+            there = self._lives.now(rank) is not None
             decisions = self._end_life(rank, "it does not come back") if there else []
             decisions += self._stop_waiting(rank)
             self._look()
@@ -542,7 +534,7 @@ class Farm:
             return
         error = answer.exception()
         with self._changed:
-            current = self._lives.get(rank) == life and start.task in self._dispatcher.on(rank)
+            current = self._lives.now(rank) == life and start.task in self._dispatcher.on(rank)
             decisions = self._dispatcher.finish(start.task, rank) if current else []
             if current:
                 self._tasks.pop(start.task, None)

@@ -60,6 +60,9 @@ class RankInfo:
         return self.local_world_size == self.world_size
 
 
+ALONE = RankInfo("none", 0, 1, 0, 1)
+
+
 def _under_symmetric_run() -> bool:
     """Whether ``ray symmetric-run`` started this process: once, though it runs in each task."""
     import psutil

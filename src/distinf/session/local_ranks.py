@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from distinf.session.network import listen
+from distinf.session.network import LOOPBACK, listen
 
 _PRELOADED = ["distinf.session.preloaded"]
 _KILL_SECONDS = 5.0
@@ -34,7 +34,7 @@ class LocalRanks:
     """
 
     def __init__(self, nproc: int, target: Callable[..., None], args: tuple[Any, ...]) -> None:
-        self.listener = listen("127.0.0.1")
+        self.listener = listen(LOOPBACK)
         self.patience = 0.0
         self._stopping = threading.Event()
         self._processes: dict[int, BaseProcess] = {}
@@ -50,7 +50,7 @@ class LocalRanks:
             "DISTINF_RANKS": "1",
             "WORLD_SIZE": str(nproc),
             "LOCAL_WORLD_SIZE": str(nproc),
-            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_ADDR": LOOPBACK,
             "MASTER_PORT": port,
         }
         processes = [

@@ -12,6 +12,7 @@ import psutil
 
 from distinf.errors import ConfigError
 
+LOOPBACK = "127.0.0.1"
 # Where TensorPipe, gloo and NCCL listen; by default on the address that the host name resolves to.
 _VARIABLES = ("TP_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 

@@ -20,12 +20,11 @@ import torch
 from distinf.errors import ConfigError, SessionError
 from distinf.options import GroupSizes, Runtime
 from distinf.session import network, process, ray_remains
-from distinf.session.launcher import RankInfo
+from distinf.session.launcher import ALONE, RankInfo
 from distinf.session.roles import DriverSession, after, give_up, leave
 
 log = logging.getLogger("distinf")
 
-_ALONE = RankInfo("none", 0, 1, 0, 1)
 # With 0 a cluster that Ray starts for one run listens on loopback only.
 _BEYOND_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # In which a worker is usually there; the promise is 30.
@@ -58,7 +57,7 @@ def join(runtime: Runtime, resources: ExitStack, groups: GroupSizes) -> DriverSe
     _connect(ray, runtime, local, resources, groups)
     workers = RayWorkers(runtime, groups, resources)
     beside, actors = workers.start()  # they import while this process does
-    device = process.choose_device(_ALONE)
+    device = process.choose_device(ALONE)
     opened: DriverSession | None = None
 
     def lost_beside(rank: int, reason: str, _: bool) -> None:
@@ -68,7 +67,7 @@ def join(runtime: Runtime, resources: ExitStack, groups: GroupSizes) -> DriverSe
             opened.lose_prognostic(rank, reason, beside.end)
 
     if beside is None:
-        process.initialize_manager(_ALONE, device, None)
+        process.initialize_manager(ALONE, device, None)
         resources.callback(process.end_manager)
     else:
         resources.enter_context(network.interface_restored())
@@ -129,7 +128,7 @@ def _connect(
         raise SessionError(f"runtime.address={runtime.address}: {first}") from error
     resources.callback(_disconnect, ray)
     beyond = [
-        n["NodeManagerAddress"] for n in ray.nodes() if n["NodeManagerAddress"] != "127.0.0.1"
+        n["NodeManagerAddress"] for n in ray.nodes() if n["NodeManagerAddress"] != network.LOOPBACK
     ]
     mode = os.environ.get("RAY_AUTH_MODE", "")  # set by Ray where it found a token
     if beyond and mode.lower() != "token":

@@ -33,7 +33,6 @@ from distinf.transport import leave_soon, tell_left, why_it_left, words_of
 
 log = logging.getLogger("distinf")
 
-_LOOPBACK = "127.0.0.1"
 _LOOK_SECONDS = 0.5
 _LEAVE_SECONDS = 4.0  # in which the first rank tells the error of one that left by itself
 _TELL_SECONDS = 2.0  # in which the driver hears of it
@@ -106,7 +105,6 @@ class Followers:
         actor = declare(Follower)
         self._actors = {rank: actor.remote(group.prepare) for rank in group.ranks[1:]}
         self._following: dict[Any, int] = {}
-        self._store: dist.Store | None = None
         self._closed = threading.Event()
         self._watching: Future[None] | None = None
 
@@ -141,29 +139,29 @@ class Followers:
         found[first] = _where(device)
         here, far = found[first][0], {address for address, _ in found.values()}
         far -= {here}
-        host = here if far else _LOOPBACK
-        _listen_towards(min(far, default=_LOOPBACK))
+        host = here if far else network.LOOPBACK
+        _listen_towards(min(far, default=network.LOOPBACK))
         _say_what_is_shared(found)
-        self._store, port = rendezvous.serve_own(host, deadline)
+        store, port = rendezvous.serve_own(host, deadline)
         gpus = {rank: gpu for rank, (_, gpu) in found.items()}
         meeting = _Meeting(group.ranks, gpus, host, port, seconds)
         for rank in others:
             self._following[self._actors[rank].follow.remote(meeting, rank)] = rank
-        self._watching = in_background(lambda: self._watch(lost), _WATCH)
+        self._watching = in_background(lambda: self._watch(store, lost), _WATCH)
         try:
-            return _join(meeting, first, device, self._store, unusable)
+            return _join(meeting, first, device, store, unusable)
         except (SessionError, RuntimeError) as error:
             if (gone := self._look()) is not None:
                 raise _Lost(f"rank {gone[0]}: {gone[1]}") from error
             raise
 
-    def _watch(self, lost: Callable[[int, str, bool], None]) -> None:
+    def _watch(self, store: dist.Store, lost: Callable[[int, str, bool], None]) -> None:
         while not self._closed.wait(_LOOK_SECONDS):
             if (found := self._look()) is None:
                 continue
             rank, reason = found
             # The first rank tells that as the error of the task.
-            failure = "" if self._store is None else why_it_left(self._store, rank)
+            failure = why_it_left(store, rank)
             if not self._closed.wait(_LEAVE_SECONDS if failure else 0):
                 lost(rank, failure or reason, bool(failure))
             return
@@ -240,7 +238,7 @@ def _where(device: torch.device) -> tuple[str, str]:
 
 def _listen_towards(host: str) -> None:
     """Listen on the way to another rank: loopback where all are on one node."""
-    if host == _LOOPBACK:
+    if host == network.LOOPBACK:
         network.use_interface("lo")
     elif "GLOO_SOCKET_IFNAME" not in os.environ:
         network.use_route(host)
@@ -260,7 +258,7 @@ def _say_what_is_shared(found: Mapping[int, tuple[str, str]]) -> None:
 
 def _info(meeting: _Meeting, rank: int) -> RankInfo:
     size = len(meeting.ranks)
-    here = size if meeting.host == _LOOPBACK else 1
+    here = size if meeting.host == network.LOOPBACK else 1
     return RankInfo("ray", meeting.ranks.index(rank), size, 0, here)
 
 

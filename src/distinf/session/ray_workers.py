@@ -19,13 +19,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from distinf.background import in_background
 from distinf.options import GroupSizes, Runtime
 from distinf.session import process
-from distinf.session.launcher import RankInfo
+from distinf.session.launcher import ALONE
 from distinf.session.ray_group import Followers, RayGroup, begin_replica
 from distinf.transport import CONCURRENCY, RayTransport, RayWorker
 
 log = logging.getLogger("distinf")
 
-_ALONE = RankInfo("none", 0, 1, 0, 1)
 _END_SECONDS = 10.0
 _NAMED = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
 
@@ -129,6 +128,6 @@ def _prepare(threads: int, folder: str, modules: Sequence[str]) -> torch.device:
     sys.path += [place for place in modules if place not in sys.path]
     torch.set_num_threads(threads)
     process.keep_freed_memory()
-    device = process.choose_device(_ALONE)
-    process.initialize_manager(_ALONE, device, None)
+    device = process.choose_device(ALONE)
+    process.initialize_manager(ALONE, device, None)
     return device

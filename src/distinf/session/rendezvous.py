@@ -30,9 +30,8 @@ import torch.distributed as dist
 from distinf.errors import ConfigError, NoDriver, SessionError
 from distinf.paths import private_folder
 from distinf.session.launcher import RankInfo, late
-from distinf.session.network import bind_address, listen
+from distinf.session.network import LOOPBACK, bind_address, listen
 
-_LOOPBACK = "127.0.0.1"
 _POLL_SECONDS = 0.02
 _LOCK_SECONDS = 2.0  # a reader holds the lock for a moment
 
@@ -58,7 +57,7 @@ def meeting(
     monotonic clock. Raises `SessionError` if the store cannot be reached in time.
     """
     if listener is not None:
-        yield _own_store(_LOOPBACK, listener, deadline), _LOOPBACK
+        yield _own_store(LOOPBACK, listener, deadline), LOOPBACK
     elif (address := _given_address(info)) is not None:
         store = _kept.get(address) or _store_at(info, *address, deadline)
         if info.launcher == "distinf":  # these ranks live for one session only
@@ -72,9 +71,9 @@ def meeting(
         host, port = _find(info, deadline)
         yield join_own(info, host, port, deadline), host
     elif info.on_one_node:
-        found = listen(_LOOPBACK)
+        found = listen(LOOPBACK)
         with found, port_in_file(info.job, found.getsockname()[1]):
-            yield _own_store(_LOOPBACK, found, deadline), _LOOPBACK
+            yield _own_store(LOOPBACK, found, deadline), LOOPBACK
     else:
         host = _hosts(info)[0]
         bind = bind_address(host)
@@ -90,7 +89,7 @@ def _given_address(info: RankInfo) -> tuple[str, int] | None:
         return None
     if not port.isdigit() or not 0 < int(port) < 65536:
         raise ConfigError(f"MASTER_PORT={port}: must be a port, 1 to 65535")
-    return host or (_LOOPBACK if info.on_one_node else _hosts(info)[0]), int(port)
+    return host or (LOOPBACK if info.on_one_node else _hosts(info)[0]), int(port)
 
 
 def _hosts(info: RankInfo) -> tuple[str, ...]:
@@ -109,7 +108,7 @@ def _find(info: RankInfo, deadline: float) -> tuple[str, int]:
     began = time.monotonic()
     try:
         if info.on_one_node:
-            return _LOOPBACK, read_port(info.job, deadline)
+            return LOOPBACK, read_port(info.job, deadline)
         # Slurm lists all nodes, rank 0's first; mpirun lists several addresses of one node.
         hosts = _hosts(info)
         return ask_port(info.job, hosts[:1] if info.launcher == "slurm" else hosts, deadline)
@@ -154,7 +153,7 @@ def _serve(bind: str, listener: socket.socket, deadline: float) -> dist.Store:
     """Serve a store on a listening socket, which it takes over."""
     port = listener.getsockname()[1]
     return dist.TCPStore(
-        _LOOPBACK if bind == "0.0.0.0" else bind,
+        LOOPBACK if bind == "0.0.0.0" else bind,
         port,
         is_master=True,
         wait_for_workers=False,
