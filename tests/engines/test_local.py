@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 
@@ -10,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
+from testing import application
 from testing.processes import listening
 from tests.engines.conftest import Nodes, OnRay
 from tests.faults.conftest import STEPS
@@ -21,9 +23,13 @@ SLOW = pytest.mark.slow
 
 @SLOW
 def test_the_bytes_are_those_of_one_process(on_ray: OnRay, undisturbed: np.ndarray) -> None:
-    run = on_ray.begin("", "runtime.workers=2")
+    if not shutil.which("uv"):
+        pytest.skip("uv is not installed")
+    main = application.python_main(*on_ray.words("", *on_ray.engine, "runtime.workers=2"))
+    run = on_ray.start(["uv", "run", "--no-project", *main])
     on_ray.wait_for_a_step(run)
     ours = on_ray.marked()
+    assert [name_of(pid) for pid in ours].count("uv") == 1  # workers use the same environment
     addresses = {address for pid in ours for address in listening(pid)}
     out, err = run.communicate(timeout=200)
     assert run.returncode == 0, out + err

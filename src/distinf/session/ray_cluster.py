@@ -27,6 +27,8 @@ log = logging.getLogger("distinf")
 
 # With 0 a cluster that Ray starts for one run listens on loopback only.
 _BEYOND_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+# Under `uv run` Ray copies the folder, at most 512 MB, and installs all packages again for workers.
+_COPY_ENVIRONMENT = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 # In which a worker is usually there; the promise is 30.
 _PATIENCE_SECONDS = 20.0
 _END_SECONDS = 20.0
@@ -42,6 +44,7 @@ def join(runtime: Runtime, resources: ExitStack, groups: GroupSizes) -> DriverSe
     local = _is_local(runtime.address)
     if local:
         os.environ.setdefault(_BEYOND_LOOPBACK, "0")
+    os.environ.setdefault(_COPY_ENVIRONMENT, "0")
     try:
         import ray
     except ImportError:
