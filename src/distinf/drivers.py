@@ -20,7 +20,7 @@ import threading
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -149,11 +149,7 @@ class Drivers:
         """Call the forecast of a driver, which takes as long as it takes while the rank lives."""
         task = f"the forecast on rank {rank}"
         call = Call(self._model, method, task, args)
-        answer = self._farm.call(rank, call, in_time=False)
-        while not wait([answer], _LOOK_UP_SECONDS).done:
-            if not self._is_alive(rank):  # its connection may stay open
-                raise WorkerLost(rank, "it does not answer")
-        return answer.result()
+        return self._farm.call(rank, call, in_time=False).result()
 
     def _is_alive(self, rank: int) -> bool:
         return rank == 0 or rank in self._farm.lives()

@@ -208,6 +208,25 @@ def test_a_call_that_hangs_on_the_driver_ends_the_run(works):
         ended.set()
 
 
+@pytest.mark.parametrize("works", ["fallback", "idle"])
+def test_the_driver_takes_a_task_whose_workers_were_lost_before_it(works):
+    farm, _, here = farm_of([1, 2, 3], works)
+    farm.mark_lost(3, "out of memory")
+    assert farm.submit(task(0), 0, frozenset({3})).result(DEADLINE) == 0
+    assert done_by(here) == [0]
+
+
+def test_a_call_to_a_worker_that_is_lost_ends():
+    farm, carrier, _ = farm_of([1, 2])
+    waiting = [farm.call(rank, Call(0, "coords", "coords"), in_time=False) for rank in (1, 2)]
+    farm.mark_lost(2, "it has given no sign of life for 60 s")  # its connection stays open
+    with pytest.raises(WorkerLost, match="rank 2 was lost: it has given no sign of life"):
+        waiting[1].result(DEADLINE)
+    assert not waiting[0].done()
+    call, answer = carrier.open[2].pop()
+    answer.set_result(reply(2, call))  # too late
+
+
 def kept_by(rank, number=0):
     state = Remote(rank, number, (1,), torch.float32)
     return Call(0, "__forward__", f"task {number}", (state,))
@@ -245,6 +264,24 @@ def test_the_tasks_of_a_state_that_is_lost_are_given_up():
         if not future.done():
             continue
         assert future.exception() is None or isinstance(future.exception(), StateLost)
+
+
+def test_the_driver_that_took_the_place_of_lost_workers_may_stay_at_home():
+    running = threading.Event()
+
+    class Slow:
+        def forward(self, number):
+            running.wait(60)
+            return number
+
+    here = InProcess(Worker(0, torch.device("cpu")))
+    farm = Farm(FakeTransport([1], own=here), driver_works="fallback", depth=1)
+    farm.call(1, Call(0, "__build__", "construction", (Slow,)))
+    farm.mark_lost(1, "gone")
+    future = farm.submit(task(7), 0, None)
+    farm.stay_at_home()
+    running.set()
+    assert future.result(DEADLINE) == 7
 
 
 def test_tasks_stay_at_home():

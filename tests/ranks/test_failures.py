@@ -3,11 +3,18 @@
 import json
 import os
 import signal
+import sys
+import threading
+import time
+import traceback
+from concurrent.futures import wait
 
 import pytest
 
+from distinf import DistributedInference, local_concurrent_pipeline, session
 from testing import application
 from tests.ranks.conftest import DEADLINE, leaving_nothing
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -117,6 +124,42 @@ def test_an_application_whose_workers_all_died_ends_with_the_reason(run):
     for word in ("SessionError", "Deadly 2023-06-01T00:00 +", "no worker is left"):
         assert word in last
     assert done.err.count("Traceback (most recent call last)") == 1
+
+
+@pytest.mark.slow
+def test_a_session_ends_well_after_tasks_that_nobody_waits_for(run):
+    done = run("unread.py", torchrun=3)
+    assert done.status == 0, done.err
+    assert done.out.splitlines() == ["handled", *3 * ["after the session"]]
+
+
+class Brief:
+    def forward(self, x):
+        time.sleep(0.01)
+        return x
+
+
+def test_ctrl_c_ends_all_callables_that_run_side_by_side():
+    def work():
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            infer.submit(1).result()
+
+    def waits():
+        frame = sys._current_frames()[threading.main_thread().ident]
+        codes = [frame.f_code for frame, _ in traceback.walk_stack(frame)]
+        return codes[0] is threading.Condition.wait.__code__ and wait.__code__ in codes
+
+    def interrupt():
+        until(waits)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with session():
+        infer = DistributedInference(Brief)
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            local_concurrent_pipeline([work, interrupt])
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.slow

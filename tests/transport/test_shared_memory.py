@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from distinf.transport import Call, Worker
+from distinf.errors import WorkerLost
+from distinf.transport import Call, Reply, Worker
 from distinf.transport.shared_memory import DriverMemory, WorkerMemory
 from distinf.transport.slots import SMALL, SlotReference
 
@@ -163,6 +165,16 @@ def test_a_failed_call_takes_no_slot(ends):
     for _ in range(20):
         assert ends.send("forward", ends.state(1.0), "fail")[1]().failure is not None
     assert len(memfds()) <= before + 3
+
+
+def test_a_result_of_a_process_that_has_ended_is_lost_with_it(ends):
+    message, _ = ends.send("forward", ends.state(1.0))
+    answer = ends.worker.run(message)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    reference = replace(Reply(*answer.fields).value, pid=ended.pid, inode=0)
+    with pytest.raises(WorkerLost, match="rank 1 was lost: its process ended"):
+        ends.driver._view(1, reference)
 
 
 def test_the_next_inputs_memory_is_made_ahead(ends):

@@ -106,7 +106,11 @@ class Farm:
         self._lives = Lives(transport.workers)
         self._full = 0  # submitters that wait for a free worker
         self._retried = 0
-        self._incidents: list[Event] = []  # recorded outside the lock, since observers have theirs
+        # Calls outside the dispatch, and the life of a worker in which each was sent.
+        self._calls: dict[Future[Any], tuple[int, Call]] = {}
+        # Told outside the lock, since whoever hears of them has locks of its own.
+        self._incidents: list[Event] = []
+        self._ended: list[tuple[Future[Any], Exception]] = []
         # Ranks that are late with a sign of life; set by who asks them for it.
         self.silent: Callable[[], Mapping[int, float]] = dict
         self._patience = Patience(min_workers, wait_for_workers, self._changed, self._run_out)
@@ -189,7 +193,8 @@ class Farm:
         with self._changed:
             self._at_home = True
             self._dispatcher.take_any()
-            self._lives.begin(0)
+            if self._lives.now(0) is None:  # else it has taken the place of lost workers
+                self._lives.begin(0)
             decisions = self._dispatcher.join(0)
             self._look()
         self._carry_out(decisions)
@@ -252,12 +257,16 @@ class Farm:
         """
         future: Future[Any] = Future()
         task = _Task(call, future, nbytes)
+        helped: list[Decision] = []
         with self._changed:
             if self._at_home and task.kept is not None:
                 task.nbytes, workers = 0, frozenset({task.keeper})  # no tensor travels
             elif workers is not None and self._driver_works != "never":
                 self._limits.add(workers)
+                helped = self._help({*self._dispatcher.workers, *self._dispatcher.may_join})
                 workers |= {0}  # which joins when it has to
+        self._carry_out(helped)
+        with self._changed:
             while not (room := self._dispatcher.has_room(workers)) and self._has_state(task):
                 self._check(workers)
                 if self._driver_works == "idle" and not self._at_home:
@@ -309,16 +318,16 @@ class Farm:
         future: Future[Any] = Future()
         with self._changed:
             life = self._lives.now(rank)
+            if life is not None and rank != 0:  # whose own calls go on after a missed deadline
+                self._calls[future] = life, call
 
         def deliver(answer: Future[Reply]) -> None:
+            with self._changed:
+                self._calls.pop(future, None)
             if life is not None and (why := why_lost(rank, answer)):
                 self.mark_lost(rank, why, life)
-            with self._changed:
-                ended_by = self._lives.error_of(life)
             error = answer.exception()
-            if isinstance(error, WorkerLost) and ended_by is not None:
-                reject(future, task_error(ended_by, call, attempt=1))
-            elif isinstance(error, CallTimeout):
+            if isinstance(error, CallTimeout):
                 reject(future, CallTimeout(f"{error} (runtime.call_timeout)"))
             elif error is not None:
                 reject(future, error)
@@ -372,11 +381,15 @@ class Farm:
             decisions += self._help({*left, *self._dispatcher.may_join})
         elif rank in self._dispatcher.apart and self._broken is None:
             log.warning("rank %d was lost, others continue its forecasts: %s", rank, reason)
-        joins = rank not in self._dispatcher.workers
-        self._lives.end(rank, last if joins else None, is_loss=self._broken is None)
+        why = reason.removeprefix(f"rank {rank} was lost: ")
+        own = last if rank not in self._dispatcher.workers else None
+        life = self._lives.end(rank, is_loss=self._broken is None)
+        for future in [future for future, (sent, _) in self._calls.items() if sent == life]:
+            _, call = self._calls.pop(future)
+            error = WorkerLost(rank, why) if own is None else task_error(own, call, attempt=1)
+            self._ended.append((future, error))
         if self._broken is None:
             now = time.time()
-            why = reason.removeprefix(f"rank {rank} was lost: ")
             self._incidents.append(Event("lost", why, rank, now, now))
         decisions += self._dispatcher.mark_lost(rank, ended)
         self._look()
@@ -479,6 +492,12 @@ class Farm:
     def _run_out(self, error: SessionError) -> None:
         self.fail(error, abandon=False)
 
+    def finish(self) -> None:
+        """Wait for the tasks that are on workers: each ends, or its worker is lost."""
+        with self._changed:
+            while self._dispatcher.load()[0]:
+                self._changed.wait(_LOOK_UP_SECONDS)
+
     def check(self) -> None:
         """Raise the error that broke the session, if one did."""
         with self._changed:
@@ -493,6 +512,9 @@ class Farm:
     def _carry_out(self, decisions: list[Decision]) -> None:
         with self._changed:
             incidents, self._incidents = self._incidents, []
+            ended, self._ended = self._ended, []
+        for future, error in ended:
+            reject(future, error)
         for incident in incidents:
             self.events.record(incident)
         for decision in decisions:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
-from distinf.transport import Reply
-
 
 class Lives:
     """A new life of a worker begins each time that it joins, and ends when it is lost.
@@ -23,7 +21,6 @@ class Lives:
         self.losses = 0
         self._numbers = itertools.count()
         self._now = {rank: next(self._numbers) for rank in ranks}
-        self._errors: dict[int, Reply] = {}  # life: the error of a model that ended it
         self._left_out: set[int] = set()
 
     def now(self, rank: int) -> int | None:
@@ -49,18 +46,12 @@ class Lives:
         """Note that a rank that joined gets tasks now."""
         self.lost.discard(rank)
 
-    def end(self, rank: int, error: Reply | None, is_loss: bool) -> None:
-        """End the life of a rank; ``error``: that of a model, if it ended it before any task."""
-        life = self._now.pop(rank)
-        if error is not None:
-            self._errors[life] = error
+    def end(self, rank: int, is_loss: bool) -> int:
+        """End the life of a rank; return its number."""
         if is_loss:
             self.lost.add(rank)
             self.losses += 1
-
-    def error_of(self, life: int | None) -> Reply | None:
-        """Return the error of a model that ended a life before any task."""
-        return None if life is None else self._errors.get(life)
+        return self._now.pop(rank)
 
     def leave_out(self, rank: int) -> None:
         """Begin no more life of a rank, and end the present one without a loss."""

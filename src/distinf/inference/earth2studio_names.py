@@ -78,8 +78,12 @@ def local_concurrent_pipeline(tasks: Iterable[Callable[[], Any]]) -> list[Any]:
     tasks = list(tasks)
     threads = max(1, len(tasks))
     with ThreadPoolExecutor(threads, initializer=use_compute_threads) as pool:
-        futures = [pool.submit(task) for task in tasks]
-        wait(futures, return_when=FIRST_EXCEPTION)
+        try:
+            futures = [pool.submit(task) for task in tasks]
+            wait(futures, return_when=FIRST_EXCEPTION)
+        except BaseException as interrupt:  # Ctrl-C: none of the threads goes on
+            current_session().farm.fail(interrupt)
+            raise
         for future in futures:
             if future.done() and (error := future.exception()) is not None:
                 current_session().farm.fail(error)

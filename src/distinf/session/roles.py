@@ -176,11 +176,22 @@ class DriverSession(Session):
         return self._farm
 
     def close(self, error: BaseException | None = None) -> None:
-        """Stop the workers and release what this rank holds; ``error``: why the session ends."""
+        """Stop the workers and release what this rank holds; ``error``: why the session ends.
+
+        Without an error the workers end their tasks first, also those that nobody waits for.
+        """
         self._error = error
-        if self._local is not None:
-            self._local.patience = _PATIENCE_SECONDS if error is None else _ERROR_PATIENCE_SECONDS
-        self._resources.close()
+        try:
+            if error is None:
+                self._farm.finish()
+        except BaseException as interrupted:
+            self._error = interrupted
+            raise
+        finally:
+            if self._local is not None:
+                well = self._error is None
+                self._local.patience = _PATIENCE_SECONDS if well else _ERROR_PATIENCE_SECONDS
+            self._resources.close()
 
     def _stop_workers(self) -> None:
         self._farm.fail(self._error or SessionError("the session is closed"))

@@ -50,7 +50,8 @@ def session(
     Yields
     ------
     int
-        This process's rank. A worker's block begins when that of rank 0 has ended.
+        This process's rank. A worker's block begins when that of rank 0 has ended. Tasks that run
+        then end first, also those that nobody waits for.
 
     Raises
     ------

@@ -12,7 +12,6 @@ from distinf.training.settings import TrainingRun
 from distinf.training.trainer import Trainer
 from distinf.transport import Call
 
-_LOOK_UP_SECONDS = 5.0
 # A lost rank is noticed in milliseconds, but the error of its neighbour may be first.
 _PATIENCE_SECONDS = 2.0
 # What torch raises when a member of a process group is gone.
@@ -59,10 +58,7 @@ def train_on_all_ranks(run: TrainingRun) -> dict[str, Any]:
 
 def _wait(futures: list[Future[Any]]) -> None:
     """Wait for the calls on all ranks, number by number; raise the error that explains most."""
-    waiting = set(futures)
-    while waiting and not _errors(futures):
-        _, waiting = wait(waiting, _LOOK_UP_SECONDS, FIRST_EXCEPTION)
-        _check_lives(futures)
+    wait(futures, return_when=FIRST_EXCEPTION)
     end = time.monotonic() + _PATIENCE_SECONDS
     while (errors := _errors(futures)) and time.monotonic() < end:
         if any(isinstance(error, WorkerLost) for error in errors):
@@ -81,11 +77,3 @@ def _order(error: BaseException) -> int:
     """Sort errors: a lost rank, or one with an error of its own, makes those of the others."""
     consequence = isinstance(error, TaskError) and error.kind in _OF_THE_GROUP
     return 0 if isinstance(error, WorkerLost) else 1 + consequence
-
-
-def _check_lives(futures: list[Future[Any]]) -> None:
-    """Raise `WorkerLost` for a rank whose connection stays open but that gives no sign of life."""
-    lives = current_session().farm.lives()
-    for rank, future in enumerate(futures):
-        if rank and not future.done() and rank not in lives:
-            raise WorkerLost(rank, "it does not answer")

@@ -303,7 +303,9 @@ class RayTransport:
     def _fail(self, request: _Request, error: Exception) -> None:
         self._end(request)
         found: Exception
-        if isinstance(error, RayTaskError) or not isinstance(error, RayError):
+        if isinstance(error, WorkerLost):
+            found = error
+        elif isinstance(error, RayTaskError) or not isinstance(error, RayError):
             cause = error.cause if isinstance(error, RayTaskError) else error
             words = str(cause) or type(cause).__name__
             what = f"{request.what} on rank {request.rank}"

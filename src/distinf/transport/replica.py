@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -390,11 +390,23 @@ class _Follower:
             elif what == "iterate":
                 self._steps[number] = self._models[number].create_iterator(*args)
             elif what == "next":
-                next(self._steps[number], None)
+                self._step(number)
             elif what == "set_rng":
                 self._models[number].set_rng(**args[0])
             else:
                 _call(self._models[number], *args)
+
+    def _step(self, number: int) -> None:
+        """Step a prognostic; raises again in each step after an error, not as at the end."""
+        try:
+            next(self._steps[number], None)
+        except BaseException as error:
+            self._steps[number] = map(_raise, itertools.repeat(error))
+            raise
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
 
 
 def _report(group: RankGroup, call: int, error: BaseException) -> None:

@@ -279,7 +279,9 @@ class _Request:
         """Complete the answer with the library's error for one of torch's."""
         text, what = str(error) or type(error).__name__, f"{self.what} on rank {self.rank}"
         found: Exception
-        if "timeout" in text.lower() or "timed out" in text.lower():
+        if isinstance(error, WorkerLost):
+            found = error
+        elif "timeout" in text.lower() or "timed out" in text.lower():
             found = CallTimeout(f"{what}: no answer in {self.timeout:g} s")
         elif any(word in text.lower() for word in _GONE):
             found = WorkerLost(self.rank, f"its connection ended ({text.splitlines()[0]})")

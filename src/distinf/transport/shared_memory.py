@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 
 from distinf.background import in_background
+from distinf.errors import WorkerLost
 from distinf.tensors import map_leaves, map_tensors
 from distinf.transport.contract import Call, Reply
 from distinf.transport.slots import SMALL, PrivateView, Slot, SlotReference, Slots, mapper, view
@@ -170,7 +171,10 @@ class DriverMemory:
         return replace(reply, value=map_leaves(reply.value, unpack)) if answer.in_slots else reply
 
     def _view(self, rank: int, reference: SlotReference) -> torch.Tensor:
-        memory = self._map(reference)
+        try:
+            memory = self._map(reference)
+        except (FileNotFoundError, ProcessLookupError, PermissionError) as error:  # of /proc
+            raise WorkerLost(rank, "its process ended before its result was read") from error
         lent, freed = self._lent[rank], self._freed[rank]
         number = reference.number
 
