@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -257,7 +258,8 @@ def test_wrong_settings_are_one_line(
 def test_a_logger_that_is_not_installed_is_named(start: Start) -> None:
     done = start("runtime.nproc=1", "training.log=mlflow")
     assert done.status == 1
-    assert "training.log=mlflow: mlflow is not installed: pip install mlflow" in done.err
+    said = r"training\.log=mlflow: mlflow is not installed: (uv )?pip install mlflow\n"
+    assert re.search(said, done.err)
 
 
 def test_tensorboard_gets_the_curves(start: Start, tmp_path: Path) -> None:

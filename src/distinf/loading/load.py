@@ -20,6 +20,7 @@ from distinf.errors import ConfigError
 from distinf.loading.imports import import_first
 from distinf.loading.preflight import cache_name, find, unfetched, unreachable
 from distinf.typed_options import check_keys
+from distinf.versions import install_command
 
 # Key that names the class, and the method that takes the other settings.
 _LOADERS = {"load_model": ("model", "load_model"), "load_data": ("kind", "__init__")}
@@ -235,7 +236,7 @@ def _lacks(name: str, extra: str, module: str, where: str = "") -> str:
     prefix = f"{where}: " if where else ""
     return (
         f"{prefix}{name} needs Earth2Studio's extra {extra!r}, of which {module} is not "
-        f"installed: pip install 'earth2studio[{extra}]'"
+        "installed: " + install_command(f"earth2studio[{extra}]")
     )
 
 

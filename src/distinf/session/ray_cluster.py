@@ -22,6 +22,7 @@ from distinf.options import GroupSizes, Runtime
 from distinf.session import network, process, ray_remains
 from distinf.session.launcher import ALONE, RankInfo
 from distinf.session.roles import DriverSession, after, give_up, leave
+from distinf.versions import install_command
 
 log = logging.getLogger("distinf")
 
@@ -49,7 +50,7 @@ def join(runtime: Runtime, resources: ExitStack, groups: GroupSizes) -> DriverSe
         import ray
     except ImportError:
         raise ConfigError(
-            'runtime.engine=ray: Ray is not installed; install it by pip install "distinf[ray]"'
+            f"runtime.engine=ray: Ray is not installed: {install_command('distinf[ray]')}"
         ) from None
     from distinf.session.ray_workers import RayWorkers
     from distinf.transport import RayTransport, Worker

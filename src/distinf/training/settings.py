@@ -22,6 +22,7 @@ from distinf.typed_options import (
     options_dataclass,
     valid_when,
 )
+from distinf.versions import install_command
 
 _SECTIONS = (
     *("recipe", "parameters", "data", "network", "training", "output", "runtime", "slurm"),
@@ -110,7 +111,7 @@ class Training:
     def __post_init__(self) -> None:
         if self.log != "none" and importlib.util.find_spec(self.log) is None:
             raise ConfigError(
-                f"training.log={self.log}: {self.log} is not installed: pip install {self.log}"
+                f"training.log={self.log}: {self.log} is not installed: {install_command(self.log)}"
             )
 
 
