@@ -6,6 +6,8 @@ from .errors import NoDriver as NoDriver
 from .errors import SessionError as SessionError
 from .errors import StoreError as StoreError
 from .errors import TaskError as TaskError
+from .errors import TaskLost as TaskLost
+from .errors import TasksSkipped as TasksSkipped
 from .errors import WorkerLost as WorkerLost
 from .forecast import rollout as rollout
 from .html_report import Record as Record

@@ -28,7 +28,20 @@ log = logging.getLogger("distinf")
 
 
 def lead_times(prognostic: Any, nsteps: int) -> np.ndarray:
-    """Lead times of a forecast, with that of the initial state: timedelta64[ns], [nsteps + 1]."""
+    """Lead times of a forecast, with that of the initial state.
+
+    Parameters
+    ----------
+    prognostic : PrognosticModel
+        An Earth2Studio prognostic.
+    nsteps : int
+        Number of steps.
+
+    Returns
+    -------
+    np.ndarray
+        timedelta64[ns], [nsteps + 1].
+    """
     step = prognostic.output_coords(prognostic.input_coords())["lead_time"]
     return np.concatenate([step * i for i in range(nsteps + 1)]).astype("timedelta64[ns]")
 

@@ -163,7 +163,9 @@ class DistributedInference:
         -------
         Future
             What ``forward`` returns, complete, with tensors on the host, or with
-            ``runtime.results=device`` on this rank's device. Raises `TaskError` when it raised.
+            ``runtime.results=device`` on this rank's device. Raises `TaskError` when it raised,
+            `TaskLost` when ``runtime.max_attempts`` workers were lost during the call, and
+            `SessionError` when no worker is left.
 
         Raises
         ------

@@ -27,12 +27,27 @@ _LOADERS = {"load_model": ("model", "load_model"), "load_data": ("kind", "__init
 
 
 def load_model(model: str, package: str | None = None, **settings: Any) -> Any:
-    """Load a model, onto the CPU.
+    """Load a model with its package, onto the CPU.
 
-    ``model`` is its class, such as ``"earth2studio.models.px.FCN"``; ``package`` a local folder or
-    a URL, None for its default package; ``settings`` are further arguments of its ``load_model``.
-    Raises `ConfigError` if the class, its extra or its package is missing or cannot be fetched, or
-    if there is no such setting.
+    Parameters
+    ----------
+    model : str
+        Its class, such as ``"earth2studio.models.px.FCN"``.
+    package : str | None, optional
+        A local folder or a URL, by default None: its default package.
+    **settings : Any
+        Further arguments of its ``load_model``.
+
+    Returns
+    -------
+    Any
+        The model.
+
+    Raises
+    ------
+    ConfigError
+        If the class, its extra or its package is missing or cannot be fetched, or there is no such
+        setting.
     """
     return _from_package(model, package, settings)
 
@@ -64,9 +79,22 @@ def _from_package(
 def load_data(kind: str, **settings: Any) -> Any:
     """Make a data source.
 
-    ``kind`` is its class, such as ``"earth2studio.data.GFS"``; ``settings`` are the arguments of
-    its constructor. Raises `ConfigError` if the class or its extra is missing, it cannot be
-    reached, or there is no such setting.
+    Parameters
+    ----------
+    kind : str
+        Its class, such as ``"earth2studio.data.GFS"``.
+    **settings : Any
+        Arguments of its constructor.
+
+    Returns
+    -------
+    Any
+        The data source.
+
+    Raises
+    ------
+    ConfigError
+        If the class or its extra is missing, it cannot be reached, or there is no such setting.
     """
     _check_loader({"kind": kind, **settings}, "load_data", "")
     found = _import(kind)
