@@ -9,18 +9,26 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import distinf
-from distinf import ConfigError
-from recipes.shared.checks import read_run
+from distinf import ConfigError, Run
+from recipes.shared import checks
 from recipes.shared.output_path import run_folder
 
-__all__ = ["RANKS", "check", "report"]
+__all__ = ["RANKS", "check", "read", "report"]
 
 RANKS = 1  # nothing is computed
 
 
+def read(cfg: DictConfig) -> Run:
+    """Read a config; keys that it lacks are those of models and data, which are not loaded."""
+    known = cfg.copy()
+    for key in OmegaConf.missing_keys(known):
+        OmegaConf.update(known, key, None)
+    return checks.read_run(known)
+
+
 def check(cfg: DictConfig) -> None:
     """Refuse a file of events that is not there."""
-    events = read_run(cfg).report.events
+    events = read(cfg).report.events
     if events is not None and not Path(events).is_file():
         raise ConfigError(f"report.events={events}: there is no such file")
 
@@ -33,7 +41,7 @@ def report(cfg: DictConfig) -> None:
     cfg : DictConfig
         The config, checked.
     """
-    run = read_run(cfg)
+    run = read(cfg)
     file = run.report.events or newest_events(run.output_path, Path(run_folder()))
     record = None
     if file is not None:

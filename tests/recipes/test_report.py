@@ -45,7 +45,8 @@ def test_the_recipe_finds_the_run_of_a_store(done: tuple[Path, Outcome]) -> None
     folder, _ = done
     before = pages(folder)
     wanted = ("recipe=report", "report.variables=[error_growth850]", "report.lead_times=[6h,12h]")
-    outcome = run(python_main(*RUN, *wanted), folder)
+    store = ("--config-name=archive", "parameters.output_path=shallow_water.zarr")  # of any recipe
+    outcome = run(python_main(*store, *wanted), folder)
     assert outcome.status == 0, outcome.err
     assert f"Events: {before[0].parent / 'events.jsonl'}" in outcome.out
     page = pages(folder)[-1]
