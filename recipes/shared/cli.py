@@ -12,7 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any, NoReturn
@@ -182,7 +182,8 @@ def _explain(error: Exception) -> str:
         names = sorted(path.stem for path in (_HOME / "cfg").glob("*.yaml"))
         return f"--config-name={match[1]} does not exist; the configs are {', '.join(names)}"
     if match := re.match(r"Could not override '(.+?)'", text):
-        return _explain_key(match[1])
+        with suppress(HydraException):  # a config in a folder of the user's
+            return _explain_key(match[1])
     return text.split("\nConfig search path")[0].strip()
 
 
@@ -197,12 +198,12 @@ def _explain_null() -> str:
 
 def _explain_key(key: str) -> str:
     """List the keys beside which a misspelt one would stand."""
-    name = next((a.split("=", 1)[1] for a in sys.argv if a.startswith("--config-name=")), None)
+    names = re.findall(r"^(?:--config-name|-cn)[=\n](.+)", "\n".join(sys.argv[1:]), re.M)
     choices = [
         arg for arg in sys.argv[1:] if (_HOME / "cfg" / arg.split("=")[0]).is_dir() and "=" in arg
     ]
     with hydra.initialize_config_dir(str(_HOME / "cfg"), version_base="1.3"):
-        base = hydra.compose(name or "shallow_water", choices)
+        base = hydra.compose(names[-1] if names else "shallow_water", choices)
     *parents, last = key.split(".")
     where: list[str] = []
     node = base

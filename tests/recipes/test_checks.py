@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from distinf import Output, Runtime
 from distinf.errors import ConfigError
 from recipes.shared.checks import check_models, check_paths, read_run
-from recipes.shared.cli import find_recipe
+from recipes.shared.cli import explained, find_recipe
 from testing.application import environment
 from tests.training import stores
 
@@ -40,6 +40,25 @@ def refusal(*overrides: str, config: str = "shallow_water") -> str:
         check(cfg)
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--config-name=diagnostic", "Valid keys of prognostic: _target_, model, package"),
+        ("--config-name diagnostic", "Valid keys of prognostic: _target_, model, package"),
+        ("-cn=diagnostic.yaml", "Valid keys of prognostic: _target_, model, package"),
+        ("-cn diagnostic", "Valid keys of prognostic: _target_, model, package"),
+        ("-cd folder -cn mine", "Could not override 'prognostic.modle'"),
+    ],
+)
+def test_a_misspelt_key_of_the_config_that_is_named(
+    given: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["main.py", *given.split(), "prognostic.modle=1"])
+    with pytest.raises(SystemExit), explained():
+        composed("prognostic.modle=1", config="diagnostic")
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["lat", "lead_time", "variable", "tp_complete"])
