@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -65,7 +65,7 @@ def prepare() -> None:
     """Let only the driver log, have a run directory and be stopped by signals."""
     info = rank_info()
     leave_if_superfluous(info)
-    scripted = any(re.match(r"\+*slurm[.=]", arg) for arg in sys.argv[1:])
+    scripted = _asks_for_script(sys.argv[1:])
     if info is not None and info.rank != 0:
         # Hydra writes down what it sweeps over, on every rank.
         scratch = tempfile.mkdtemp(prefix="distinf-")
@@ -82,8 +82,9 @@ def prepare() -> None:
 def made_batch_script(cfg: DictConfig) -> bool:
     """Print, save or submit the batch script of this run, if one is asked for."""
     section: Any = OmegaConf.to_container(cfg, resolve=True)
-    job = read_job(section.get("slurm") or {}, HydraConfig.get().overrides.task)
-    if not job.wanted:
+    given = HydraConfig.get().overrides.task
+    job = read_job(section.get("slurm") or {}, given)
+    if not job.wanted and not _asks_for_script(given):
         return False
     info = rank_info()
     if info is None or info.rank == 0:
@@ -93,6 +94,12 @@ def made_batch_script(cfg: DictConfig) -> bool:
         done = submit_run(job, _command(), _overrides(), places, own_path(job.script), engine)
         print(done, end="", flush=True)
     return True
+
+
+def _asks_for_script(given: Sequence[str]) -> bool:
+    """Whether overrides set any key of ``slurm``, also to its default, and do not say to run."""
+    own = [arg.lstrip("+") for arg in given if re.match(r"\+*slurm[.=]", arg)]
+    return bool(own) and "slurm.action=none" not in own
 
 
 def _command() -> list[str]:

@@ -56,6 +56,23 @@ def test_it_works_under_torchrun_with_paths_made_of_other_keys(tmp_path: Path) -
     assert not (tmp_path / "multirun.yaml").exists()
 
 
+@pytest.mark.parametrize("key", ["action=print", "exclusive=false"])
+def test_any_key_of_slurm_gives_a_script_also_its_default(key: str, tmp_path: Path) -> None:
+    outcome = run_main(f"slurm.{key}", folder=tmp_path, deadline=120)
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.startswith("#!/bin/bash\n#SBATCH")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_run_of_a_batch_script_logs_and_has_a_folder(tmp_path: Path) -> None:
+    outcome = run_main(*SMALL, "runtime.nproc=1", "slurm.action=none", folder=tmp_path)
+    assert outcome.status == 0, outcome.err
+    assert "[distinf][INFO] - 1 rank(s)" in outcome.out
+    (folder,) = tmp_path.glob("outputs/*/*")
+    assert {".hydra", "events.jsonl"} <= {path.name for path in folder.iterdir()}
+
+
 def test_batch_scripts_of_a_sweep_write_where_the_sweep_does(tmp_path: Path) -> None:
     folder = tmp_path / "a b, it's"
     folder.mkdir()
