@@ -14,6 +14,7 @@ import numpy as np
 
 from distinf.options import Statistics
 
+_DIGITS = ".15g"  # all that are sure to be the same in every float
 # Scores of a field, in words.
 SCORES = {"rmse": "root mean square error", "bias": "mean error"}
 
@@ -153,8 +154,8 @@ def _described(wanted: Statistics, variable: str) -> dict[str, tuple[str, dict[s
         if chosen
     }
     for level in wanted.quantiles:
-        found[f"{variable}_q{100 * level:g}"] = (f"{level:g} quantile", {})
+        found[f"{variable}_q{100 * level:{_DIGITS}}"] = (f"{level:{_DIGITS}} quantile", {})
     for threshold in wanted.exceedance.get(variable, ()):
-        words = f"share of members above {threshold:g}"
-        found[f"{variable}_above_{threshold:g}"] = (words, {"units": "1"})
+        words = f"share of members above {threshold:{_DIGITS}}"
+        found[f"{variable}_above_{threshold:{_DIGITS}}"] = (words, {"units": "1"})
     return found

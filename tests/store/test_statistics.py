@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from distinf import ForecastStore, Output, StoreLayout
 from distinf.errors import ConfigError, StoreError
 from distinf.options import Statistics
-from distinf.statistics import statistics
+from distinf.statistics import statistic_names, statistics
 
 TIMES = np.array(["2023-06-01", "2023-06-02"], "M8[ns]")
 LEADS = np.array([0, 6, 12], "m8[h]").astype("m8[ns]")
@@ -47,6 +47,24 @@ def grid(*index: int) -> OrderedDict[str, np.ndarray]:
         lat=LAT,
         lon=LON,
     )
+
+
+@given(number=st.integers(1, 10**9 - 2))
+def test_each_threshold_and_level_has_its_own_name(number: int) -> None:
+    both = number, number + 1
+    levels, thresholds = [n / 10**9 for n in both], [n / 1000 for n in both]
+    wanted = Statistics(quantiles=levels, exceedance={"tp": thresholds})
+    assert len(statistic_names(wanted, "tp")) == 4
+
+
+def test_names_of_statistics_are_short() -> None:
+    levels = [0.07, 0.29, 0.57, 0.9, 0.999]  # 100 times these is not exact
+    wanted = Statistics(quantiles=levels, exceedance={"tp": [0, 0.001, 0.1 + 0.2, 1e-7]})
+    names = [name.removeprefix("tp_") for name in statistic_names(wanted, "tp")]
+    assert names == [
+        *("q7", "q29", "q57", "q90", "q99.9"),
+        *("above_0", "above_0.001", "above_0.3", "above_1e-07"),
+    ]
 
 
 def opened(path: Path, **options: Any) -> ForecastStore:
