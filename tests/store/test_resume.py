@@ -345,6 +345,28 @@ def test_a_folder_that_a_model_writes_to_refuses_no_resume(path, inputs, monkeyp
     assert read_files(own) == {}
 
 
+@pytest.mark.parametrize("shards", [None, 4])
+def test_a_store_that_was_read_may_be_completed_but_not_made_again(path, tmp_path, said, shards):
+    states = tmp_path / "states.zarr"
+    with run(states, "create", shards=shards) as store:
+        fill(store, nsteps=1)
+    own = {"data": {"_target_": "x", "path": str(states)}}
+    with run(path, "create", sections=own, files=read_files(own)) as store:
+        fill(store, nsteps=1)
+    run(states, shards=shards).close()  # nothing is written but its lock
+    run(path, sections=own, files=read_files(own)).close()
+    assert not said()
+    with run(states, nsteps=3, shards=shards, versions={"torch": "2"}) as store:
+        fill(store, nsteps=3)
+    run(path, sections=own, files=read_files(own)).close()
+    (line,) = said()
+    assert "files in the folder states.zarr (data.path) have changed" in line
+    changed = zarr.open_group(states, use_consolidated=False)
+    changed.attrs["history"] = "2020-01-01T00:00:00+00:00 created by distinf"
+    words = ["store states.zarr (data.path) is not the one", "created at 20"]
+    refused(path, words, sections=own, files=read_files(own))
+
+
 def test_a_package_in_the_cache_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setenv("EARTH2STUDIO_CACHE", str(tmp_path))
     monkeypatch.delenv("EARTH2STUDIO_MODEL_CACHE", raising=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -93,7 +94,8 @@ def read_files(config: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]
     A record of a file has ``size`` (bytes), ``mtime`` (ns) and ``sample``, a digest of its bytes,
     or of pieces if it is large. A folder with more than 200 files, or under another key than
     ``path``, ``paths`` or ``package``, is one record with ``many``, the number of files,
-    ``sample``, a digest of their names and sizes, and ``newest`` (ns).
+    ``sample``, a digest of their names and sizes, and ``newest`` (ns); so is a store of distinf,
+    with ``made``, when it was created.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for section, own in _sections(config).items():
@@ -161,7 +163,9 @@ def _record(path: Path, is_input: bool) -> dict[str, dict[str, Any]]:
         for own in path.rglob("*")
         if own.is_file() and own.name != "cache"  # fsspec's list of what it has cached
     )
-    if is_input and len(names) <= _MANY:
+    names = [name for name in names if not name.startswith(".distinf.")]  # locks and saved states
+    made = _made(path)
+    if is_input and len(names) <= _MANY and not made:
         return {name: _fingerprint(path / name) for name in names}
     digest, newest = hashlib.sha256(), 0
     for name in names:
@@ -169,7 +173,16 @@ def _record(path: Path, is_input: bool) -> dict[str, dict[str, Any]]:
         digest.update(f"{name} {state.st_size}\n".encode())
         newest = max(newest, state.st_mtime_ns)
     sample = digest.hexdigest()[:16]
-    return {path.name: {"many": len(names), "sample": sample, "newest": newest}}
+    return {path.name: {"many": len(names), "sample": sample, "newest": newest, **made}}
+
+
+def _made(path: Path) -> dict[str, str]:
+    """When distinf created a store: unlike its files, this stays when its run is resumed."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        history = json.loads((path / "zarr.json").read_bytes())["attributes"]["history"]
+        if found := re.match(r"(\S+) created by distinf", history):
+            return {"made": found[1]}
+    return {}
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -125,8 +125,11 @@ def _file_changes(
 ) -> Iterator[tuple[str, bool]]:
     """Compare two records of a file, or of a folder of many; as `Provenance._files`."""
     changed = {key for key in (*then, *now) if then.get(key) != now.get(key)}
-    other = f"the file {name} is not the one that the store was made from"
-    if "many" in {*then, *now}:
+    what = "store" if "made" in then else "file"
+    other = f"the {what} {name} is not the one that the store was made from"
+    if "made" in changed and "made" in then:  # earlier versions did not record it
+        yield f"{other}: that was created at {then['made']}", True
+    elif "many" in {*then, *now}:
         if changed & {"many", "sample"}:
             yield f"files in the folder {name} have changed", False
         elif "newest" in changed and "newest" in then:  # earlier versions did not record it
