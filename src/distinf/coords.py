@@ -124,12 +124,18 @@ def plan(
     and longitudes are selected by the nearest value, only within one spacing of the coarser grid;
     longitudes are compared modulo 360 degrees. Every other dimension is selected by value. Empty
     (free) coordinates and time dimensions are taken whole. Raises `ConfigError`, which names
-    ``who`` and ``source``, if the state lacks a dimension or a value, or has another curvilinear
-    grid.
+    ``who`` and ``source``, if the state lacks a dimension or a value, has the dimensions of the
+    grid in another order, or has another curvilinear grid.
     """
     indices: dict[int, Index] = {}
     selected: dict[str, np.ndarray] = {}
     names = list(coords)
+    axes = [key for key in wanted if key in coords and key not in (*_FREE, "variable")]
+    if axes != sorted(axes, key=names.index):
+        raise ConfigError(
+            f"{who} needs the dimensions {', '.join(axes)} in this order; {source} has "
+            f"{', '.join(names)}"
+        )
     for key, values in wanted.items():
         if key in _FREE or len(values) == 0:
             continue
@@ -280,19 +286,22 @@ def plan_region(
     """Plan how to select a region of a grid.
 
     ``region`` has ``lat``: south and north, and ``lon``: west and east, in degrees; either may be
-    missing. It may cross the meridian where the grid begins, as ``[-10, 30]`` or ``[350, 30]``;
-    its longitudes then ascend from the west. From a curvilinear grid, it selects the smallest
-    rectangle of rows and columns that contains the region. Raises `ConfigError` if that is empty.
+    missing. Points on its edges are in it, also where coordinates are rounded. It may cross the
+    meridian where the grid begins, as ``[-10, 30]`` or ``[350, 30]``; its longitudes then ascend
+    from the west. Of two columns on one meridian it has the first. From a curvilinear grid, it
+    selects the smallest rectangle of rows and columns that contains the region. Raises
+    `ConfigError` if that is empty.
     """
     lat, lon = coords.get("lat"), coords.get("lon")
     if lat is None or lon is None:
         raise ConfigError(f"output.region: {who} has no lat and lon; it has {', '.join(coords)}")
     south, north = region.get("lat", (-90.0, 90.0))
     west, east = region.get("lon", (0.0, 360.0))
-    in_lat = (lat >= south) & (lat <= north)
+    in_lat = (lat >= south - _SAME) & (lat <= north + _SAME)
     width = east - west if east >= west else east - west + 360
-    eastward = (lon - west) % 360  # degrees east of the region's western edge
-    in_lon = eastward <= width
+    eastward = (lon - west) % _CIRCLE  # degrees east of the region's western edge
+    eastward = np.where(eastward > _CIRCLE - _SAME, eastward - _CIRCLE, eastward)
+    in_lon = eastward <= width + _SAME
     names = list(coords)
     if lat.ndim > 1:
         inside = in_lat & in_lon
@@ -307,6 +316,7 @@ def plan_region(
         raise _outside(region, who, lat, lon)
     columns = np.flatnonzero(in_lon)
     columns = columns[np.argsort(eastward[columns], kind="stable")]
+    columns = columns[np.diff(eastward[columns], prepend=-_CIRCLE) > _SAME]  # each meridian once
     lons = lon[columns]
     if (np.diff(lons) < 0).any():  # across the first meridian
         lons = west + eastward[columns]

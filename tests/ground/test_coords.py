@@ -191,9 +191,10 @@ def test_a_region_holds_just_the_points_inside(south, height, west, width, first
     north, east = min(90.0, south + height), west + width
     if east > 360:
         east -= 360
-    inside_lat = (coords["lat"] >= south) & (coords["lat"] <= north)
+    # Coordinates are rounded, but the same if they are less than 1e-4 degrees apart.
+    inside_lat = (coords["lat"] >= south - 1e-4) & (coords["lat"] <= north + 1e-4)
     # As on a map: somewhere east of the western edge, and not beyond the eastern one.
-    inside_lon = (coords["lon"] - west) % 360 <= (
+    inside_lon = (coords["lon"] - west + 1e-4) % 360 <= 2e-4 + (
         east - west if east >= west else east - west + 360
     )
     x = torch.arange(19 * 36, dtype=torch.float32).reshape(1, 19, 36)
@@ -211,6 +212,32 @@ def test_a_region_holds_just_the_points_inside(south, height, west, width, first
         apart = (coords["lon"] - lon + 180) % 360 - 180  # may be a little less than 0
         column = np.flatnonzero(np.isclose(apart, 0, atol=1e-6))
         assert np.array_equal(y.numpy()[0, :, j], x.numpy()[0, inside_lat, column[0]])
+
+
+@given(st.integers(-899, 800), st.integers(0, 99), st.integers(-1799, 3599), st.integers(0, 3600))
+def test_a_region_has_both_edges_of_a_grid_of_tenths(south, height, west, width):
+    """Neither its coordinates nor the edges are exact; no column is there twice."""
+    coords = OrderedDict(lat=np.linspace(90, -90, 1801), lon=np.linspace(0, 360, 3601)[:-1])
+    east = west + width if west + width <= 3600 else west + width - 3600
+    region = {"lat": [south / 10, (south + height) / 10], "lon": [west / 10, east / 10]}
+    there = plan_region(coords, region).select_coords(coords)
+    rows = np.arange(south + height, south - 1, -1) / 10
+    np.testing.assert_allclose(there["lat"], rows, rtol=0, atol=1e-9)
+    assert len(there["lon"]) == (1 if east == west else min(width, 3599) + 1)
+    np.testing.assert_allclose(np.diff(there["lon"]), 0.1, rtol=0, atol=1e-9)
+
+
+def test_a_column_that_closes_the_circle_is_taken_once():
+    coords = OrderedDict(lat=np.zeros(1), lon=np.linspace(0, 360, 37))
+    for region, expected in (([350, 10], [350, 360, 370]), ([-180, 180], range(-180, 180, 10))):
+        np.testing.assert_array_equal(plan_region(coords, {"lon": region}).coords["lon"], expected)
+
+
+def test_dimensions_in_another_order_are_refused():
+    _, coords = state()
+    turned = OrderedDict(reversed(coords.items()))
+    with pytest.raises(ConfigError, match="a model needs the dimensions lat, lon in this"):
+        plan(turned, {key: coords[key] for key in ("variable", "lat", "lon")}, "a model")
 
 
 def test_a_region_across_the_first_meridian_ascends_from_the_west():
