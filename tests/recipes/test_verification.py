@@ -217,6 +217,26 @@ def test_the_earth_is_weighted_by_area(tmp_path: Path) -> None:
     assert model(*state(values))[0].isnan().all()
 
 
+class Turned:
+    """A data source with longitude before latitude."""
+
+    def __call__(self, time: Any, variable: Any) -> xr.DataArray:
+        """Return the same fields at any time."""
+        made = fields(list(variable), time=np.atleast_1d(time))
+        return made.transpose("time", "variable", "lon", "lat")
+
+
+def test_the_order_of_latitude_and_longitude_does_not_matter(tmp_path: Path) -> None:
+    truth = fields(["t850"], time=VALID[:1])
+    truth.transpose("time", "variable", "lon", "lat").to_netcdf(tmp_path / "turned.nc")
+    path = str(tmp_path / "turned.nc")
+    model = Scores({"_target_": "distinf.models.FileSource", "path": path})
+    assert not model(*state(truth.values[0, 0]))[0].any()
+    model = Scores({"_target_": f"{__name__}.Turned"})
+    with pytest.raises(ConfigError, match="needs the dimensions lat, lon in this order"):
+        model(*state(truth.values[0, 0]))
+
+
 def test_fields_without_a_grid_are_refused() -> None:
     coords: Any = OrderedDict(time=VALID[:1], lead_time=LEADS[:1], variable=np.array(["x"]))
     with pytest.raises(ConfigError, match="no lat and lon to compare"):

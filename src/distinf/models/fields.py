@@ -7,6 +7,7 @@ files. These take numbers and names, which a config can hold.
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -22,7 +23,15 @@ from distinf.errors import ConfigError
 from distinf.loading import import_first
 
 _LEVELS = ("pressure_level", "isobaricInhPa", "plev", "level")
-_WINDS = {f"{wind}{height}": f"{wind}{height}m" for wind in "uv" for height in (10, 100)}
+_STEP = ("time", "valid_time", "step", "lead_time")
+_METRES = r"(?<!\d)(\d+)[ _-]?m(?:et(?:re|er)s?)?(?![a-z])"
+_HIGHEST = 1100  # hPa; above this, a level without units cannot be in hPa
+HECTOPASCALS = {  # one of each unit of pressure, in small letters
+    **dict.fromkeys(("hpa", "hectopascal", "hectopascals"), 1.0),
+    **dict.fromkeys(("mb", "mbar", "millibar", "millibars"), 1.0),
+    **dict.fromkeys(("pa", "pascal", "pascals"), 0.01),
+    "kpa": 10.0,
+}
 _NETCDF, _GRIB = (".nc", ".nc4"), (".grib", ".grib2", ".grb", ".grb2")
 
 
@@ -44,27 +53,31 @@ class FileSource:
 
     Variables have Earth2Studio's names: each is one array, or one array has a dimension
     ``variable``. Of an array on pressure levels, as the Climate Data Store and cfgrib have them,
-    each level is a variable, such as ``u850``; ``u10`` is ``u10m``. Dimensions are ``time``,
-    ``lat``, ``lon`` and, in a forecast, ``lead_time`` and ``ensemble``. Without ``lead_time``, the
-    valid time is selected. A step that is not complete in a store of distinf is refused.
+    each level is a variable, such as ``u850``; arrays on other levels are left out. ``u10`` is
+    ``u10m``, and so are ``v10``, ``u100`` and ``v100``, if its ``long_name`` says metres: else it
+    is the wind at 10 hPa. Dimensions are, in any order, ``time``, ``lat``, ``lon`` and, in a
+    forecast, ``lead_time`` and ``ensemble``; ``time`` and ``lead_time`` may have one value each and
+    no dimension. Without ``lead_time``, the valid time is selected. A step that is not complete in
+    a store of distinf is refused.
 
     Parameters
     ----------
     path : str
-        The file or store, or a folder of files that follow one another in a coordinate.
+        The file or store, the URL of a Zarr store, or a folder of files that follow one another in
+        a coordinate.
 
     Raises
     ------
     ConfigError
-        If it does not exist, cannot be read or has no such fields.
+        If it does not exist, cannot be read, has no such fields or two of one name.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        if not os.path.exists(path):
+        if "://" not in path and not os.path.exists(path):
             raise ConfigError(f"{path} does not exist")
         try:
-            data = _open(Path(path))
+            data = _with_dimensions(_open(path))
         except ConfigError:
             raise
         except Exception as error:
@@ -79,13 +92,22 @@ class FileSource:
             )
         if data["lon"].ndim == 1 and (data["lon"] < 0).any():  # models count from 0 to 360
             data = data.assign_coords(lon=data["lon"] % 360).sortby("lon")
-        self._fields = dict(_by_level({str(k): a for k, a in data.items() if a.dtype.kind == "f"}))
+        # Of a curvilinear grid, both have two dimensions.
+        self._grid_dims = list(dict.fromkeys([*data["lat"].dims, *data["lon"].dims]))
+        self._fields: dict[str, xr.DataArray] = {}
+        for name, array in _by_name({str(k): a for k, a in data.items() if a.dtype.kind == "f"}):
+            if name in self._fields:
+                raise ConfigError(
+                    f"{path} has two fields {name}, {_words(self._fields[name])} and "
+                    f"{_words(array)}: give one of them another name"
+                )
+            self._fields[name] = array
+        if not self._fields:
+            raise ConfigError(
+                f"{path} has no field on levels of pressure or without levels; its arrays are "
+                f"{', '.join(map(str, data))}"
+            )
         self._marks = {k: data[m] for k, a in self._fields.items() if (m := _marks(a)) in data}
-        for name, array in list(self._fields.items()):
-            if "variable" in array.dims:
-                del self._fields[name]
-                for v in array["variable"].values:
-                    self._fields[str(v)] = array.sel(variable=v, drop=True)
         self.coords = data.coords
 
     @property
@@ -146,7 +168,7 @@ class FileSource:
             states = [x.rename(time="lead_time").assign_coords(lead_time=leads) for x in states]
             array = _join(states, "time")
         array = array.assign_coords(time=times, variable=names)
-        return array.transpose("time", "lead_time", "variable", ...)
+        return array.transpose("time", "lead_time", "variable", ..., *self._grid_dims)
 
     def _check_complete(self, names: list[str], times: np.ndarray, leads: np.ndarray) -> None:
         for name in names:
@@ -169,12 +191,13 @@ class FileSource:
             )
 
 
-def _open(path: Path) -> Any:
-    if any((path / name).exists() for name in ("zarr.json", ".zgroup")):
+def _open(path: str) -> Any:
+    folder = Path(path)
+    if "://" in path or any((folder / name).exists() for name in ("zarr.json", ".zgroup")):
         return xr.open_zarr(path)
-    if not path.is_dir():
-        return _open_files([path]) if path.suffix in _GRIB else xr.open_dataset(path)
-    files = sorted(own for own in path.iterdir() if own.suffix in (*_NETCDF, *_GRIB))
+    if not folder.is_dir():
+        return _open_files([folder]) if folder.suffix in _GRIB else xr.open_dataset(path)
+    files = sorted(own for own in folder.iterdir() if own.suffix in (*_NETCDF, *_GRIB))
     if not files:
         suffixes = ", ".join((*_NETCDF, *_GRIB))
         raise ConfigError(f"{path} is neither a Zarr store nor a folder of {suffixes}")
@@ -196,23 +219,57 @@ def _open_files(files: list[Path]) -> Any:
 
 
 def _with_dimensions(data: xr.Dataset) -> xr.Dataset:
-    """Give the fields of a file dimensions of which cfgrib found only one value."""
-    if "time" in data.coords and "valid_time" not in data.dims:
+    """Give the fields of a file the dimensions of one value that cfgrib and others leave out."""
+    if "valid_time" in data.dims:
+        data = data.drop_vars({"time", "step"} & set(data.coords) - set(data.dims))
+    elif "time" in data.coords:
         data = data.drop_vars("valid_time", errors="ignore")
-    single = [dim for dim in ("time", "step", *_LEVELS) if dim in data.coords]
-    return data.expand_dims([dim for dim in single if not data[dim].dims])
+    single = [k for k in _STEP if k in data.coords and not data[k].dims]
+    levels = [k for k in _LEVELS if k in data.coords and not data[k].dims]
+    if not single and not levels:
+        return data
+    # A new dimension would read an array without chunks.
+    data = data.chunk({k: 1 for k in (*_STEP, *_LEVELS) if k in data.dims}).expand_dims(single)
+    for dim in levels:
+        # A name with a number, such as t850 or t2m, says the level itself.
+        without = {k: a for k, a in data.items() if not re.search(r"\d", str(k))}
+        data = data.drop_vars([*without, dim]).assign(xr.Dataset(without).expand_dims(dim))
+    return data
 
 
-def _by_level(fields: dict[str, xr.DataArray]) -> Iterator[tuple[str, xr.DataArray]]:
-    """Yield each variable under Earth2Studio's name, levels of pressure one by one."""
+def _by_name(fields: dict[str, xr.DataArray]) -> Iterator[tuple[str, xr.DataArray]]:
+    """Yield each variable under Earth2Studio's name, one by one also of arrays of several."""
     for name, array in fields.items():
-        dim = next((dim for dim in _LEVELS if dim in array.dims), None)
+        dim = next((dim for dim in (*_LEVELS, "variable") if dim in array.dims), None)
         if dim is None:
-            yield _WINDS.get(name, name), array
-            continue
-        per_hpa = 100 if array[dim].attrs.get("units") == "Pa" else 1
-        for level in array[dim].values:
-            yield f"{name}{level / per_hpa:g}", array.sel({dim: level}, drop=True)
+            yield (f"{name}m" if _is_in_metres(name, array) else name), array
+        elif dim == "variable":
+            for v in array[dim].values:
+                yield str(v), array.sel({dim: v}, drop=True)
+        else:
+            for i, pressure in enumerate(_pressures(array[dim])):
+                yield f"{name}{pressure:g}", array.isel({dim: i}, drop=True)
+
+
+def _is_in_metres(name: str, array: xr.DataArray) -> bool:
+    """Whether a wind such as u100 is that at 100 m, as of cfgrib, and not that at 100 hPa."""
+    wind = re.fullmatch(r"[uv](100?)", name)
+    return wind is not None and wind[1] in re.findall(_METRES, _words(array), re.IGNORECASE)
+
+
+def _words(array: xr.DataArray) -> str:
+    return str(array.attrs.get("long_name", "one without long_name"))
+
+
+def _pressures(level: xr.DataArray) -> np.ndarray:
+    """Return levels in hPa; none if they are no pressures."""
+    units = str(level.attrs.get("units", "")).strip().lower()
+    values = level.values.astype(np.float64)
+    if units:
+        return values * HECTOPASCALS[units] if units in HECTOPASCALS else values[:0]
+    words = "".join(str(level.attrs.get(k, "")) for k in ("standard_name", "long_name")).lower()
+    is_pressure = not words or "pressure" in words or "isobar" in words
+    return values if is_pressure and (values <= _HIGHEST).all() else values[:0]
 
 
 def _marks(array: xr.DataArray) -> str:

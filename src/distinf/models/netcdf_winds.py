@@ -14,6 +14,7 @@ import xarray as xr
 
 from distinf.errors import ConfigError
 from distinf.models.balance import balanced_geopotential
+from distinf.models.fields import HECTOPASCALS
 from distinf.models.source import GridSource
 from distinf.models.sphere import GRAVITY, Array, SphereGrid
 from distinf.parameters import parse_interval
@@ -26,12 +27,6 @@ _NAMES = {
 }
 _TIMES = ("time", "valid_time")
 _LEVELS = ("level", "lev", "plev", "pressure_level", "isobaricInhPa", "isobaricInPa", "pressure")
-_FACTORS = {  # from units to hPa
-    **dict.fromkeys(("hpa", "hectopascal", "hectopascals"), 1.0),
-    **dict.fromkeys(("mb", "mbar", "millibar", "millibars"), 1.0),
-    **dict.fromkeys(("pa", "pascal", "pascals"), 0.01),
-    "kpa": 10.0,
-}
 _LISTED = 12  # times that a message shows
 _METRES_PER_SECOND = ("m s-1", "m/s", "m s**-1", "m s^-1", "meters/second", "m.s-1")
 
@@ -324,6 +319,6 @@ def _has_times(values: xr.DataArray) -> bool:
 def _hectopascals(level: xr.DataArray, is_level: bool) -> list[float]:
     """Return the possible values of a level in hPa; without units it may be in hPa or in Pa."""
     units = str(level.attrs.get("units", "")).strip().lower()
-    if units in _FACTORS:
-        return [float(level) * _FACTORS[units]]
+    if units in HECTOPASCALS:
+        return [float(level) * HECTOPASCALS[units]]
     return [float(level), float(level) / 100] if is_level and not units else []
