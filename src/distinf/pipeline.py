@@ -146,6 +146,7 @@ class Forecast:
             perturbation=self.perturbation,
             seed=run.runtime.seed,
             restart=restart,
+            check=session.farm.check,
         )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,18 +61,38 @@ def _nanoseconds(value: Any, kind: str) -> str:
     return "" if value is None else str(np.asarray(value, kind).astype(np.int64))
 
 
+_generators = threading.RLock()
+_LOOK_UP_SECONDS = 1.0
+
+
+@contextmanager
+def only_drawing(check: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Keep other threads of this process from the global generators.
+
+    Rank 0 may run a diagnostic while its prognostic steps. Who waits calls ``check`` from time to
+    time, which may raise.
+    """
+    while not _generators.acquire(timeout=_LOOK_UP_SECONDS):
+        check()
+    try:
+        yield
+    finally:
+        _generators.release()
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Seed the global generators of Python, NumPy, torch and a device; restore them afterwards."""
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002  # models use it
     device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        seed_all(seed)
-        try:
-            yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])  # noqa: NPY002
+    with only_drawing():
+        before = random.getstate(), np.random.get_state()  # noqa: NPY002  # models use it
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            seed_all(seed)
+            try:
+                yield
+            finally:
+                random.setstate(before[0])
+                np.random.set_state(before[1])  # noqa: NPY002
 
 
 def seed_all(seed: int) -> None:

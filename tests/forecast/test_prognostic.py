@@ -16,7 +16,7 @@ from distinf.forecast.batching import Block, blocks, tasks
 from distinf.forecast.initial import perturb
 from distinf.forecast.prognostic import forecasts, states
 from distinf.report import Events
-from distinf.seeds import task_seed
+from distinf.seeds import seeded, task_seed
 
 TIMES = np.array(["2023-06-01", "2023-06-02", "2023-06-03"], "M8[ns]")
 STEP = np.timedelta64(6, "h").astype("m8[ns]")
@@ -246,3 +246,63 @@ def test_a_prognostic_that_draws_begins_anew_with_each_block():
     both = run([Block(TIMES[:1], None, 2), Block(TIMES[1:2], None, 2)])
     again = run([Block(TIMES[1:2], None, 2)])
     assert all(torch.equal(a, b) for a, b in zip(both[3:], again, strict=True))
+
+
+def test_a_diagnostic_in_this_process_does_not_change_the_draws():
+    """Rank 0 runs diagnostics beside its prognostic when all workers are lost."""
+    steps, diagnosed, drawn = threading.Event(), threading.Event(), threading.Event()
+
+    def diagnose():
+        steps.wait(30)
+        with seeded(5):
+            torch.rand(1)
+            diagnosed.set()
+            drawn.wait(30)
+
+    class BesideOne(Doubling):
+        def create_iterator(self, x, coords):
+            for number, state in enumerate(super().create_iterator(x, coords)):
+                if number == 1:  # within a step, before and after which it draws
+                    steps.set()
+                    diagnosed.wait(0.5)
+                    state[0].add_(torch.rand(1))
+                    drawn.set()
+                yield state
+
+    def run():
+        todo = [Block(TIMES[:1], None, 3)]
+        return [x.clone() for x, _ in forecasts(BesideOne(draw=True), Days(), todo, seed=1)]
+
+    diagnosed.set()
+    alone = run()
+    for event in (steps, diagnosed, drawn):
+        event.clear()
+    thread = threading.Thread(target=diagnose)
+    thread.start()
+    beside = run()
+    thread.join(30)
+    assert diagnosed.is_set()
+    assert all(torch.equal(a, b) for a, b in zip(alone, beside, strict=True))
+
+
+def test_a_diagnostic_that_hangs_in_this_process_does_not_hold_up_the_forecast_for_ever():
+    holds, end = threading.Event(), threading.Event()
+
+    def hang():
+        with seeded(5):
+            holds.set()
+            end.wait(60)
+
+    def check():
+        raise ConfigError("no answer in 0.2 s")
+
+    thread = threading.Thread(target=hang)
+    thread.start()
+    holds.wait(30)
+    try:
+        todo = [Block(TIMES[:1], None, 1)]
+        with pytest.raises(ConfigError, match="no answer"):
+            next(forecasts(Doubling(), Days(), todo, check=check))
+    finally:
+        end.set()
+        thread.join(30)

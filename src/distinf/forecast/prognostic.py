@@ -21,7 +21,7 @@ from distinf.forecast.initial import Perturb, members_of, read
 from distinf.forecast.restart import RestartStates, Start
 from distinf.gpu import record_event
 from distinf.report import Event, Events
-from distinf.seeds import seed_all, seed_of, set_generators
+from distinf.seeds import only_drawing, seed_all, seed_of, set_generators
 from distinf.store import Marks
 
 log = logging.getLogger("distinf")
@@ -177,7 +177,7 @@ class Forecasts:
     ``record`` is called with each event. ``perturbation`` perturbs the initial condition of one
     member, see `distinf.forecast.perturb`. With the run's ``seed``, a prognostic that draws random
     numbers is seeded for each block. ``restart`` saves states; a block begins with its newest saved
-    one.
+    one. A step may wait for a diagnostic that runs in this process; then ``check`` is called.
     """
 
     def __init__(
@@ -189,7 +189,9 @@ class Forecasts:
         perturbation: Perturb | None = None,
         seed: int | None = None,
         restart: RestartStates | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        self._check = check
         self._prognostic, self._data, self._device = prognostic, data, device
         self._record, self._perturbation, self._seed = record, perturbation, seed
         self._restart = restart
@@ -214,20 +216,22 @@ class Forecasts:
         device, restart = self._device, self._restart
         began = clock.time()
         x, coords = start.x.to(device), start.coords
-        if start.step == 0 and block.members is not None:
-            x, coords = members_of(x, coords, block.members, self._perturbation)
         label = step_words(block.coords).strip()
         if start.step > 0:
             log.info("%s: continues from its saved step %d", label, start.step)
-        if self._seed is not None:
-            _seed(self._prognostic, block, self._seed)
-            if start.generators is not None:
-                set_generators(start.generators, device)
-        states = self._prognostic.create_iterator(x, coords)
+        with only_drawing(self._check):
+            if start.step == 0 and block.members is not None:
+                x, coords = members_of(x, coords, block.members, self._perturbation)
+            if self._seed is not None:
+                _seed(self._prognostic, block, self._seed)
+                if start.generators is not None:
+                    set_generators(start.generators, device)
+            states = self._prognostic.create_iterator(x, coords)
         for step in range(start.step, block.nsteps + 1):
-            x, coords = next(states)
-            if restart is not None and step > start.step:
-                restart.offer(block, step, x, coords)
+            with only_drawing(self._check):
+                x, coords = next(states)
+                if restart is not None and step > start.step:
+                    restart.offer(block, step, x, coords)
             state = step_words(coords).strip()
             self._clock.stepped(f"{label} step {step}", began, x, state)
             yield x, coords
