@@ -135,7 +135,7 @@ def run(case: Row) -> Row:
     """Run one case in new processes, until its time limit; return it with what was found."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--case", json.dumps(case)]
     if case["part"] == "tests":
-        command = [sys.executable, "-m", "pytest", "-q", "-n", "6", "--dist", "load", "tests/gpu"]
+        command = [sys.executable, "-m", "pytest", "-v", "-n", "6", "--dist", "load", "tests/gpu"]
         command += ["--deselect", "tests/gpu/test_gpu.py::test_the_benchmark_runs"]
     began = time.perf_counter()
     status, out, err = finish(command, case["limit"])
@@ -143,7 +143,7 @@ def run(case: Row) -> Row:
         err += f"\nnot done in {case['limit']:g} s"
     found: Row = {}
     if case["part"] == "tests":
-        found = {"said": out.splitlines()[-60:]}
+        found = {"said": out.splitlines()[-120:]}
     elif status == 0:
         found = json.loads([line for line in out.splitlines() if line.startswith("{")][-1])
     done = {**case, "seconds": round(time.perf_counter() - began, 1), "error": "", "found": found}

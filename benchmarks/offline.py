@@ -1,8 +1,11 @@
 """Pack what a GPU machine without a package index lacks, for its own Python and torch.
 
-    python -m benchmarks.offline                        # writes .gpu/site.tar.xz
+    uv run --with pip python -m benchmarks.offline      # writes .gpu/site.tar.xz
     mkdir site && tar xf site.tar.xz -C site            # there; Python's tarfile does it, too
-    PYTHONPATH=site:src:. python -m benchmarks.gpu
+    PYTHONPATH=$PWD/site:$PWD/src:$PWD python -m benchmarks.gpu
+
+An environment that uv has made has no pip of its own. The paths are absolute because tests start
+programs in other folders.
 
 The other machine has torch 2.11, Python 3.12, numpy, pandas, pyarrow, h5py, matplotlib, pytest,
 pytest-timeout and pytest-xdist, and what they need. Without what no part uses the rest has 40 MB:
@@ -17,6 +20,7 @@ torch-harmonics is the newest release whose extensions load with torch 2.11.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -67,6 +71,8 @@ def main() -> None:
     parser.add_argument("--python", default="3.12", help="version of Python there")
     parser.add_argument("--into", type=Path, default=Path(".gpu"), help="folder of the archive")
     args = parser.parse_args()
+    if importlib.util.find_spec("pip") is None:
+        sys.exit("pip is not installed: uv run --with pip python -m benchmarks.offline")
     with tempfile.TemporaryDirectory() as scratch:
         wheels, site = Path(scratch) / "wheels", Path(scratch) / "site"
         for package in PACKAGES.read_text().split():

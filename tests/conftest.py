@@ -71,9 +71,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=turn)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Share the tests among processes so that those with the same fixtures stay together."""
-    return Scheduling(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """Share the tests among processes so that those with the same fixtures stay together.
+
+    None: another ``--dist`` was given.
+    """
+    return Scheduling(config, log) if config.option.dist == "loadscope" else None
 
 
 class Scheduling(LoadScopeScheduling):
