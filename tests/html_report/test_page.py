@@ -11,7 +11,7 @@ import xarray as xr
 from zarr.storage import LocalStore
 
 from distinf.errors import StoreError
-from distinf.html_report import Record, write_report
+from distinf.html_report import Record, read_record, write_report
 from distinf.html_report.maps import draw_maps
 from distinf.html_report.selection import read_shown
 from distinf.options import Report
@@ -75,6 +75,11 @@ def test_every_kind_of_grid_is_drawn(name: str, tmp_path: Path) -> None:
     assert "10 of 10 tasks" in text
     assert ("no coordinates of its points" in text) == (name == "no coordinates")
     assert not list(tmp_path.glob("*.part"))
+    field = 4 * np.prod(shape)  # all that may be read
+    write_report(str(store), page, Report(megabytes=field / 1e6), None)
+    text = page.read_text(encoding="utf-8")
+    assert "; one of 2 members;" in text
+    assert "spread" not in text
 
 
 def test_a_member_that_is_not_there_leaves_the_others(tmp_path: Path) -> None:
@@ -129,6 +134,8 @@ def test_what_is_missing_and_who_was_lost_is_said(tmp_path: Path) -> None:
 def test_no_store_is_one_error_and_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"parameters\.output_path=.*no store"):
         write_report(str(tmp_path / "none.zarr"), tmp_path / "report.html", Report(), None)
+    with pytest.raises(StoreError, match=r"parameters\.output_path=.*no store"):
+        read_record(str(tmp_path / "none.zarr"), events())
     assert not list(tmp_path.iterdir())
 
 

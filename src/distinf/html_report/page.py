@@ -66,10 +66,13 @@ def read_record(store: str, events: Iterable[Event]) -> Record:
         Path or URL of the store.
     events : Iterable[Event]
         Events of the run; read several times.
-    """
-    import xarray as xr
 
-    with xr.open_zarr(store, chunks=None) as dataset:
+    Raises
+    ------
+    StoreError
+        If there is no store.
+    """
+    with _opened(store) as dataset:
         config = json.loads(dataset.attrs.get("config", "{}"))
     runtime, output = (config.get(name) or {} for name in ("runtime", "output"))
     diagnostics = (config.get("diagnostic") or {}).values()
@@ -118,7 +121,6 @@ def write_report(store: str, file: str | Path, wanted: Report, record: Record | 
     StoreError
         If there is no store, or the file cannot be written.
     """
-    import xarray as xr
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -128,11 +130,7 @@ def write_report(store: str, file: str | Path, wanted: Report, record: Record | 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    try:
-        opened = xr.open_zarr(store, chunks=None)
-    except (FileNotFoundError, ValueError) as error:
-        raise StoreError(f"parameters.output_path={store}: there is no store to report") from error
-    with opened as dataset:
+    with _opened(store) as dataset:
         context = {
             **_of_store(dataset, store),
             **_of_variables(dataset, wanted),
@@ -145,6 +143,16 @@ def write_report(store: str, file: str | Path, wanted: Report, record: Record | 
         os.replace(partial, file)
     except OSError as error:
         raise StoreError(f"the report {file} could not be written: {error}") from error
+
+
+def _opened(store: str) -> xr.Dataset:
+    import xarray as xr
+
+    try:
+        opened: xr.Dataset = xr.open_zarr(store, chunks=None)
+    except (FileNotFoundError, ValueError) as error:
+        raise StoreError(f"parameters.output_path={store}: there is no store to report") from error
+    return opened
 
 
 def _of_store(dataset: xr.Dataset, store: str) -> dict[str, Any]:
@@ -236,8 +244,10 @@ def _of_variables(dataset: xr.Dataset, wanted: Report) -> dict[str, Any]:
 
 def _map(shown: Shown) -> Picture:
     said = [f"{shown.title} ({shown.units})" if shown.units else shown.title]
-    if shown.members > 1:
+    if shown.spread[0] is not None:
         said.append(f"mean and spread of {shown.map_members} of {shown.members} members")
+    elif shown.members > 1:
+        said.append(f"one of {shown.members} members")
     said.append(f"{len(shown.steps)} of {shown.all_steps} steps")
     if shown.every > 1:
         said.append(f"every {_ordinal(shown.every)} point")
