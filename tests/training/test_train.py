@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -26,6 +27,7 @@ from tests.training import stores
 
 pytestmark = pytest.mark.timeout(400)
 SLOW = pytest.mark.slow
+FIRST = ("runtime.nproc=1", "training.epochs=8", "runtime.seed=4294967298", "output.mode=resume")
 Start = Callable[..., application.Outcome]
 
 
@@ -40,19 +42,40 @@ def start(tmp_path: Path) -> Start:
     return start
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a training in one process, and what it printed; a killed run had begun it."""
+    folder = tmp_path_factory.mktemp("first")
+    stores.make(folder)
+    trained = folder / "trained"
+    (trained / "tensorboard").mkdir(parents=True)
+    for name in (".distinf.lock", "learning_curve.png", "part.package.json"):
+        (trained / name).touch()
+    done = run_main(*stores.SMALL, *FIRST, "training.log=tensorboard", folder=folder, deadline=200)
+    assert done.status == 0, done.err
+    return folder, done.out
+
+
+@pytest.fixture
+def trained(first: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy of its package in the test's folder."""
+    return Path(shutil.copytree(first[0] / "trained", tmp_path / "trained"))
+
+
 def package(folder: Path, name: str = "trained") -> list[bytes]:
     return stores.package(folder / name)
 
 
 @SLOW
-def test_a_package_is_trained_and_diagnosed(start: Start, tmp_path: Path) -> None:
-    done = start("runtime.nproc=1", "training.epochs=8")
-    assert done.status == 0, done.err
-    named = json.loads((tmp_path / "trained" / "package.json").read_text())
+def test_a_package_is_trained_and_diagnosed(
+    first: tuple[Path, str], trained: Path, tmp_path: Path
+) -> None:
+    stores.make(tmp_path)
+    named = json.loads((trained / "package.json").read_text())
     scores = named["scores"]["ke"]
     assert scores["network"] < 0.5 * scores["mean_at_each_point"] < scores["mean_at_each_point"]
-    assert "ke on 6 held-out pairs: RMSE" in done.out
-    assert (tmp_path / "trained" / "learning_curve.png").stat().st_size > 10_000
+    assert "ke on 6 held-out pairs: RMSE" in first[1]
+    assert (trained / "learning_curve.png").stat().st_size > 10_000
     made = stores.dataset()
     out = made.sel(time=stores.TIMES[3:])
     weight = np.cos(np.radians(made.lat))
@@ -74,7 +97,7 @@ def test_a_package_is_trained_and_diagnosed(start: Start, tmp_path: Path) -> Non
 
 @SLOW
 def test_two_ranks_train_together_and_go_on_with_the_same_bytes(
-    start: Start, tmp_path: Path
+    start: Start, trained: Path, tmp_path: Path
 ) -> None:
     done = start("runtime.nproc=2", "parameters.output_path=whole")
     assert done.status == 0, done.err
@@ -90,14 +113,15 @@ def test_two_ranks_train_together_and_go_on_with_the_same_bytes(
     assert done.status == 0, done.err
     assert "epochs 1 to " in done.out
     assert package(tmp_path, "part") == package(tmp_path, "whole")
-    # Two ranks make steps of twice as many pairs.
-    done = start("runtime.nproc=1", "training.batch=8", "parameters.output_path=one")
-    assert done.status == 0, done.err
     one, two = (
-        json.loads((tmp_path / name / "package.json").read_text()) for name in ("one", "whole")
+        json.loads((folder / "package.json").read_text())
+        for folder in (trained, tmp_path / "whole")
     )
     for name, (mean, std) in one["inputs"].items():
         np.testing.assert_allclose(two["inputs"][name], [mean, std], rtol=1e-6)
+    done = start("runtime.nproc=1", *part)
+    assert done.status == 0, done.err
+    assert "the training began on 2 rank(s) and goes on with 1: its result will differ" in done.out
 
 
 @SLOW
@@ -105,7 +129,7 @@ def test_a_lost_rank_ends_all_and_the_training_goes_on_with_the_same_bytes(
     start: Start, tmp_path: Path
 ) -> None:
     """With four ranks the order of sums matters, and no launcher ends the others."""
-    long = ("training.epochs=30", "parameters.output_path=part", "output.mode=resume")
+    long = ("training.epochs=12", "parameters.output_path=part", "output.mode=resume")
     with leaving_nothing(30) as environment:
         ranks = start_ranks(tmp_path, 4, environment, *stores.SMALL, *long)
         stores.wait_for(tmp_path / "part/checkpoints/epoch_000003", ranks[0])
@@ -121,7 +145,7 @@ def test_a_lost_rank_ends_all_and_the_training_goes_on_with_the_same_bytes(
     assert not (tmp_path / "part/package.json").exists()
     for name, mode in (("part", "resume"), ("whole", "create")):
         words = (f"parameters.output_path={name}", f"output.mode={mode}", "runtime.nproc=4")
-        done = start("training.epochs=30", *words)
+        done = start("training.epochs=12", *words)
         assert done.status == 0, done.err
     assert package(tmp_path, "part") == package(tmp_path, "whole")
 
@@ -174,51 +198,55 @@ def start_ranks(
 
 
 @SLOW
-def test_an_existing_package_is_kept(start: Start, tmp_path: Path) -> None:
-    done = start("runtime.nproc=1", "training.epochs=1")
-    assert done.status == 0, done.err
+def test_an_existing_package_is_kept(start: Start, trained: Path, tmp_path: Path) -> None:
     before = package(tmp_path)
     done = start("runtime.nproc=1", "training.epochs=1")
     assert done.status == 1
     assert "trained exists: choose another parameters.output_path, output.mode=resume" in done.err
-    done = start("runtime.nproc=1", "training.epochs=2", "output.mode=resume")
+    done = start(*FIRST, "training.epochs=2")
     assert done.status == 1
     assert "training.epochs=2: " in done.err
-    assert "was made with 1; use the same" in done.err
-    assert package(tmp_path) == before
-    done = start("runtime.nproc=1", "training.epochs=2", "output.mode=overwrite")
-    assert done.status == 0, done.err
-    assert package(tmp_path) != before
-
-
-@SLOW
-def test_a_training_that_cannot_be_leaves_the_package(start: Start, tmp_path: Path) -> None:
-    done = start("runtime.nproc=1")
-    assert done.status == 0, done.err
-    before = package(tmp_path)
+    assert "was made with 8; use the same" in done.err
     done = start("runtime.nproc=1", "output.mode=overwrite", "network.padding=x")
     assert done.status == 1
     assert "network: it cannot be" in done.err
     assert package(tmp_path) == before
-    done = start("runtime.nproc=1", "output.mode=overwrite", "training.learning_rate=1e30")
+    done = start("runtime.nproc=1", "training.epochs=2", "output.mode=overwrite")
+    assert done.status == 0, done.err
+    assert package(tmp_path) != before
+    assert not (trained / "tensorboard").exists()
+
+
+@SLOW
+def test_a_loss_that_is_not_finite_ends_the_training(start: Start) -> None:
+    done = start("runtime.nproc=1", "training.learning_rate=1e30")
     assert done.status == 1
     assert "training.learning_rate=1e+30: the loss of epoch" in done.err
 
 
 @SLOW
-def test_resume_after_an_early_kill_and_with_other_data(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "trained").mkdir()
-    (tmp_path / "trained" / "learning_curve.png").touch()  # all that a killed run has left
-    done = start("runtime.nproc=1", "output.mode=resume")
-    assert done.status == 0, done.err
+@pytest.mark.parametrize(
+    ("dates", "hours", "factor", "words"),
+    [
+        (slice(None), 1, 1.0, "was made with other pairs"),
+        (slice(2), 0, 1.001, "data.path: the values are not those with which trained/checkpoints/"),
+        (slice(3, None), 0, 1.001, "data.path: the values are not those with which"),
+    ],
+    ids=["other steps", "other values", "other held-out values"],
+)
+def test_a_training_does_not_go_on_with_other_data(
+    start: Start, trained: Path, tmp_path: Path, dates: slice, hours: int, factor: float, words: str
+) -> None:
+    before = package(tmp_path)
     other = stores.dataset()
-    other = other.assign_coords(lead_time=other.lead_time + np.timedelta64(1, "h"))
-    for name in (*other.variables,):
-        other[name].encoding.clear()
-    other.to_zarr(tmp_path / "other.zarr", zarr_format=3)
-    done = start("runtime.nproc=1", "output.mode=resume", "data.path=other.zarr")
+    other["lead_time"] = other.lead_time + np.timedelta64(hours, "h")
+    other.ke[:, dates] *= factor
+    other.to_netcdf(tmp_path / "other.nc")
+    done = start(*FIRST, "data.path=other.nc")
     assert done.status == 1
-    assert "was made with other pairs" in done.err
+    assert words in done.err
+    assert "Traceback" not in done.err
+    assert package(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -262,13 +290,11 @@ def test_a_logger_that_is_not_installed_is_named(start: Start) -> None:
     assert re.search(said, done.err)
 
 
-def test_tensorboard_gets_the_curves(start: Start, tmp_path: Path) -> None:
+def test_tensorboard_gets_the_curves(trained: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    done = start("runtime.nproc=1", "training.log=tensorboard")
-    assert done.status == 0, done.err
-    events = EventAccumulator(str(tmp_path / "trained" / "tensorboard")).Reload()
-    named = json.loads((tmp_path / "trained" / "package.json").read_text())
+    events = EventAccumulator(str(trained / "tensorboard")).Reload()
+    named = json.loads((trained / "package.json").read_text())
     for tag, values in {
         "loss": [epoch["loss"] for epoch in named["history"]],
         "rmse/ke": [epoch["rmse"]["ke"] for epoch in named["history"]],
@@ -277,17 +303,16 @@ def test_tensorboard_gets_the_curves(start: Start, tmp_path: Path) -> None:
         np.testing.assert_allclose(logged, values, rtol=1e-6)
 
 
-def test_a_trained_model_is_one_of_earth2studio_s(start: Start, tmp_path: Path) -> None:
+def test_a_trained_model_is_one_of_earth2studio_s(trained: Path, tmp_path: Path) -> None:
     from earth2studio.models.auto import Package
 
     from distinf.models import Trained
 
-    assert start("runtime.nproc=1", "training.epochs=1").status == 0
-    model = Trained.load_model(Package(str(tmp_path / "trained"))).to("cpu")
+    model = Trained.load_model(Package(str(trained))).to("cpu")
     (tmp_path / "again").mkdir()
     model.save(tmp_path / "again")
     assert package(tmp_path, "again")[0] == package(tmp_path)[0]
-    with zipfile.ZipFile(tmp_path / "trained" / "network.mdlus") as archive:
+    with zipfile.ZipFile(trained / "network.mdlus") as archive:
         assert {file.date_time[0] for file in archive.infolist()} == {1980}  # no time of day
     coords = model.input_coords()
     assert list(coords["variable"]) == ["u850", "v850"]

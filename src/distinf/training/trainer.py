@@ -67,7 +67,7 @@ class Trainer:
             torch.inference_mode(False),
             torch.enable_grad(),
             cudnn.flags(enabled=True, deterministic=True),  # a resumed training has the same bytes
-            seeded(self._seed, self._device),
+            seeded(task_seed(self._seed, "training"), self._device),
         ):
             return self._train()
 
@@ -79,14 +79,19 @@ class Trainer:
         training, validation = split(pairs.times, run.held_out)
         if len(training) < self._size:
             raise ConfigError(f"there are {len(training)} pairs to train on for {self._size} ranks")
-        own, counted = share(training, self._rank, self._size, self._seed)
+        own, counted = share(training, self._rank, self._size, self._seed % 2**64)
+        held = validation[self._rank :: self._size]
         self._weight = _area_weight(pairs.lat)
         fresh = run.output.mode == "overwrite"
         checkpoint = None if fresh else self._newest_checkpoint()
         self._data = _digest(pairs)
         saved = self._read(checkpoint)
         self._warn_of_overlap(pairs, training, validation)
-        statistics = saved["statistics"] if saved else self._statistics(pairs, counted)
+        both = [self._statistics(pairs, part) for part in (counted, held)]
+        if checkpoint:
+            self._check_values(checkpoint, saved["statistics"], both)
+            both = saved["statistics"]  # they have the last bits of the first run
+        statistics = both[0]
         model = self._model(pairs, statistics)
         network = model.network
         optimizer = torch.optim.Adam(network.parameters(), lr=run.training.learning_rate)
@@ -94,7 +99,6 @@ class Trainer:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
         first = self._restore(checkpoint, network, optimizer, schedule) if checkpoint else 0
         history: list[dict[str, Any]] = list(saved["history"]) if saved else []
-        held = validation[self._rank :: self._size]
         means = self._errors_of_means(pairs, held, len(validation), statistics)
         if fresh and self._rank == 0:  # nothing that is wrong is found from here on
             clear_package(self._folder)
@@ -112,7 +116,7 @@ class Trainer:
                 history.append({"epoch": epoch, "loss": loss, "rmse": errors})
                 curves.add(history)
                 if epoch % run.training.checkpoint_every == 0 or epoch == epochs:
-                    self._save(network, optimizer, schedule, epoch, statistics, history)
+                    self._save(network, optimizer, schedule, epoch, both, history)
         scores = {
             name: {"network": history[-1]["rmse"][name], **means[name]} for name in run.data.target
         }
@@ -157,11 +161,14 @@ class Trainer:
         return values
 
     def _statistics(self, pairs: Pairs, own: Sequence[int]) -> dict[str, Any]:
-        """Mean and standard deviation of each variable, and the mean field of the targets.
+        """Return mean and standard deviation of each variable, and the mean field of the targets.
 
-        Over the sphere and all training pairs, of which each rank reads its own.
+        Over the sphere and the pairs of all ranks, of which each reads its own.
         """
-        sums: list[Any] = [0.0, 0.0, 0.0]
+        targets = len(self._run.data.target)
+        channels = len(self._run.data.inputs) + targets
+        shapes = (channels,), (channels,), (targets, len(pairs.lat), len(pairs.lon))
+        sums = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
         for index in own:
             x, y = (part.double() for part in pairs[index])
             both = torch.cat([x, y])
@@ -171,6 +178,20 @@ class Trainer:
         count = self._summed(torch.tensor(float(len(own))))
         mean, square, field = (self._summed(total) / count for total in sums)
         return {"mean": mean, "std": (square - mean.square()).clamp(min=0).sqrt(), "field": field}
+
+    def _check_values(
+        self, checkpoint: Path, saved: list[dict[str, Any]], found: list[dict[str, Any]]
+    ) -> None:
+        """Refuse stores of other values; on another number of ranks sums differ in last bits."""
+        targets = len(self._run.data.target)
+        for before, now in zip(saved, found, strict=True):
+            size = (now["mean"].square() + now["std"].square()).sqrt()
+            sizes = {"mean": size, "std": size, "field": size[-targets:, None, None]}
+            if any(((now[k] - before[k]).abs() > 1e-6 * own).any() for k, own in sizes.items()):
+                raise ConfigError(
+                    f"data.path: the values are not those with which {checkpoint} was made; use "
+                    "the same stores, or output.mode=overwrite"
+                )
 
     def _mean(self, field: torch.Tensor) -> torch.Tensor:
         """Mean over the sphere of fields [..., lat, lon]."""
@@ -318,7 +339,7 @@ class Trainer:
         optimizer: Any,
         schedule: Any,
         epoch: int,
-        statistics: dict[str, Any],
+        statistics: list[dict[str, Any]],
         history: list[dict[str, Any]],
     ) -> None:
         """Write a checkpoint on rank 0, whole or not at all; two of them stay."""
