@@ -99,15 +99,6 @@ def test_the_printed_batch_script_on_ray(sbatch, alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_hydra_s_submitit_launcher(launch, alone, slurm, tmp_path):
-    options = ["--multirun", "hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2"]
-    outcome = launch(python_main(*options, *TINY), **slurm)
-    assert outcome.status == 0, f"{outcome.out}\n{outcome.err}"
-    (store,) = tmp_path.glob(f"multirun/*/*/0/{STORE}")  # each job of a sweep has its own folder
-    assert chunks(store) == alone
-
-
-@pytest.mark.slow
 def test_submitted_at_once(slurm, launch):
     """What it runs is tested above; here the job ends before that."""
     options = ["slurm.nodes=2", "slurm.action=submit", "slurm.lines_before=[exit 0]"]
