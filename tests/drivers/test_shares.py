@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distinf import drivers
 from distinf.drivers import driver_ranks, number_of_blocks, spread
-from distinf.errors import WorkerLost
 from distinf.forecast.batching import Block, blocks
 
 
@@ -48,15 +43,3 @@ def test_there_are_no_more_drivers_than_forecasts() -> None:
     assert driver_ranks(run_of(1, 2, 1, drivers=4), 4) == [0, 2]
     assert driver_ranks(run_of(1, 8, 1, drivers=4), 4) == [0, 1, 2, 3]
     assert driver_ranks(run_of(1, 8, 1, drivers="auto"), 4) == [0]
-
-
-def test_a_lost_driver_whose_connection_stays_open_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(drivers, "_LOOK_UP_SECONDS", 0.01)
-    looks = iter([{2: 0}, {2: 0}, {}, {}])
-    farm = SimpleNamespace(call=lambda *_, **__: Future(), lives=lambda: next(looks))
-    own: Any = drivers.Drivers.__new__(drivers.Drivers)
-    own._farm, own._model = farm, 0
-    with pytest.raises(WorkerLost, match="rank 2 was lost: it does not answer"):
-        own._ask(2, "step", 0)
