@@ -248,11 +248,13 @@ class Run:
         except subprocess.TimeoutExpired:
             self.score.hangs += 1
             self.tell("hangs")
-        deadline = time.monotonic() + LEFT
-        # What somebody else stopped can end nothing by itself.
-        while (left := marked(self.marker)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        if left and status is not None and not all(map(_stopped, left)):
+        left = self.left()
+        # What somebody else stopped can end nothing by itself, nor can those that wait for it.
+        for pid in (stopped := [pid for pid in left if _stopped(pid)]):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        left = self.left() if stopped else left
+        if left and status is not None:
             self.score.leftovers += 1
             self.tell(f"left over: {[(pid, _cmdline(pid)) for pid in left]}")
         for pid in marked(self.marker):
@@ -260,6 +262,13 @@ class Run:
                 os.kill(pid, signal.SIGKILL)
         process.wait(30)
         return status
+
+    def left(self) -> list[int]:
+        """Wait until no process of the run is alive, as long as promised; return those that are."""
+        deadline = time.monotonic() + LEFT
+        while (left := marked(self.marker)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return left
 
     def strike(self, process: subprocess.Popen[bytes]) -> None:
         """Send a signal to one of the run's processes, at a random moment."""
