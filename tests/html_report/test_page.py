@@ -139,6 +139,7 @@ def test_no_store_is_one_error_and_leaves_no_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_thousand_steps_are_not_all_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid, dims, shape = GRIDS["global"]
     values = np.arange(1000.0)[None, :, None, None] + np.zeros((1, 1000, *shape))

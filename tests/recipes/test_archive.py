@@ -170,6 +170,7 @@ def test_an_incomplete_step_of_a_store_is_not_taken_for_data(start: Start, tmp_p
     assert np.isfinite(opened(tmp_path, "out.zarr").ws850[:, :2]).all()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_more_files_are_there(start: Start, tmp_path: Path) -> None:
     times = TIMES[0] + np.arange(4) * np.timedelta64(6, "h")
     made = fields(time=times)

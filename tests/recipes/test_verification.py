@@ -100,6 +100,7 @@ def test_scores_are_those_of_xskillscore(start: Start, tmp_path: Path, options: 
     assert "t850_rmse" not in found
 
 
+@pytest.mark.slow
 def test_scores_can_take_the_place_of_fields(start: Start, tmp_path: Path) -> None:
     words = ["output.members=false", "output.statistics=[mean]"]
     assert start().status == 0
@@ -118,6 +119,7 @@ def test_scores_can_take_the_place_of_fields(start: Start, tmp_path: Path) -> No
     assert "output.verification" in done.err
 
 
+@pytest.mark.slow
 def test_what_is_renamed_keeps_its_new_name(start: Start, tmp_path: Path) -> None:
     done = start("diagnostic.wind_speed.rename={ws850: speed}")
     assert done.status == 0, done.err

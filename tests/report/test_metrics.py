@@ -113,6 +113,7 @@ def test_a_port_in_use_is_refused_and_free_again_at_the_end():
     MetricsServer(first.port).close()
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_for_it_unless_it_is_wanted():
     code = (
         "import sys; from distinf import session\n"

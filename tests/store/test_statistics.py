@@ -141,6 +141,7 @@ def test_the_order_of_arrival_does_not_matter(
     assert files(home / "a.zarr") == files(home / "b.zarr")
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(
     first=st.lists(st.sampled_from(STEPS), unique=True),
