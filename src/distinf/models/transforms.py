@@ -5,11 +5,11 @@ On one rank, or on the ranks of a group by `torch_harmonics.distributed`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch_harmonics
-from torch_harmonics.legendre import dlegpoly, legpoly
+from torch_harmonics import legendre
 from torch_harmonics.quadrature import precompute_latitudes
 
 from distinf.models.split import Split
@@ -104,12 +104,17 @@ def _table(kind: Kind, nlat: int, lmax: int, grid: str, orders: range) -> torch.
 def _few_orders(kind: Kind, nlat: int, lmax: int, grid: str, orders: range) -> torch.Tensor:
     """Compute some orders of a table, with the values of torch-harmonics' own, in float64."""
     latitudes, weights = precompute_latitudes(nlat, grid=grid)
-    weights = 2 * torch.pi * weights
-    options = {"inverse": kind.startswith("Inverse"), "csphase": False, "mmin": orders.start}
-    if "Vector" in kind:
-        table: torch.Tensor = dlegpoly(orders.stop, lmax, latitudes, **options)
-    else:
-        table = legpoly(orders.stop, lmax, torch.cos(latitudes), **options)
+    vector = "Vector" in kind
+    options: dict[str, Any] = {"inverse": kind.startswith("Inverse"), "csphase": False}
+    positions = latitudes if vector else torch.cos(latitudes)
+    table: torch.Tensor
+    if hasattr(legendre, "dlegpoly"):
+        compute = legendre.dlegpoly if vector else legendre.legpoly
+        table = compute(orders.stop, lmax, positions, mmin=orders.start, **options)
+        weights = 2 * torch.pi * weights
+    else:  # torch-harmonics 0.9.2, the newest one for torch 2.11; it multiplies fields by 2 pi
+        compute = legendre._precompute_dlegpoly if vector else legendre.legpoly
+        table = compute(orders.stop, lmax, positions, **options)[..., orders.start :, :, :]
     if kind == "RealSHT":
         table *= weights
     elif kind == "RealVectorSHT":
