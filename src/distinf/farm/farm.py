@@ -262,8 +262,9 @@ class Farm:
             if self._at_home and task.kept is not None:
                 task.nbytes, workers = 0, frozenset({task.keeper})  # no tensor travels
             elif workers is not None and self._driver_works != "never":
-                self._limits.add(workers)
-                helped = self._help({*self._dispatcher.workers, *self._dispatcher.may_join})
+                if workers not in self._limits:  # each loss looks at those that are known
+                    self._limits.add(workers)
+                    helped = self._help({*self._dispatcher.workers, *self._dispatcher.may_join})
                 workers |= {0}  # which joins when it has to
         self._carry_out(helped)
         with self._changed:
